@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <span>
+
+namespace regard {
+
+/// How the next token is drawn from the logits.
+struct SamplerConfig {
+  float temperature = 0.0F;  ///< 0: greedy, the largest logit (the lowest id among equals); otherwise > 0 divides the logits.
+  int32_t top_k = 0;         ///< 0: off; otherwise only the k largest logits.
+  float top_p = 1.0F;        ///< 1: off; otherwise in (0, 1]: the smallest set of most likely tokens whose mass reaches p.
+  uint64_t seed = 0;
+};
+
+/// Draws tokens. The same seed, logits and settings give the same tokens on every machine.
+class Sampler {
+ public:
+  /// Throws Error for a negative temperature or top_k, or top_p outside (0, 1]; NaN is outside.
+  explicit Sampler(const SamplerConfig& config);
+  /// The index of the chosen token. Order: top_k, temperature, top_p, as transformers does.
+  /// Throws Error if logits are empty or hold NaN.
+  [[nodiscard]] int32_t sample(std::span<const float> logits);
+
+ private:
+  SamplerConfig config_;
+  std::mt19937_64 generator_;
+};
+
+}  // namespace regard

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "regard/checkpoint.h"
+
+namespace regard {
+
+/// Byte-level BPE: text to token ids and back. Read from GGUF metadata (`tokenizer.ggml.*`, model "gpt2") or from a
+/// Hugging Face tokenizer.json (model type BPE with byte-level pre-tokenizer).
+class Tokenizer {
+ public:
+  /// From the checkpoint's tokenizer.json where there is one, else from its GGUF metadata.
+  /// Throws Error if there is neither, or a kind that is not byte-level BPE.
+  [[nodiscard]] static Tokenizer from(const Checkpoint& checkpoint);
+  [[nodiscard]] static Tokenizer from_json(std::string_view tokenizer_json);
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  /// Token ids of `text`; special tokens written in it are recognised. BOS is put in front where the model asks for it.
+  /// Throws Error if the text is not valid UTF-8.
+  [[nodiscard]] std::vector<int32_t> encode(std::string_view text) const;
+  /// The bytes that the tokens stand for, special tokens included as they are written. Not always valid UTF-8: a
+  /// character may span tokens. Throws Error for an id outside 0..vocabulary_size()-1.
+  [[nodiscard]] std::string decode(std::span<const int32_t> tokens) const;
+
+  [[nodiscard]] int32_t vocabulary_size() const;
+  /// The ids that end a text (EOS, and end-of-turn tokens where the model names them).
+  [[nodiscard]] std::span<const int32_t> end_tokens() const;
+  [[nodiscard]] std::optional<int32_t> bos_token() const;
+  [[nodiscard]] bool is_special(int32_t token) const;
+  /// The id of a token by its text, e.g. "<|im_start|>".
+  [[nodiscard]] std::optional<int32_t> find(std::string_view text) const;
+
+ private:
+  struct State;
+  explicit Tokenizer(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+/// One message of a conversation.
+struct ChatMessage {
+  std::string role;  ///< "system", "user" or "assistant"
+  std::string content;
+};
+
+/// The text that the model's chat template makes of a conversation, ready for the assistant's answer (the generation
+/// prompt is added). `chat_template` is the Jinja source from the checkpoint.
+/// Throws Error for a template that is not understood; the message says what was not.
+[[nodiscard]] std::string apply_chat_template(std::string_view chat_template, std::span<const ChatMessage> messages,
+                                              std::string_view bos_token, std::string_view eos_token);
+
+}  // namespace regard

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "regard/error.h"
+
+namespace regard {
+
+/// Throws Error with a formatted sentence: the one way errors are made.
+template <class... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+/// Throws unless `condition`; the sentence is only formatted when it is needed.
+template <class... Args>
+void require(bool condition, fmt::format_string<Args...> format, Args&&... args) {
+  if (!condition) [[unlikely]]
+    fail(format, std::forward<Args>(args)...);
+}
+
+}  // namespace regard
