@@ -32,8 +32,8 @@ struct StoredTensor {
 };
 
 /// A value of GGUF's key-value section. Integers of every width are int64 (uint64 above int64's range is an Error).
-using MetaValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>, std::vector<bool>,
-                               std::vector<std::string>>;
+using MetaValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
+                               std::vector<bool>, std::vector<std::string>>;
 
 /// A checkpoint in one of the common forms, memory-mapped. Everything in the files is checked before use, so whatever
 /// they hold, opening one either succeeds or throws Error with one sentence that names the file.
@@ -41,9 +41,9 @@ class Checkpoint {
  public:
   enum class Format : uint8_t { gguf, safetensors };
 
-  /// Opens a .gguf file (versions 2 and 3), a .safetensors file, a `model.safetensors.index.json`, or a folder that holds one of
-  /// them (index first, then model.safetensors, then the only *.safetensors or *.gguf), with config.json and
-  /// tokenizer.json beside it where they exist.
+  /// Opens a .gguf file (versions 2 and 3), a .safetensors file, a `model.safetensors.index.json`, or a folder that
+  /// holds one of them (index first, then model.safetensors, then the only *.safetensors or *.gguf), with config.json
+  /// and tokenizer.json beside it where they exist.
   [[nodiscard]] static Checkpoint open(const std::filesystem::path& path);
 
   Checkpoint(Checkpoint&&) noexcept;

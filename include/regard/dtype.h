@@ -15,8 +15,8 @@ enum class DType : uint8_t { f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, u8, i32,
 /// The inverse of `name_of`. Throws Error for a name that no type has.
 [[nodiscard]] DType dtype_from_name(std::string_view name);
 
-// The narrow floats hold bits only; arithmetic happens in f32. Conversions from f32 round to nearest even. bf16, f16 and
-// e5m2 overflow to infinity as IEEE does; e4m3 (the "fn" form, no infinity) overflows to NaN. NaN stays NaN.
+// The narrow floats hold bits only; arithmetic happens in f32. Conversions from f32 round to nearest even. bf16, f16
+// and e5m2 overflow to infinity as IEEE does; e4m3 (the "fn" form, no infinity) overflows to NaN. NaN stays NaN.
 struct BFloat16 {
   uint16_t bits = 0;
   BFloat16() = default;

@@ -8,9 +8,10 @@ namespace regard {
 
 /// How the next token is drawn from the logits.
 struct SamplerConfig {
-  float temperature = 0.0F;  ///< 0: greedy, the largest logit (the lowest id among equals); otherwise > 0 divides the logits.
-  int32_t top_k = 0;         ///< 0: off; otherwise only the k largest logits.
-  float top_p = 1.0F;        ///< 1: off; otherwise in (0, 1]: the smallest set of most likely tokens whose mass reaches p.
+  float temperature =
+      0.0F;            ///< 0: greedy, the largest logit (the lowest id among equals); otherwise > 0 divides the logits.
+  int32_t top_k = 0;   ///< 0: off; otherwise only the k largest logits.
+  float top_p = 1.0F;  ///< 1: off; otherwise in (0, 1]: the smallest set of most likely tokens whose mass reaches p.
   uint64_t seed = 0;
 };
 

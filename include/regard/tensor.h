@@ -52,13 +52,10 @@ class BasicTensorView {
   BasicTensorView(Byte* data, DType dtype, const Shape& shape);
   /// A dense view of typed elements.
   template <class T>
-  BasicTensorView(T* data, const Shape& shape)
-    requires(!std::is_same_v<std::remove_const_t<T>, std::byte>)
+  BasicTensorView(T* data, const Shape& shape) requires(!std::is_same_v<std::remove_const_t<T>, std::byte>)
       : BasicTensorView(reinterpret_cast<Byte*>(data), kDTypeOf<std::remove_const_t<T>>, shape) {}
   /// A mutable view reads as a constant one.
-  operator BasicTensorView<const std::byte>() const
-    requires(!std::is_const_v<Byte>)
-  {
+  operator BasicTensorView<const std::byte>() const requires(!std::is_const_v<Byte>) {
     return BasicTensorView<const std::byte>(data_, dtype_, shape_, strides_);
   }
 
@@ -107,7 +104,8 @@ class BasicTensorView {
 using TensorView = BasicTensorView<std::byte>;
 using ConstTensorView = BasicTensorView<const std::byte>;
 
-/// Zeroed memory at a multiple of kAlignment bytes. Large buffers are mapped, so that pages nobody touches cost nothing.
+/// Zeroed memory at a multiple of kAlignment bytes. Large buffers are mapped, so that pages nobody touches cost
+/// nothing.
 class Buffer {
  public:
   static constexpr size_t kAlignment = 64;

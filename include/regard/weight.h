@@ -10,7 +10,27 @@
 namespace regard {
 
 /// How a checkpoint stores the numbers of a weight: the plain types, and GGUF's blocks of quantised values along a row.
-enum class WeightType : uint8_t { f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, u8, i32, i64, boolean, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };
+enum class WeightType : uint8_t {
+  f32,
+  f64,
+  bf16,
+  f16,
+  f8_e4m3,
+  f8_e5m2,
+  i8,
+  u8,
+  i32,
+  i64,
+  boolean,
+  q8_0,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q4_k,
+  q5_k,
+  q6_k
+};
 
 /// A block is the smallest unit a row is stored in: `values` numbers in `bytes` bytes. Plain types have blocks of one.
 struct WeightBlock {
@@ -31,7 +51,8 @@ struct WeightView {
   std::span<const std::byte> bytes;
 
   /// Throws Error when the invariants do not hold.
-  [[nodiscard]] static WeightView make(WeightType type, int64_t rows, int64_t columns, std::span<const std::byte> bytes);
+  [[nodiscard]] static WeightView make(WeightType type, int64_t rows, int64_t columns,
+                                       std::span<const std::byte> bytes);
   [[nodiscard]] bool empty() const { return bytes.empty(); }
   [[nodiscard]] int64_t row_bytes() const { return columns / block_of(type).values * block_of(type).bytes; }
   [[nodiscard]] std::span<const std::byte> row(int64_t index) const;

@@ -49,9 +49,9 @@ struct NarrowFloat {
     const auto magnitude =
         static_cast<uint32_t>(std::nearbyint(std::ldexp(std::fabs(static_cast<double>(value)), -unit)));
     // A carry out of the mantissa raises the exponent by itself, since the fields are adjacent.
-    const uint32_t encoded = exponent < 1 - kBias
-                                 ? magnitude
-                                 : (static_cast<uint32_t>(exponent + kBias) << kMantissa) + (magnitude - (1U << kMantissa));
+    const uint32_t encoded =
+        exponent < 1 - kBias ? magnitude
+                             : (static_cast<uint32_t>(exponent + kBias) << kMantissa) + (magnitude - (1U << kMantissa));
     const uint32_t limit = kHasInfinity ? kInfinityBits : kNanBits;
     return sign | (encoded >= limit ? kOverflowBits : encoded);
   }
@@ -65,9 +65,9 @@ struct NarrowFloat {
       return std::copysign(std::numeric_limits<float>::infinity(), negative ? -1.0F : 1.0F);
     const uint32_t exponent = magnitude >> kMantissa;
     const uint32_t fraction = magnitude & ((1U << kMantissa) - 1);
-    const float value = exponent == 0
-                            ? std::ldexp(static_cast<float>(fraction), 1 - kBias - kMantissa)
-                            : std::ldexp(static_cast<float>(fraction + (1U << kMantissa)), static_cast<int>(exponent) - kBias - kMantissa);
+    const float value = exponent == 0 ? std::ldexp(static_cast<float>(fraction), 1 - kBias - kMantissa)
+                                      : std::ldexp(static_cast<float>(fraction + (1U << kMantissa)),
+                                                   static_cast<int>(exponent) - kBias - kMantissa);
     return negative ? -value : value;
   }
 };

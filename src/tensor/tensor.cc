@@ -63,7 +63,8 @@ template <class Byte>
 BasicTensorView<Byte> BasicTensorView<Byte>::slice(size_t axis, int64_t first, int64_t count) const {
   require(axis < shape_.rank(), "slice: axis is {}, but the tensor has shape {}", axis, shape_.to_string());
   require(first >= 0 && count >= 0 && first <= shape_[axis] && count <= shape_[axis] - first,
-          "slice: indices {}..{} of axis {} are not inside shape {}", first, first + count - 1, axis, shape_.to_string());
+          "slice: indices {}..{} of axis {} are not inside shape {}", first, first + count - 1, axis,
+          shape_.to_string());
   std::array<int64_t, Shape::kMaxRank> sizes{};
   std::copy(shape_.begin(), shape_.end(), sizes.begin());
   sizes[axis] = count;
@@ -140,13 +141,20 @@ namespace {
 template <class Visit>
 void with_float_type(DType dtype, Visit visit) {
   switch (dtype) {
-    case DType::f32: return visit(float{});
-    case DType::f64: return visit(double{});
-    case DType::bf16: return visit(BFloat16{});
-    case DType::f16: return visit(Float16{});
-    case DType::f8_e4m3: return visit(Float8E4M3{});
-    case DType::f8_e5m2: return visit(Float8E5M2{});
-    default: fail("convert: dtype is {}, expected a floating type", name_of(dtype));
+    case DType::f32:
+      return visit(float{});
+    case DType::f64:
+      return visit(double{});
+    case DType::bf16:
+      return visit(BFloat16{});
+    case DType::f16:
+      return visit(Float16{});
+    case DType::f8_e4m3:
+      return visit(Float8E4M3{});
+    case DType::f8_e5m2:
+      return visit(Float8E5M2{});
+    default:
+      fail("convert: dtype is {}, expected a floating type", name_of(dtype));
   }
 }
 

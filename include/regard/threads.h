@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+namespace regard {
+
+/// A team of threads that whoever owns it passes to the calls that may use it. Results never depend on its size.
+class Threads {
+ public:
+  /// `count` threads, the caller's among them; 0 takes one per available core. Throws Error for a negative count.
+  explicit Threads(int count = 0);
+
+  [[nodiscard]] int count() const { return count_; }
+
+  /// Calls `work(task, thread)` once for every task in 0..tasks-1 and returns when all are done; thread is in
+  /// 0..count()-1. Idle threads take the next task, in order. `work` must not throw.
+  template <class Work>
+  void for_each(int64_t tasks, Work&& work) const {
+    using Callable = std::remove_reference_t<Work>;
+    run(
+        tasks, [](void* callable, int64_t task, int thread) { (*static_cast<Callable*>(callable))(task, thread); },
+        const_cast<void*>(static_cast<const void*>(std::addressof(work))));
+  }
+
+ private:
+  using Call = void (*)(void* callable, int64_t task, int thread);
+  void run(int64_t tasks, Call call, void* callable) const;
+
+  int count_;
+};
+
+}  // namespace regard
