@@ -1,0 +1,93 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/panel.h"
+#include "regard/interval.h"
+#include "regard/tensor.h"
+#include "regard/threads.h"
+
+namespace regard::kernels {
+
+/// The cached keys and values of one sequence in one layer. A page holds page_tokens positions, a divisor or a multiple
+/// of kBlock and a multiple of kTile: for each KV head a key panel [page_tokens/16][head_dim][16], and a value panel
+/// [v_head_dim/16][page_tokens][16].
+struct KvPages {
+  PanelType key_type = PanelType::f32;
+  PanelType value_type = PanelType::f32;
+  const std::byte* keys = nullptr;
+  const std::byte* values = nullptr;
+  int64_t page_tokens = 0;
+  int64_t key_head_bytes = 0;  ///< From one KV head's panel to the next inside a page.
+  int64_t value_head_bytes = 0;
+  int64_t key_page_bytes = 0;  ///< From one page to the next.
+  int64_t value_page_bytes = 0;
+};
+
+/// What all rows of a call have in common.
+struct AttendShape {
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t v_head_dim = 0;
+  float scale = 1.0F;            ///< Multiplies the scores.
+  float soft_cap = 0.0F;         ///< 0: off.
+  const float* sinks = nullptr;  ///< One logit per query head, or none [MATH-6].
+};
+
+/// A run of query tokens of one sequence.
+struct AttendSpan {
+  KvPages kv;
+  int64_t first_token = 0;  ///< Index into the packed tokens.
+  int64_t count = 0;
+};
+
+struct AttendCall {
+  AttendShape shape;
+  std::span<const AttendSpan> spans;
+  const float* queries = nullptr;     ///< [tokens][heads][head_dim], rotated and normalised
+  const Interval* visible = nullptr;  ///< [tokens]: the key positions each token sees
+  float* out = nullptr;               ///< [tokens][heads][v_head_dim]
+  float* lse = nullptr;               ///< [tokens][heads], or null: log of the sum of exp(scores), sink included
+};
+
+/// Memory that calls reuse; it grows to what the largest call needs and stays.
+class AttendScratch {
+ public:
+  /// At least `count` floats of thread `thread`.
+  [[nodiscard]] float* of_thread(int thread, size_t count);
+  /// At least `count` floats that all threads share.
+  [[nodiscard]] float* shared(size_t count);
+  void reserve(int threads, size_t count_per_thread);
+
+  /// A block of rows of one span against one KV head: the unit of work that needs nothing from others.
+  struct Unit {
+    const AttendSpan* span;
+    int64_t kv_head;
+    int64_t first_token;
+    int64_t tokens;
+    int64_t first_block;  ///< Key blocks that any row sees, as positions / kBlock.
+    int64_t block_count;
+    int64_t first_partial;  ///< Of the partials in shared memory, when the unit is split.
+  };
+  std::vector<Unit> units;
+  struct Piece {
+    int64_t unit;
+    int64_t first_block;
+    int64_t block_count;
+  };
+  std::vector<Piece> pieces;
+
+ private:
+  std::vector<Buffer> threads_;
+  Buffer shared_;
+};
+
+/// Softmax attention over the visible keys of every row, with the learned sink in the denominator. Rows that see
+/// nothing give zeros. Bits depend on the row's own query, keys and interval only.
+void attend(const AttendCall& call, AttendScratch& scratch, const Threads& threads);
+
+}  // namespace regard::kernels

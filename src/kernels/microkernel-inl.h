@@ -1,0 +1,328 @@
+// The one microkernel: C[m][0..16) (+)= sum over k of A[m][k] * B[k][0..16), compiled once per target.
+// Projections (x * W^T), scores (q * K^T) and weighted values (p * V) are all this product.
+
+#if defined(REGARD_KERNELS_MICROKERNEL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef REGARD_KERNELS_MICROKERNEL_INL_H_
+#undef REGARD_KERNELS_MICROKERNEL_INL_H_
+#else
+#define REGARD_KERNELS_MICROKERNEL_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/panel.h"
+
+#ifndef REGARD_UNROLL
+#define REGARD_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define REGARD_UNROLL REGARD_PRAGMA(clang loop unroll(full))
+#else
+#define REGARD_UNROLL REGARD_PRAGMA(GCC unroll 32)
+#endif
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace regard::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Vectors of at most 16 lanes, so that a panel row is a whole number of them on every target.
+using F32 = hn::CappedTag<float, static_cast<size_t>(kTile)>;
+using Vec = hn::Vec<F32>;
+inline constexpr size_t kLanes = HWY_MAX_BYTES / sizeof(float) < kTile ? HWY_MAX_BYTES / sizeof(float) : kTile;
+inline constexpr size_t kVectors = kTile / kLanes;  // of one panel row
+
+// Rows and tiles whose accumulators fill the register file without spilling: 24 of 32 registers, or 12 of 16.
+inline constexpr int kMaxRows = kVectors == 1 ? 12 : kVectors == 2 ? 6 : 3;
+constexpr int tiles_for(int rows, bool grouped) {
+  constexpr int kAccumulators = kVectors == 1 ? 24 : 12;
+  // A grouped element needs two more registers a vector for its scales.
+  constexpr int kMostGrouped = kVectors == 1 ? 4 : 2;
+  const int fit = kAccumulators / (rows * static_cast<int>(kVectors));
+  const int most = grouped ? kMostGrouped : 4;
+  return fit < 1 ? 1 : fit > most ? most : fit;
+}
+
+// ---- Elements: how a panel row becomes f32 lanes ----
+
+struct PlainF32 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 64;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    return hn::LoadU(F32(), reinterpret_cast<const float*>(row) + vector * kLanes);
+  }
+};
+
+struct PlainBF16 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 32;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<hwy::bfloat16_t, F32> narrow;
+    return hn::PromoteTo(F32(), hn::LoadU(narrow, reinterpret_cast<const hwy::bfloat16_t*>(row) + vector * kLanes));
+  }
+};
+
+struct PlainF16 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 32;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<hwy::float16_t, F32> narrow;
+    return hn::PromoteTo(F32(), hn::LoadU(narrow, reinterpret_cast<const hwy::float16_t*>(row) + vector * kLanes));
+  }
+};
+
+// The scales and minimums of a group stay in registers (or next to them) while its integers stream by.
+struct GroupScales {
+  Vec scale;
+  Vec minimum;
+};
+
+template <class Scale, bool kMinimum>
+struct GroupedI8 {
+  static constexpr bool kGrouped = true;
+  static constexpr size_t kHeaderBytes = Scale::kRowBytes * (kMinimum ? 2 : 1);
+  static constexpr size_t kPairBytes = 32;
+
+  static HWY_INLINE GroupScales scales(const std::byte* header, size_t vector) {
+    return {Scale::load(header, vector), kMinimum ? Scale::load(header + Scale::kRowBytes, vector) : hn::Zero(F32())};
+  }
+  // Rows k and k + 1 of a group, as f32 lanes.
+  static HWY_INLINE void load(const GroupScales& group, const std::byte* pair, size_t vector, Vec& even, Vec& odd) {
+    const hn::Rebind<int8_t, F32> narrow;
+    const hn::RebindToSigned<F32> wide;
+    const auto* integers = reinterpret_cast<const int8_t*>(pair) + vector * kLanes;
+    const auto first = hn::ConvertTo(F32(), hn::PromoteTo(wide, hn::LoadU(narrow, integers)));
+    const auto second = hn::ConvertTo(F32(), hn::PromoteTo(wide, hn::LoadU(narrow, integers + kTile)));
+    if constexpr (kMinimum) {
+      even = hn::MulAdd(first, group.scale, group.minimum);
+      odd = hn::MulAdd(second, group.scale, group.minimum);
+    } else {
+      even = hn::Mul(first, group.scale);
+      odd = hn::Mul(second, group.scale);
+    }
+  }
+};
+
+template <class Scale>
+struct GroupedU4 {
+  static constexpr bool kGrouped = true;
+  static constexpr size_t kHeaderBytes = Scale::kRowBytes * 2;
+  static constexpr size_t kPairBytes = 16;
+
+  static HWY_INLINE GroupScales scales(const std::byte* header, size_t vector) {
+    return {Scale::load(header, vector), Scale::load(header + Scale::kRowBytes, vector)};
+  }
+  static HWY_INLINE void load(const GroupScales& group, const std::byte* pair, size_t vector, Vec& even, Vec& odd) {
+    const hn::Rebind<uint8_t, F32> narrow;
+    const hn::RebindToSigned<F32> wide;
+    const auto bytes = hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(pair) + vector * kLanes));
+    even = hn::MulAdd(hn::ConvertTo(F32(), hn::And(bytes, hn::Set(wide, 15))), group.scale, group.minimum);
+    odd = hn::MulAdd(hn::ConvertTo(F32(), hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
+  }
+};
+
+// ---- The product ----
+
+/// What happens to the sums that C already holds.
+enum class Sum : uint8_t {
+  start,   // they are overwritten
+  resume,  // the chain of FMAs goes on from them
+  add,     // the finished sums of this block are added to them
+};
+
+template <class Element, int kRows, int kTiles>
+struct Accumulators {
+  Vec sums[kRows][kTiles * kVectors];
+
+  HWY_INLINE void begin(Sum mode, const float* c, size_t c_stride) {
+    REGARD_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v)
+        sums[m][v] = mode == Sum::resume ? hn::LoadU(F32(), c + static_cast<size_t>(m) * c_stride + v * kLanes)
+                                         : hn::Zero(F32());
+    }
+  }
+
+  HWY_INLINE void step(const float* a, const Vec (&b)[kTiles * kVectors]) {
+    REGARD_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const Vec broadcast = hn::Set(F32(), a[m * kBlock]);
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v) sums[m][v] = hn::MulAdd(broadcast, b[v], sums[m][v]);
+    }
+  }
+
+  HWY_INLINE void end(Sum mode, float* c, size_t c_stride) const {
+    REGARD_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v) {
+        float* out = c + static_cast<size_t>(m) * c_stride + v * kLanes;
+        hn::StoreU(mode == Sum::add ? hn::Add(hn::LoadU(F32(), out), sums[m][v]) : sums[m][v], F32(), out);
+      }
+    }
+  }
+};
+
+// kRows rows of A (kBlock floats apart) times kTiles tiles of B, over `depth` k's. C's rows are c_stride floats apart,
+// its tiles 16.
+template <class Element, int kRows, int kTiles>
+HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const PanelView& panel, int64_t depth, Sum mode,
+                                 float* HWY_RESTRICT c, size_t c_stride) {
+  Accumulators<Element, kRows, kTiles> accumulators;
+  accumulators.begin(mode, c, c_stride);
+  const std::byte* HWY_RESTRICT b = panel.data;
+  const auto tile_bytes = static_cast<size_t>(panel.tile_bytes);
+  if constexpr (Element::kGrouped) {
+    const auto group = static_cast<size_t>(panel.group);
+    const size_t group_bytes = Element::kHeaderBytes + group / 2 * Element::kPairBytes;
+    for (size_t k = 0; k < static_cast<size_t>(depth); k += group, b += group_bytes) {
+      GroupScales scales[kTiles * kVectors];
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v)
+        scales[v] = Element::scales(b + v / kVectors * tile_bytes, v % kVectors);
+      for (size_t pair = 0; pair < group / 2; ++pair) {
+        Vec even[kTiles * kVectors];
+        Vec odd[kTiles * kVectors];
+        REGARD_UNROLL
+        for (size_t v = 0; v < kTiles * kVectors; ++v) {
+          const std::byte* integers = b + v / kVectors * tile_bytes + Element::kHeaderBytes;
+          Element::load(scales[v], integers + pair * Element::kPairBytes, v % kVectors, even[v], odd[v]);
+        }
+        accumulators.step(a + k + 2 * pair, even);
+        accumulators.step(a + k + 2 * pair + 1, odd);
+      }
+    }
+  } else {
+    for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes) {
+      Vec row[kTiles * kVectors];
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v)
+        row[v] = Element::load(b + v / kVectors * tile_bytes, v % kVectors);
+      accumulators.step(a + k, row);
+    }
+  }
+  accumulators.end(mode, c, c_stride);
+}
+
+using MultiplyTiles = void (*)(const float*, const PanelView&, int64_t, Sum, float*, size_t);
+
+// The kernels for a number of rows: `wide` takes tiles_for(rows) tiles at once, `narrow` one.
+struct RowKernels {
+  MultiplyTiles wide;
+  MultiplyTiles narrow;
+  int64_t tiles;
+};
+
+template <class Element, int kRows>
+constexpr RowKernels row_kernels() {
+  constexpr int kTiles = tiles_for(kRows, Element::kGrouped);
+  return {&multiply_tiles<Element, kRows, kTiles>, &multiply_tiles<Element, kRows, 1>, kTiles};
+}
+
+template <class Element, int... kIndex>
+constexpr auto kernel_table(std::integer_sequence<int, kIndex...>) {
+  return std::array<RowKernels, sizeof...(kIndex)>{row_kernels<Element, kIndex + 1>()...};
+}
+
+// Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile.
+inline constexpr int kFusedRows = kMaxRows < 4 ? kMaxRows : 4;
+
+template <class Element>
+inline constexpr auto kKernels =
+    kernel_table<Element>(std::make_integer_sequence<int, std::is_same_v<Element, PlainF32> ? kMaxRows : kFusedRows>());
+
+inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
+  const auto index = static_cast<size_t>(rows - 1);
+  switch (type) {
+    case PanelType::f32:
+      return kKernels<PlainF32>[index];
+    case PanelType::bf16:
+      return kKernels<PlainBF16>[index];
+    case PanelType::f16:
+      return kKernels<PlainF16>[index];
+    case PanelType::i8:
+      return kKernels<GroupedI8<PlainF16, false>>[index];
+    case PanelType::i8_wide:
+      return kKernels<GroupedI8<PlainF32, true>>[index];
+    case PanelType::u4:
+      return kKernels<GroupedU4<PlainF16>>[index];
+    case PanelType::u4_wide:
+      return kKernels<GroupedU4<PlainF32>>[index];
+  }
+  __builtin_unreachable();
+}
+
+// `rows` rows (at most kMaxRows; kFusedRows unless the panel is f32) times `tile_count` tiles.
+HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
+                         Sum mode, float* c, size_t c_stride) {
+  const RowKernels& kernels = kernels_for(panel.type, rows);
+  int64_t tile = 0;
+  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles)
+    kernels.wide(a, panel.from(tile, 0), depth, mode, c + tile * kTile, c_stride);
+  for (; tile < tile_count; ++tile) kernels.narrow(a, panel.from(tile, 0), depth, mode, c + tile * kTile, c_stride);
+}
+
+// Decodes `depth` k's of `tile_count` tiles to f32 tiles at out: [tile_count][depth][16].
+template <class Element>
+void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t depth, float* HWY_RESTRICT out) {
+  for (int64_t tile = 0; tile < tile_count; ++tile) {
+    const std::byte* HWY_RESTRICT b = panel.data + tile * panel.tile_bytes;
+    if constexpr (Element::kGrouped) {
+      for (int64_t k = 0; k < depth; k += panel.group) {
+        const std::byte* header = b;
+        b += Element::kHeaderBytes;
+        for (int32_t pair = 0; pair < panel.group / 2; ++pair, b += Element::kPairBytes, out += 2 * kTile) {
+          for (size_t v = 0; v < kVectors; ++v) {
+            Vec even;
+            Vec odd;
+            Element::load(Element::scales(header, v), b, v, even, odd);
+            hn::StoreU(even, F32(), out + v * kLanes);
+            hn::StoreU(odd, F32(), out + kTile + v * kLanes);
+          }
+        }
+      }
+    } else {
+      for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes, out += kTile)
+        for (size_t v = 0; v < kVectors; ++v) hn::StoreU(Element::load(b, v), F32(), out + v * kLanes);
+    }
+  }
+}
+
+// The same tiles as f32: the panel itself where it is f32 already, else decoded into `scratch`.
+inline PanelView decoded(const PanelView& panel, int64_t tile_count, int64_t depth, float* scratch) {
+  switch (panel.type) {
+    case PanelType::f32:
+      return panel;
+    case PanelType::bf16:
+      decode_tiles<PlainBF16>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::f16:
+      decode_tiles<PlainF16>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::i8:
+      decode_tiles<GroupedI8<PlainF16, false>>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::i8_wide:
+      decode_tiles<GroupedI8<PlainF32, true>>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::u4:
+      decode_tiles<GroupedU4<PlainF16>>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::u4_wide:
+      decode_tiles<GroupedU4<PlainF32>>(panel, tile_count, depth, scratch);
+      break;
+  }
+  return {.type = PanelType::f32,
+          .data = reinterpret_cast<const std::byte*>(scratch),
+          .tile_bytes = depth * kTile * static_cast<int64_t>(sizeof(float))};
+}
+
+}  // namespace regard::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard
