@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -20,8 +21,12 @@ enum class DType : uint8_t { f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, u8, i32,
 struct BFloat16 {
   uint16_t bits = 0;
   BFloat16() = default;
-  explicit BFloat16(float value);
-  explicit operator float() const;
+  explicit BFloat16(float value) {
+    const auto wide = std::bit_cast<uint32_t>(value);
+    const bool nan = (wide & 0x7FFFFFFFU) > 0x7F800000U;
+    bits = static_cast<uint16_t>((nan ? wide | 0x400000U : wide + 0x7FFFU + ((wide >> 16) & 1U)) >> 16);
+  }
+  explicit operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
   friend bool operator==(BFloat16, BFloat16) = default;
 };
 

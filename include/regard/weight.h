@@ -60,8 +60,23 @@ struct WeightView {
   [[nodiscard]] WeightView row_range(int64_t first, int64_t count) const;
 };
 
-/// Decodes one row to f32, exactly as the format's definition computes it in f32 (scale * value + minimum).
-/// `out` has view.columns elements. f64 and integers round to f32. Throws Error if sizes disagree.
+/// Whether a type stores integers with a scale (and perhaps a minimum) for each group along the row.
+[[nodiscard]] bool is_quantized(WeightType type);
+/// Values that share a scale; 0 for plain types.
+[[nodiscard]] int64_t group_of(WeightType type);
+
+/// A quantised row, taken apart: value = integer * scale + minimum, with one scale and one minimum a group.
+/// Types without minimums leave theirs zero. 4-bit types have integers 0..15.
+struct QuantizedRow {
+  std::span<int8_t> integers;  ///< [columns]
+  std::span<float> scales;     ///< [columns / group_of(type)]
+  std::span<float> minimums;   ///< [columns / group_of(type)]
+};
+/// Throws Error if the type is not quantised or the sizes disagree.
+void unpack_row(const WeightView& weight, int64_t row, const QuantizedRow& out);
+
+/// Decodes one row to f32: quantised values as integer * scale + minimum with one rounding. `out` has view.columns
+/// elements. f64 and integers round to f32. Throws Error if sizes disagree.
 void decode_row(const WeightView& weight, int64_t row, std::span<float> out);
 
 }  // namespace regard

@@ -88,15 +88,6 @@ DType dtype_from_name(std::string_view name) {
   fail("dtype is \"{}\", expected one of f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, u8, i32, i64, bool", name);
 }
 
-BFloat16::BFloat16(float value) {
-  const auto wide = std::bit_cast<uint32_t>(value);
-  if (std::isnan(value))
-    bits = static_cast<uint16_t>((wide >> 16) | 0x40);
-  else
-    bits = static_cast<uint16_t>((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
-}
-BFloat16::operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
 Float16::Float16(float value) : bits(static_cast<uint16_t>(F16Format::encode(value))) {}
 Float16::operator float() const { return F16Format::decode(bits); }
 

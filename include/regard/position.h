@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "regard/attention_config.h"
+#include "regard/tensor.h"
+
+namespace regard {
+
+/// cos or sin of the angles of some tokens: `values` is [tokens, rotary_dim / 2], f32. The key tells which rotation and
+/// which positions they belong to, so that a layer with other parameters never uses them by mistake [GAP-13].
+struct AngleTable {
+  Tensor values;
+  uint64_t key = 0;
+
+  [[nodiscard]] bool empty() const { return values.empty(); }
+};
+
+/// What layers with equal rotations hand to each other [POS-15].
+struct RotaryAngles {
+  AngleTable cos;
+  AngleTable sin;
+};
+
+/// Rotary position embedding of one layer.
+class RotaryEmbedding {
+ public:
+  /// `config` as AttentionConfig::validated leaves it.
+  explicit RotaryEmbedding(const RotaryConfig& config);
+
+  [[nodiscard]] const RotaryConfig& config() const { return config_; }
+  /// Radians per position of each pair, [rotary_dim / 2]: the long list of longrope when `length` exceeds the length of
+  /// the training.
+  [[nodiscard]] std::span<const double> frequencies(int64_t length) const;
+  /// What cos and sin are multiplied by [POS-7].
+  [[nodiscard]] double attention_factor() const { return attention_factor_; }
+
+  /// cos and sin for tokens at `positions` of sequences of up to `length` tokens; computed in double.
+  [[nodiscard]] RotaryAngles angles(std::span<const int64_t> positions, int64_t length) const;
+  /// Whether `angles` are those of these positions under this rotation.
+  [[nodiscard]] bool matches(const RotaryAngles& angles, std::span<const int64_t> positions, int64_t length) const;
+
+ private:
+  [[nodiscard]] uint64_t key(std::span<const int64_t> positions, int64_t length) const;
+
+  RotaryConfig config_;
+  double attention_factor_ = 1.0;
+  std::vector<double> frequencies_;
+  std::vector<double> long_frequencies_;  // longrope only
+};
+
+}  // namespace regard

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+
+#include "regard/attention_config.h"
+#include "regard/dtype.h"
+
+// Work on single rows: norms, rotation, activation, storage in the cache's panels. Every sum runs in 16 fixed lanes.
+namespace regard::kernels {
+
+/// Normalises `count` elements in place; weight and bias have as many, or are null.
+void normalize(NormKind kind, double eps, const float* weight, const float* bias, int64_t count, float* row);
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, all of `count` elements; weight may be null. x and out may be the same.
+void rms_norm(const float* x, const float* weight, double eps, int64_t count, float* out);
+
+/// Rotates the first 2 * half elements of each of `heads` heads, `stride` floats apart; cos and sin have `half`
+/// elements.
+void rotate(RotaryStyle style, const float* cos, const float* sin, int64_t half, int64_t heads, int64_t stride,
+            float* row);
+
+/// gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i], the SwiGLU activation.
+void silu_times(const float* up, int64_t count, float* gate);
+
+/// to[i] = from[i] rounded to nearest even; f32, bf16 or f16.
+void store_floats(const float* from, int64_t count, DType dtype, std::byte* to);
+/// to[i] = from[i] as f32; f32, bf16 or f16.
+void load_floats(const std::byte* from, DType dtype, int64_t count, float* to);
+
+/// Writes one token's key of one head into a key panel: element d of the token goes to [token/16][d][token%16].
+void store_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel);
+/// Writes one token's value of one head into a value panel [v_head_dim/16][page_tokens][16].
+void store_value(const float* value, int64_t v_head_dim, int64_t token, int64_t page_tokens, DType dtype,
+                 std::byte* panel);
+
+}  // namespace regard::kernels

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "kernels/attend.h"
+#include "kernels/matmul.h"
+#include "regard/workspace.h"
+
+namespace regard {
+
+/// Named pieces of memory, each as large as the largest call asked for.
+struct Workspace::Memory {
+  enum class Piece : uint8_t { queries, keys, values, attended, normed, gate, up, logits, count };
+
+  kernels::MatmulScratch matmul;
+  kernels::AttendScratch attend;
+  std::vector<kernels::AttendSpan> spans;
+  std::vector<Interval> visible;
+  std::vector<int64_t> positions;
+
+  /// Piece as an f32 matrix of that shape. What it held before is lost.
+  [[nodiscard]] TensorView matrix(Piece piece, int64_t rows, int64_t columns) {
+    Buffer& buffer = pieces_[static_cast<size_t>(piece)];
+    const auto bytes = static_cast<size_t>(rows * columns) * sizeof(float);
+    if (buffer.size() < bytes) buffer = Buffer(bytes);
+    return TensorView(buffer.data(), DType::f32, {rows, columns});
+  }
+
+ private:
+  std::array<Buffer, static_cast<size_t>(Piece::count)> pieces_;
+};
+
+}  // namespace regard
