@@ -23,31 +23,36 @@ class Checkpoint;
 /// The weights of one attention layer, as a checkpoint stores them.
 struct AttentionWeights {
   QkvWeights qkv;
-  WeightView output;                ///< [hidden_size, heads * v_head_dim]
-  std::vector<float> output_bias;   ///< [hidden_size], or empty
-  /// Gains and biases of q_layernorm and k_layernorm: [head_dim], or [heads * head_dim] for norms over all heads; empty: none.
+  WeightView output;               ///< [hidden_size, heads * v_head_dim]
+  std::vector<float> output_bias;  ///< [hidden_size], or empty
+  /// Gains and biases of q_layernorm and k_layernorm: [head_dim], or [heads * head_dim] for norms over all heads;
+  /// empty: none.
   std::vector<float> q_norm, q_norm_bias, k_norm, k_norm_bias;
-  std::vector<float> v_norm;        ///< [v_head_dim], or empty
-  std::vector<float> sinks;         ///< [heads, learned_sinks_size] [PROJ-21]
+  std::vector<float> v_norm;  ///< [v_head_dim], or empty
+  std::vector<float> sinks;   ///< [heads, learned_sinks_size] [PROJ-21]
 };
 
-/// The keys and values that a call made, f32: [tokens, kv_heads, head_dim] and [tokens, kv_heads, v_head_dim], keys rotated and
-/// normalised [OUT-14]; in the padded form [batch, kv_heads, seq, ...], as the reference returns them [OUT-10].
+/// The keys and values that a call made, f32: [tokens, kv_heads, head_dim] and [tokens, kv_heads, v_head_dim], keys
+/// rotated and normalised [OUT-14]; in the padded form [batch, kv_heads, seq, ...], as the reference returns them
+/// [OUT-10].
 struct KeyValue {
   Tensor key;
   Tensor value;
 };
 
-/// What a call returns. Structured bindings give the first four members, as the reference's iteration does; `get<I>` and
+/// What a call returns. Structured bindings give the first four members, as the reference's iteration does; `get<I>`
+/// and
 /// `[]` reach all six [OUT-1]..[OUT-4].
 struct AttentionOutput {
-  Tensor hidden_states;              ///< As the input: [tokens, hidden_size] or [batch, seq, hidden_size], of the input's type [OUT-5].
-  KeyValue present_key_value;        ///< Empty where the caller did not want it.
-  AngleTable cos_cache;              ///< For the next layer [OUT-8]; empty without rotation.
+  Tensor hidden_states;  ///< As the input: [tokens, hidden_size] or [batch, seq, hidden_size], of the input's type
+                         ///< [OUT-5].
+  KeyValue present_key_value;  ///< Empty where the caller did not want it.
+  AngleTable cos_cache;        ///< For the next layer [OUT-8]; empty without rotation.
   AngleTable sin_cache;
-  Tensor residual;                   ///< With rmsnorm: input + residual, else the residual as it came [OUT-6].
-  Tensor attn_input_hidden_states;   ///< Only chunked context parallelism fills it [OUT-7].
-  Tensor lse;                        ///< Where asked for: f32 [tokens, heads] or [batch, seq, heads], log of the sum of exp(scores), sinks included.
+  Tensor residual;                  ///< With rmsnorm: input + residual, else the residual as it came [OUT-6].
+  Tensor attn_input_hidden_states;  ///< Only chunked context parallelism fills it [OUT-7].
+  Tensor lse;  ///< Where asked for: f32 [tokens, heads] or [batch, seq, heads], log of the sum of exp(scores), sinks
+               ///< included.
 
   using Field = std::variant<Tensor, KeyValue, AngleTable>;
   /// Member 0..5, or -6..-1 from the end [OUT-3]. Throws Error for other indices.
@@ -73,42 +78,52 @@ template <size_t I>
 
 /// What both forms of a call have in common.
 struct AttentionOptions {
-  KvCache* cache = nullptr;        ///< Where keys and values are read and appended; none: the call's tokens see only each other.
-  ConstTensorView rmsnorm;         ///< Gain [input_size] f32 of the norm before the projection; none: the input is normed already [CFG-30].
-  ConstTensorView residual;        ///< Shape and type of the input; with rmsnorm it is added to the input first [OUT-6].
-  const AngleTable* cos_cache = nullptr;  ///< What an earlier layer returned; used where it fits this layer [POS-15], [GAP-13].
+  KvCache* cache =
+      nullptr;  ///< Where keys and values are read and appended; none: the call's tokens see only each other.
+  ConstTensorView rmsnorm;   ///< Gain [input_size] f32 of the norm before the projection; none: the input is normed
+                             ///< already [CFG-30].
+  ConstTensorView residual;  ///< Shape and type of the input; with rmsnorm it is added to the input first [OUT-6].
+  const AngleTable* cos_cache =
+      nullptr;  ///< What an earlier layer returned; used where it fits this layer [POS-15], [GAP-13].
   const AngleTable* sin_cache = nullptr;
-  std::span<const int64_t> rotary_position_ids;  ///< One a token: rotates by these instead of by the positions [POS-18].
+  std::span<const int64_t>
+      rotary_position_ids;         ///< One a token: rotates by these instead of by the positions [POS-18].
   bool present_key_value = true;   ///< Whether the call returns the new keys and values.
   bool lse = false;                ///< Whether the call returns log-sum-exps.
   Workspace* workspace = nullptr;  ///< None: one of its own for this call, with a thread per core.
 };
 
-/// Packed tokens of any number of sequences: prefill, prefill in chunks and decode are spans of different lengths, and may
-/// be mixed in one call.
+/// Packed tokens of any number of sequences: prefill, prefill in chunks and decode are spans of different lengths, and
+/// may be mixed in one call.
 struct AttentionInput : AttentionOptions {
   ConstTensorView hidden_states;  ///< [tokens, input_size]; f32, bf16 or f16
-  std::span<const Span> spans;    ///< In the order of the tokens; their counts add up to tokens. None: one sequence from position 0.
-  TensorView output;              ///< Where to write [tokens, hidden_size], of the input's type; none: a new tensor.
+  std::span<const Span>
+      spans;  ///< In the order of the tokens; their counts add up to tokens. None: one sequence from position 0.
+  TensorView output;  ///< Where to write [tokens, hidden_size], of the input's type; none: a new tensor.
 };
 
 /// A padded batch: one sequence a row, padding on the right or on the left.
 struct PaddedAttentionInput : AttentionOptions {
-  ConstTensorView hidden_states;              ///< [batch, seq, input_size]; f32, bf16 or f16
-  ConstTensorView attention_mask;             ///< [batch, seq] of bool, u8, i32 or i64: 0 marks padding, at one side of a row; none: no padding.
-  ConstTensorView position_ids;               ///< [batch, seq] of i32 or i64; consecutive over a row's tokens. None: from 0, or from the cache's length on.
-  std::span<const int64_t> seq_ids;           ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
+  ConstTensorView hidden_states;   ///< [batch, seq, input_size]; f32, bf16 or f16
+  ConstTensorView attention_mask;  ///< [batch, seq] of bool, u8, i32 or i64: 0 marks padding, at one side of a row;
+                                   ///< none: no padding.
+  ConstTensorView position_ids;  ///< [batch, seq] of i32 or i64; consecutive over a row's tokens. None: from 0, or from
+                                 ///< the cache's length on.
+  std::span<const int64_t> seq_ids;  ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
 };
 
 /// Attention of one layer: hidden states -> projection -> rotation -> cache -> attention -> projection.
-/// A token's output has the same bits whatever it is computed with: alone or in a batch, in one prefill, in chunks or one by one, by
-/// any number of threads.
+/// A token's output has the same bits whatever it is computed with: alone or in a batch, in one prefill, in chunks or
+/// one by one, by any number of threads.
 class Attention {
  public:
-  /// Packs the weights. Throws Error where config and weights disagree, or for a variant that this version can't compute.
-  [[nodiscard]] static Attention load(const AttentionWeights& weights, const AttentionConfig& config, const Threads& threads);
+  /// Packs the weights. Throws Error where config and weights disagree, or for a variant that this version can't
+  /// compute.
+  [[nodiscard]] static Attention load(const AttentionWeights& weights, const AttentionConfig& config,
+                                      const Threads& threads);
   /// One layer of a checkpoint; `config` as AttentionConfig::from gives it, perhaps with other choices.
-  [[nodiscard]] static Attention load(const Checkpoint& checkpoint, int64_t layer, const AttentionConfig& config, const Threads& threads);
+  [[nodiscard]] static Attention load(const Checkpoint& checkpoint, int64_t layer, const AttentionConfig& config,
+                                      const Threads& threads);
 
   [[nodiscard]] const AttentionConfig& config() const { return config_; }
   [[nodiscard]] const QkvProjection& qkv_projection() const { return qkv_; }
@@ -120,17 +135,16 @@ class Attention {
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 
  private:
-  struct Call;
-  void run(const Call& call) const;
-  void project(const Call& call, int64_t first, int64_t count) const;
-  void prepare_heads(const Call& call, int64_t first, int64_t count) const;
-  void attend(const Call& call, int64_t first, int64_t count) const;
+  friend class AttentionCall;
 
   AttentionConfig config_;
   QkvProjection qkv_;
   OutputProjection output_;
   std::optional<RotaryEmbedding> rotary_;
-  AttentionWeights norms_;    // only the norms' gains and biases
+  struct NormWeights {
+    std::vector<float> q, q_bias, k, k_bias, v;
+  };
+  NormWeights norms_;
   std::vector<float> sinks_;  // [heads], several sinks of a head as one
 };
 

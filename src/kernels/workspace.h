@@ -18,6 +18,7 @@ struct Workspace::Memory {
   std::vector<kernels::AttendSpan> spans;
   std::vector<Interval> visible;
   std::vector<int64_t> positions;
+  std::vector<float> row;
 
   /// Piece as an f32 matrix of that shape. What it held before is lost.
   [[nodiscard]] TensorView matrix(Piece piece, int64_t rows, int64_t columns) {

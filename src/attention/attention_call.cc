@@ -1,0 +1,329 @@
+#include "attention/attention_call.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/rows.h"
+#include "tensor/fail.h"
+
+namespace regard {
+namespace {
+
+using Memory = Workspace::Memory;
+
+// Tokens that go through the layer together: enough for the matrix kernels to run at full speed.
+constexpr int64_t kPieceTokens = 512;
+
+bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+
+}  // namespace
+
+AttentionCall::AttentionCall(const Attention& attention, const AttentionInput& input)
+    : layer_(attention),
+      config_(attention.config()),
+      input_(input),
+      own_workspace_(input.workspace == nullptr ? std::optional<Workspace>(std::in_place) : std::nullopt),
+      workspace_(own_workspace_ ? *own_workspace_ : *input.workspace),
+      memory_(workspace_.memory()) {
+  check_input();
+  tokens_ = input.hidden_states.size(0);
+  resolve_spans();
+  resolve_cache();
+  resolve_angles();
+  make_outputs();
+}
+
+AttentionOutput AttentionCall::run() {
+  const int64_t step = piece_tokens();
+  for (int64_t first = 0; first < tokens_; first += step)
+    run_piece({.first = first, .count = std::min(step, tokens_ - first)});
+  return std::move(output_);
+}
+
+void AttentionCall::check_input() const {
+  const ConstTensorView& x = input_.hidden_states;
+  require(x.shape().rank() == 2 && x.size(1) == config_.input_size() && x.is_dense(),
+          "attention: hidden_states has shape {}, expected [tokens, {}], dense", x.shape().to_string(),
+          config_.input_size());
+  require(is_float(x.dtype()), "attention: hidden_states has dtype {}, expected f32, bf16 or f16", name_of(x.dtype()));
+  if (!input_.rmsnorm.empty()) {
+    require(config_.rms_norm_eps.has_value(), "attention: rmsnorm is given, but rms_norm_eps is not set");
+    require(input_.rmsnorm.shape() == Shape{config_.input_size()}, "attention: rmsnorm has shape {}, expected [{}]",
+            input_.rmsnorm.shape().to_string(), config_.input_size());
+    (void)input_.rmsnorm.elements<float>();
+  }
+  if (!input_.residual.empty())
+    require(input_.residual.shape() == x.shape() && input_.residual.dtype() == x.dtype() && input_.residual.is_dense(),
+            "attention: residual has shape {} and dtype {}, expected those of hidden_states: {}, {}",
+            input_.residual.shape().to_string(), name_of(input_.residual.dtype()), x.shape().to_string(),
+            name_of(x.dtype()));
+  require(input_.rotary_position_ids.empty() || static_cast<int64_t>(input_.rotary_position_ids.size()) == x.size(0),
+          "attention: rotary_position_ids has {} entries, expected {}, one a token", input_.rotary_position_ids.size(),
+          x.size(0));
+}
+
+void AttentionCall::resolve_spans() {
+  spans_ = input_.spans;
+  if (spans_.empty() && tokens_ > 0) {
+    own_spans_ = {{.slot = 0, .first_position = 0, .count = tokens_}};
+    spans_ = own_spans_;
+  }
+  int64_t counted = 0;
+  for (const Span& span : spans_) {
+    require(span.count >= 1 && span.count <= tokens_ - counted,
+            "attention: spans hold more tokens than hidden_states, which has {}", tokens_);
+    require(span.first_position >= 0, "attention: first_position is {}, expected 0 or more", span.first_position);
+    counted += span.count;
+  }
+  require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);
+}
+
+void AttentionCall::resolve_cache() {
+  cache_ = input_.cache;
+  if (cache_ == nullptr) {
+    // Without a cache every span is a sequence of its own, kept for the call.
+    if (own_spans_.empty()) own_spans_.assign(spans_.begin(), spans_.end());
+    int64_t longest = 1;
+    for (size_t i = 0; i < own_spans_.size(); ++i) {
+      Span& span = own_spans_[i];
+      require(span.first_position == 0, "attention: first_position is {}, expected 0 for a call without a cache",
+              span.first_position);
+      if (span.slot != -1) span.slot = static_cast<int64_t>(i);
+      longest = std::max(longest, span.count);
+    }
+    spans_ = own_spans_;
+    own_cache_ = KvCache::contiguous(
+        {.slots = std::max<int64_t>(1, static_cast<int64_t>(spans_.size())), .capacity = longest, .dtype = DType::f32},
+        config_);
+    cache_ = &*own_cache_;
+  }
+  require(cache_->num_key_value_heads() == config_.num_key_value_heads && cache_->head_dim() == config_.head_dim &&
+              cache_->v_head_dim() == config_.v_head_dim,
+          "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {}",
+          cache_->num_key_value_heads(), cache_->head_dim(), cache_->v_head_dim(), config_.num_key_value_heads,
+          config_.head_dim, config_.v_head_dim);
+  cache_->check(spans_);
+}
+
+void AttentionCall::resolve_angles() {
+  if (!layer_.rotary_ || tokens_ == 0) return;
+  std::vector<int64_t>& positions = memory_.positions;
+  positions.assign(input_.rotary_position_ids.begin(), input_.rotary_position_ids.end());
+  if (positions.empty())
+    for (const Span& span : spans_)
+      for (int64_t i = 0; i < span.count; ++i) positions.push_back(span.first_position + i);
+  const int64_t length = *std::ranges::max_element(positions) + 1;
+  if (input_.cos_cache != nullptr && input_.sin_cache != nullptr)
+    angles_ = {.cos = *input_.cos_cache, .sin = *input_.sin_cache};
+  if (!layer_.rotary_->matches(angles_, positions, length)) angles_ = layer_.rotary_->angles(positions, length);
+}
+
+void AttentionCall::make_outputs() {
+  const Shape shape{tokens_, config_.hidden_size};
+  const DType dtype = input_.hidden_states.dtype();
+  if (!input_.output.empty()) {
+    require(input_.output.shape() == shape && input_.output.dtype() == dtype && input_.output.is_dense(),
+            "attention: output has shape {} and dtype {}, expected {} and {}, dense", input_.output.shape().to_string(),
+            name_of(input_.output.dtype()), shape.to_string(), name_of(dtype));
+    hidden_ = input_.output;
+  } else {
+    output_.hidden_states = Tensor(dtype, shape);
+    hidden_ = output_.hidden_states;
+  }
+  if (input_.present_key_value)
+    output_.present_key_value = {
+        .key = Tensor(DType::f32, {tokens_, config_.num_key_value_heads, config_.head_dim}),
+        .value = Tensor(DType::f32, {tokens_, config_.num_key_value_heads, config_.v_head_dim})};
+  if (input_.lse) output_.lse = Tensor(DType::f32, {tokens_, config_.num_attention_heads});
+  output_.cos_cache = angles_.cos;
+  output_.sin_cache = angles_.sin;
+  if (!input_.residual.empty()) output_.residual = convert(input_.residual, dtype);
+}
+
+int64_t AttentionCall::piece_tokens() const {
+  // Where queries see later tokens, all keys have to be there first.
+  if (!config_.is_causal) return std::max<int64_t>(1, tokens_);
+  const int64_t asked = config_.inference.windowed_context_encoding_size;
+  return asked > 0 ? asked : kPieceTokens;
+}
+
+template <class Visit>
+void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
+  int64_t before = 0;
+  for (const Span& span : spans_) {
+    const int64_t begin = std::max(piece.first, before);
+    const int64_t end = std::min(piece.first + piece.count, before + span.count);
+    if (begin < end)
+      visit(span, begin - piece.first,
+            Span{.slot = span.slot, .first_position = span.first_position + (begin - before), .count = end - begin});
+    before += span.count;
+  }
+}
+
+void AttentionCall::run_piece(const Piece& piece) {
+  const auto& c = config_;
+  const TensorView q = memory_.matrix(Memory::Piece::queries, piece.count, c.num_attention_heads * c.head_dim);
+  const TensorView k = memory_.matrix(Memory::Piece::keys, piece.count, c.num_key_value_heads * c.head_dim);
+  const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
+  const TensorView attended =
+      memory_.matrix(Memory::Piece::attended, piece.count, c.num_attention_heads * c.v_head_dim);
+  layer_.qkv_.forward(normed_input(piece), q, k, v, workspace_);
+  prepare_heads(piece, q, k, v);
+  append(piece, k, v);
+  attend(piece, q, attended);
+  write_hidden(piece, attended);
+}
+
+// The piece's rows as the projection reads them: with rmsnorm, residual added and normed in f32 [CFG-30], [OUT-6].
+ConstTensorView AttentionCall::normed_input(const Piece& piece) {
+  const ConstTensorView x = input_.hidden_states.slice(0, piece.first, piece.count);
+  if (input_.rmsnorm.empty()) return x;
+  const int64_t width = x.size(1);
+  const int64_t row_bytes = width * static_cast<int64_t>(size_of(x.dtype()));
+  const TensorView normed = memory_.matrix(Memory::Piece::normed, piece.count, width);
+  const float* gain = input_.rmsnorm.as<float>();
+  for (int64_t token = 0; token < piece.count; ++token) {
+    float* row = normed.as<float>() + token * width;
+    kernels::load_floats(x.data() + token * row_bytes, x.dtype(), width, row);
+    if (!input_.residual.empty()) {
+      std::byte* sum = output_.residual.view().data() + (piece.first + token) * row_bytes;
+      std::vector<float>& other = memory_.row;
+      other.resize(static_cast<size_t>(width));
+      kernels::load_floats(sum, x.dtype(), width, other.data());
+      for (int64_t i = 0; i < width; ++i) row[i] += other[static_cast<size_t>(i)];
+      kernels::store_floats(row, width, x.dtype(), sum);
+      kernels::load_floats(sum, x.dtype(), width, row);
+    }
+    kernels::rms_norm(row, gain, *config_.rms_norm_eps, width, row);
+  }
+  return normed;
+}
+
+namespace {
+
+void normalize_heads(const QKNorm& norm, const std::vector<float>& weight, const std::vector<float>& bias,
+                     int64_t heads, int64_t width, float* row) {
+  const bool all = norm.width == NormWidth::all;
+  const auto pointer = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+  for (int64_t head = 0; head < (all ? 1 : heads); ++head)
+    kernels::normalize(norm.kind, norm.eps, pointer(weight), pointer(bias), all ? heads * width : width,
+                       row + head * width);
+}
+
+}  // namespace
+
+// Norms and rotation, in the order of [POS-1]; every norm on queries and keys follows qk_norm_placement [GAP-12].
+void AttentionCall::prepare_heads(const Piece& piece, TensorView q, TensorView k, TensorView v) const {
+  const auto& c = config_;
+  const auto& w = layer_.norms_;
+  const QKNorm plain{.kind = NormKind::rms, .eps = c.rms_norm_eps.value_or(1e-6), .has_weight = false};
+  const int64_t half = c.rotary_emb ? c.rotary_emb->rotary_dim / 2 : 0;
+  const auto norm = [&](float* queries, float* keys) {
+    if (c.use_qk_norm) {
+      normalize_heads(plain, {}, {}, c.num_attention_heads, c.head_dim, queries);
+      normalize_heads(plain, {}, {}, c.num_key_value_heads, c.head_dim, keys);
+    }
+    if (c.q_layernorm) {
+      normalize_heads(*c.q_layernorm, w.q, w.q_bias, c.num_attention_heads, c.head_dim, queries);
+      normalize_heads(*c.k_layernorm, w.k, w.k_bias, c.num_key_value_heads, c.head_dim, keys);
+    }
+  };
+  const auto prepare = [&](int64_t token, int64_t position) {
+    float* queries = q.as<float>() + token * q.size(1);
+    float* keys = k.as<float>() + token * k.size(1);
+    float* values = v.as<float>() + token * v.size(1);
+    if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE) norm(queries, keys);
+    if (half > 0) {
+      const float* cos = angles_.cos.values.view().as<float>() + (piece.first + token) * half;
+      const float* sin = angles_.sin.values.view().as<float>() + (piece.first + token) * half;
+      kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_attention_heads, c.head_dim, queries);
+      kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_key_value_heads, c.head_dim, keys);
+    }
+    if (c.qk_norm_placement == QKNormPlacement::POST_ROPE) norm(queries, keys);
+    if (c.query_position_scale) {
+      const auto& scale = *c.query_position_scale;
+      const auto factor = static_cast<float>(
+          std::log1p(std::floor(static_cast<double>(position + 1) / scale.floor_scale)) * scale.attn_scale + 1.0);
+      for (int64_t i = 0; i < q.size(1); ++i) queries[i] *= factor;
+    }
+    if (c.v_norm) normalize_heads(*c.v_norm, w.v, {}, c.num_key_value_heads, c.v_head_dim, values);
+    if (c.value_scale != 1.0)
+      for (int64_t i = 0; i < v.size(1); ++i) values[i] *= static_cast<float>(c.value_scale);
+  };
+  for_each_part(piece, [&](const Span&, int64_t first, const Span& part) {
+    // Small runs are done before a team of threads has woken up.
+    constexpr int64_t kRun = 16;
+    workspace_.threads().for_each((part.count + kRun - 1) / kRun, [&](int64_t run, int) {
+      for (int64_t i = run * kRun; i < std::min((run + 1) * kRun, part.count); ++i)
+        prepare(first + i, part.first_position + i);
+    });
+  });
+}
+
+void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
+  const auto& c = config_;
+  for_each_part(piece, [&](const Span&, int64_t first, const Span& part) {
+    const auto rows = [&](TensorView matrix, int64_t width) {
+      return matrix.slice(0, first, part.count).reshape({part.count, c.num_key_value_heads, width});
+    };
+    cache_->append(part, rows(k, c.head_dim), rows(v, c.v_head_dim));
+  });
+  if (!input_.present_key_value) return;
+  const auto copy = [&](TensorView from, const Tensor& to) {
+    std::memcpy(to.view().slice(0, piece.first, piece.count).data(), from.data(),
+                static_cast<size_t>(from.shape().elements()) * sizeof(float));
+  };
+  copy(k, output_.present_key_value.key);
+  copy(v, output_.present_key_value.value);
+}
+
+void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView attended) {
+  const Mask mask = Mask::of(config_);
+  memory_.spans.clear();
+  memory_.visible.assign(static_cast<size_t>(piece.count), Interval{});
+  for_each_part(piece, [&](const Span& span, int64_t first, const Span& part) {
+    if (span.slot == -1) {
+      memory_.spans.push_back({.kv = {}, .first_token = first, .count = part.count});
+      return;
+    }
+    memory_.spans.push_back({.kv = cache_->view(span.slot), .first_token = first, .count = part.count});
+    for (int64_t i = 0; i < part.count; ++i)
+      memory_.visible[static_cast<size_t>(first + i)] =
+          mask.visible(part.first_position + i, span.first_position + span.count);
+  });
+  kernels::attend(
+      {.shape = {.heads = config_.num_attention_heads,
+                 .kv_heads = config_.num_key_value_heads,
+                 .head_dim = config_.head_dim,
+                 .v_head_dim = config_.v_head_dim,
+                 .scale = static_cast<float>(config_.softmax_scale),
+                 .soft_cap = static_cast<float>(config_.logit_soft_cap),
+                 .sinks = layer_.sinks_.empty() ? nullptr : layer_.sinks_.data()},
+       .spans = memory_.spans,
+       .queries = q.as<float>(),
+       .visible = memory_.visible.data(),
+       .out = attended.as<float>(),
+       .lse = input_.lse ? output_.lse.view().as<float>() + piece.first * config_.num_attention_heads : nullptr},
+      memory_.attend, workspace_.threads());
+}
+
+void AttentionCall::write_hidden(const Piece& piece, ConstTensorView attended) {
+  const TensorView out = hidden_.slice(0, piece.first, piece.count);
+  if (hidden_.dtype() == DType::f32) {
+    layer_.output_.forward(attended, out, workspace_);
+  } else {
+    const TensorView wide = memory_.matrix(Memory::Piece::normed, piece.count, config_.hidden_size);
+    layer_.output_.forward(attended, wide, workspace_);
+    kernels::store_floats(wide.as<float>(), wide.shape().elements(), hidden_.dtype(), out.data());
+  }
+  for_each_part(piece, [&](const Span& span, int64_t first, const Span& part) {
+    if (span.slot != -1) return;
+    const TensorView skipped = out.slice(0, first, part.count);
+    std::memset(skipped.data(), 0, static_cast<size_t>(skipped.shape().elements()) * size_of(skipped.dtype()));
+  });
+}
+
+AttentionOutput Attention::forward(const AttentionInput& input) const { return AttentionCall(*this, input).run(); }
+
+}  // namespace regard

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "kernels/workspace.h"
+#include "regard/attention.h"
+
+namespace regard {
+
+// One call of Attention::forward on packed tokens: checks everything first, then works through the tokens in pieces, so
+// that scratch memory does not grow with the length of a prompt. Schedule invariance makes the pieces invisible.
+class AttentionCall {
+ public:
+  AttentionCall(const Attention& attention, const AttentionInput& input);
+  AttentionOutput run();
+
+ private:
+  // Tokens first..first+count-1 of the packed tokens.
+  struct Piece {
+    int64_t first;
+    int64_t count;
+  };
+
+  void check_input() const;
+  void resolve_spans();
+  void resolve_cache();
+  void resolve_angles();
+  void make_outputs();
+  [[nodiscard]] int64_t piece_tokens() const;
+
+  void run_piece(const Piece& piece);
+  [[nodiscard]] ConstTensorView normed_input(const Piece& piece);
+  void prepare_heads(const Piece& piece, TensorView q, TensorView k, TensorView v) const;
+  void append(const Piece& piece, TensorView k, TensorView v);
+  void attend(const Piece& piece, ConstTensorView q, TensorView attended);
+  void write_hidden(const Piece& piece, ConstTensorView attended);
+
+  // Calls visit(span, tokens before the part in the piece, the part as a span) for each span's part inside a piece.
+  template <class Visit>
+  void for_each_part(const Piece& piece, Visit visit) const;
+
+  const Attention& layer_;
+  const AttentionConfig& config_;
+  const AttentionInput& input_;
+  std::optional<Workspace> own_workspace_;
+  Workspace& workspace_;
+  Workspace::Memory& memory_;
+  int64_t tokens_ = 0;
+  std::vector<Span> own_spans_;
+  std::span<const Span> spans_;
+  std::optional<KvCache> own_cache_;
+  KvCache* cache_ = nullptr;
+  RotaryAngles angles_;
+  AttentionOutput output_;
+  TensorView hidden_;  // where hidden states go
+};
+
+}  // namespace regard

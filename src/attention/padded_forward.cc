@@ -1,0 +1,193 @@
+#include <algorithm>
+#include <cstring>
+
+#include "regard/attention.h"
+#include "tensor/fail.h"
+
+// The padded form is an adapter: real tokens are packed, computed as spans, and put back. Padding is never computed.
+namespace regard {
+namespace {
+
+// The real tokens of one row of the batch.
+struct Row {
+  int64_t slot = -1;
+  int64_t first = 0;  // index in the row of its first real token
+  int64_t count = 0;
+  int64_t first_position = 0;
+};
+
+int64_t integer_at(ConstTensorView view, int64_t row, int64_t column) {
+  const ConstTensorView element = view[row][column];
+  switch (view.dtype()) {
+    case DType::boolean:
+    case DType::u8:
+      return std::to_integer<int64_t>(*element.data());
+    case DType::i32:
+      return *element.as<int32_t>();
+    case DType::i64:
+      return *element.as<int64_t>();
+    default:
+      fail("attention: attention_mask or position_ids has dtype {}, expected bool, u8, i32 or i64",
+           name_of(view.dtype()));
+  }
+}
+
+class PaddedCall {
+ public:
+  PaddedCall(const Attention& attention, const PaddedAttentionInput& input)
+      : attention_(attention), config_(attention.config()), input_(input) {
+    const ConstTensorView& x = input.hidden_states;
+    require(x.shape().rank() == 3 && x.size(2) == config_.input_size() && x.is_dense(),
+            "attention: hidden_states has shape {}, expected [batch, seq, {}], dense", x.shape().to_string(),
+            config_.input_size());
+    batch_ = x.size(0);
+    seq_ = x.size(1);
+    check_matrix("attention_mask", input.attention_mask);
+    check_matrix("position_ids", input.position_ids);
+    require(input.seq_ids.empty() || static_cast<int64_t>(input.seq_ids.size()) == batch_,
+            "attention: seq_ids has {} entries, expected {}", input.seq_ids.size(), batch_);
+    require(
+        input.rotary_position_ids.empty() || static_cast<int64_t>(input.rotary_position_ids.size()) == batch_ * seq_,
+        "attention: rotary_position_ids has {} entries, expected {}", input.rotary_position_ids.size(), batch_ * seq_);
+    for (int64_t row = 0; row < batch_; ++row) rows_.push_back(find_row(row));
+  }
+
+  AttentionOutput run() {
+    std::vector<Span> spans;
+    std::vector<int64_t> rotary;
+    int64_t tokens = 0;
+    for (int64_t b = 0; b < batch_; ++b) {
+      const Row& row = rows_[static_cast<size_t>(b)];
+      if (row.count == 0) continue;
+      spans.push_back({.slot = row.slot, .first_position = row.first_position, .count = row.count});
+      tokens += row.count;
+      if (input_.rotary_position_ids.empty()) continue;
+      const auto ids =
+          input_.rotary_position_ids.subspan(static_cast<size_t>(b * seq_ + row.first), static_cast<size_t>(row.count));
+      rotary.insert(rotary.end(), ids.begin(), ids.end());
+    }
+    const Tensor packed = pack(input_.hidden_states, tokens);
+    const Tensor residual = input_.residual.empty() ? Tensor() : pack(input_.residual, tokens);
+    AttentionInput inner;
+    static_cast<AttentionOptions&>(inner) = input_;
+    inner.hidden_states = packed;
+    inner.spans = spans;
+    inner.rotary_position_ids = rotary;
+    if (!residual.empty()) inner.residual = residual;
+    AttentionOutput output = attention_.forward(inner);
+    output.hidden_states = unpack(output.hidden_states);
+    if (!output.residual.empty()) output.residual = unpack(output.residual);
+    if (!output.lse.empty()) output.lse = unpack(output.lse);
+    if (input_.present_key_value)
+      output.present_key_value = {.key = heads_first(output.present_key_value.key),
+                                  .value = heads_first(output.present_key_value.value)};
+    return output;
+  }
+
+ private:
+  void check_matrix(const char* name, ConstTensorView view) const {
+    require(view.empty() || view.shape() == Shape{batch_, seq_}, "attention: {} has shape {}, expected [{}, {}]", name,
+            view.shape().to_string(), batch_, seq_);
+  }
+
+  Row find_row(int64_t b) const {
+    Row row{.slot = input_.seq_ids.empty() ? b : input_.seq_ids[static_cast<size_t>(b)]};
+    row.count = seq_;
+    if (!input_.attention_mask.empty()) {
+      const auto real = [&](int64_t i) { return integer_at(input_.attention_mask, b, i) != 0; };
+      while (row.first < seq_ && !real(row.first)) ++row.first;
+      int64_t end = row.first;
+      while (end < seq_ && real(end)) ++end;
+      for (int64_t i = end; i < seq_; ++i)
+        require(!real(i),
+                "attention: attention_mask of row {} has padding between tokens, at index {}; expected it at one side",
+                b, end);
+      row.count = end - row.first;
+    }
+    if (row.slot == -1) row.count = 0;
+    limit_prompt(b, row);
+    if (row.count > 0) row.first_position = first_position(b, row);
+    return row;
+  }
+
+  void limit_prompt(int64_t b, Row& row) const {
+    const auto& inference = config_.inference;
+    if (row.count <= inference.max_context_length) return;
+    require(inference.allow_input_truncation,
+            "attention: row {} has {} tokens, expected at most max_context_length ({})", b, row.count,
+            inference.max_context_length);
+    row.count = inference.max_context_length;
+  }
+
+  int64_t first_position(int64_t b, const Row& row) const {
+    if (input_.position_ids.empty()) return input_.cache == nullptr ? 0 : input_.cache->length(row.slot);
+    const int64_t first = integer_at(input_.position_ids, b, row.first);
+    for (int64_t i = 0; i < row.count; ++i) {
+      const int64_t position = integer_at(input_.position_ids, b, row.first + i);
+      require(position == first + i,
+              "attention: position_ids of row {} has {} at index {}, expected {}; a row's tokens are consecutive", b,
+              position, row.first + i, first + i);
+    }
+    return first;
+  }
+
+  // [batch, seq, width] -> [tokens, width]
+  Tensor pack(ConstTensorView padded, int64_t tokens) const {
+    require(padded.shape() == input_.hidden_states.shape(), "attention: residual has shape {}, expected {}",
+            padded.shape().to_string(), input_.hidden_states.shape().to_string());
+    Tensor packed(padded.dtype(), {tokens, padded.size(2)});
+    std::byte* to = packed.view().data();
+    for (int64_t b = 0; b < batch_; ++b) {
+      const Row& row = rows_[static_cast<size_t>(b)];
+      if (row.count == 0) continue;
+      const auto part = padded[b].slice(0, row.first, row.count);
+      const auto bytes = static_cast<size_t>(part.shape().elements()) * size_of(part.dtype());
+      std::memcpy(to, part.data(), bytes);
+      to += bytes;
+    }
+    return packed;
+  }
+
+  // [tokens, width] -> [batch, seq, width], zeros where there is no token
+  Tensor unpack(const Tensor& packed) const {
+    Tensor padded(packed.dtype(), {batch_, seq_, packed.shape()[1]});
+    const std::byte* from = packed.view().data();
+    for (int64_t b = 0; b < batch_; ++b) {
+      const Row& row = rows_[static_cast<size_t>(b)];
+      if (row.count == 0) continue;
+      const auto part = padded.view()[b].slice(0, row.first, row.count);
+      const auto bytes = static_cast<size_t>(part.shape().elements()) * size_of(part.dtype());
+      std::memcpy(part.data(), from, bytes);
+      from += bytes;
+    }
+    return padded;
+  }
+
+  // [tokens, kv_heads, width] -> [batch, kv_heads, seq, width] [OUT-10]
+  Tensor heads_first(const Tensor& packed) const {
+    const int64_t heads = packed.shape()[1];
+    const int64_t width = packed.shape()[2];
+    Tensor padded(DType::f32, {batch_, heads, seq_, width});
+    const float* from = packed.view().as<float>();
+    for (int64_t b = 0; b < batch_; ++b) {
+      const Row& row = rows_[static_cast<size_t>(b)];
+      for (int64_t i = row.first; i < row.first + row.count; ++i)
+        for (int64_t head = 0; head < heads; ++head, from += width)
+          std::copy_n(from, width, padded.view()[b][head][i].as<float>());
+    }
+    return padded;
+  }
+
+  const Attention& attention_;
+  const AttentionConfig& config_;
+  const PaddedAttentionInput& input_;
+  int64_t batch_ = 0;
+  int64_t seq_ = 0;
+  std::vector<Row> rows_;
+};
+
+}  // namespace
+
+AttentionOutput Attention::forward(const PaddedAttentionInput& input) const { return PaddedCall(*this, input).run(); }
+
+}  // namespace regard
