@@ -11,7 +11,7 @@ namespace regard {
 
 /// Named pieces of memory, each as large as the largest call asked for.
 struct Workspace::Memory {
-  enum class Piece : uint8_t { queries, keys, values, attended, normed, gate, up, logits, count };
+  enum class Piece : uint8_t { queries, keys, values, attended, normed, hidden, branch, gate, up, logits, count };
 
   kernels::MatmulScratch matmul;
   kernels::AttendScratch attend;

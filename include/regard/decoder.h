@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "regard/attention.h"
+#include "regard/checkpoint.h"
+#include "regard/model_config.h"
+#include "regard/workspace.h"
+
+namespace regard {
+
+/// The small decoder that makes a checkpoint speak: embedding, layers of attention and SwiGLU MLP between RMS norms,
+/// output head. Activations are f32.
+class Decoder {
+ public:
+  /// Loads and packs all weights. Throws Error for a checkpoint that is not a whole model of a known family.
+  [[nodiscard]] static Decoder load(const Checkpoint& checkpoint, const Threads& threads);
+
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] const Attention& attention(int64_t layer) const {
+    return layers_[static_cast<size_t>(layer)].attention;
+  }
+
+  /// One cache a layer, for `slots` sequences of up to `capacity` tokens.
+  [[nodiscard]] std::vector<KvCache> make_caches(int64_t slots, int64_t capacity, DType dtype = DType::f32) const;
+
+  /// Which tokens' logits a call computes.
+  enum class Logits : uint8_t { last_of_each_span, all };
+  /// Runs packed tokens through the model, appending to the caches. Returns logits [rows, vocab_size] in f32, rows in
+  /// order of the tokens; they live until the workspace's next use. Throws Error, before a cache changes, for token ids
+  /// outside the vocabulary and for what Attention::forward refuses.
+  [[nodiscard]] ConstTensorView forward(std::span<const int32_t> tokens, std::span<const Span> spans,
+                                        std::span<KvCache> caches, Logits logits, Workspace& workspace) const;
+
+ private:
+  struct Layer {
+    Attention attention;
+    std::vector<float> attention_norm;
+    std::vector<float> mlp_norm;
+    Linear gate, up, down;
+  };
+
+  void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                  TensorView hidden, Workspace& workspace) const;
+  void run_mlp(const Layer& layer, TensorView hidden, Workspace& workspace) const;
+
+  ModelConfig config_;
+  Linear embedding_;
+  Linear output_;  // empty where the embedding is the head
+  std::vector<float> norm_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace regard

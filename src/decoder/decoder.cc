@@ -1,0 +1,167 @@
+#include "regard/decoder.h"
+
+#include <algorithm>
+#include <array>
+
+#include "families/family.h"
+#include "kernels/rows.h"
+#include "kernels/workspace.h"
+#include "tensor/fail.h"
+
+namespace regard {
+namespace {
+
+using Memory = Workspace::Memory;
+
+std::vector<float> load_norm(const Checkpoint& checkpoint, const std::string& name, int64_t width) {
+  std::vector<float> gain = read_vector(checkpoint, name + ".weight");
+  require(static_cast<int64_t>(gain.size()) == width, "checkpoint: tensor \"{}.weight\" has {} numbers, expected {}",
+          name, gain.size(), width);
+  return gain;
+}
+
+Linear load_linear(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t columns,
+                   const Threads& threads) {
+  const WeightView weight = checkpoint.tensor(name + ".weight").matrix();
+  require(weight.rows == rows && weight.columns == columns,
+          "checkpoint: tensor \"{}.weight\" has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns,
+          rows, columns);
+  return {.weight = PackedMatrix::pack(weight, threads), .bias = read_vector(checkpoint, name + ".bias")};
+}
+
+// Rows a thread works on at a time, so that small calls stay on one thread.
+constexpr int64_t kRowRun = 16;
+
+template <class Work>
+void for_each_row(int64_t rows, const Threads& threads, Work work) {
+  threads.for_each((rows + kRowRun - 1) / kRowRun, [&](int64_t run, int) {
+    for (int64_t row = run * kRowRun; row < std::min((run + 1) * kRowRun, rows); ++row) work(row);
+  });
+}
+
+void add_rows(ConstTensorView from, TensorView to, const Threads& threads) {
+  const int64_t width = to.size(1);
+  for_each_row(to.size(0), threads, [&](int64_t row) {
+    const float* source = from.as<float>() + row * width;
+    float* sum = to.as<float>() + row * width;
+    for (int64_t i = 0; i < width; ++i) sum[i] += source[i];
+  });
+}
+
+}  // namespace
+
+Decoder Decoder::load(const Checkpoint& checkpoint, const Threads& threads) {
+  const auto family = family_of(checkpoint);
+  Decoder decoder;
+  decoder.config_ = family->model();
+  const ModelConfig& c = decoder.config_;
+  require(c.num_layers >= 1 && c.num_layers <= 4096, "checkpoint: the model has {} layers, expected 1 to 4096",
+          c.num_layers);
+  decoder.embedding_ = load_linear(checkpoint, family->model_tensor("embedding"), c.vocab_size, c.hidden_size, threads);
+  if (!c.tied_embeddings)
+    decoder.output_ = load_linear(checkpoint, family->model_tensor("output"), c.vocab_size, c.hidden_size, threads);
+  decoder.norm_ = load_norm(checkpoint, family->model_tensor("norm"), c.hidden_size);
+  for (int64_t i = 0; i < c.num_layers; ++i) {
+    const auto name = [&](std::string_view part) { return family->layer_tensor(i, part); };
+    decoder.layers_.push_back(
+        {.attention = Attention::load(checkpoint, i, AttentionConfig::from(checkpoint, i), threads),
+         .attention_norm = load_norm(checkpoint, name("attention.norm"), c.hidden_size),
+         .mlp_norm = load_norm(checkpoint, name("mlp.norm"), c.hidden_size),
+         .gate = load_linear(checkpoint, name("mlp.gate"), c.intermediate_size, c.hidden_size, threads),
+         .up = load_linear(checkpoint, name("mlp.up"), c.intermediate_size, c.hidden_size, threads),
+         .down = load_linear(checkpoint, name("mlp.down"), c.hidden_size, c.intermediate_size, threads)});
+  }
+  // All weights are packed: what the file's pages hold is not needed any more.
+  checkpoint.release_pages();
+  return decoder;
+}
+
+std::vector<KvCache> Decoder::make_caches(int64_t slots, int64_t capacity, DType dtype) const {
+  std::vector<KvCache> caches;
+  for (const Layer& layer : layers_)
+    caches.push_back(
+        KvCache::contiguous({.slots = slots, .capacity = capacity, .dtype = dtype}, layer.attention.config()));
+  return caches;
+}
+
+ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<const Span> spans,
+                                 std::span<KvCache> caches, Logits logits, Workspace& workspace) const {
+  require(caches.size() == layers_.size(), "decoder: {} caches are given, expected {}, one a layer", caches.size(),
+          layers_.size());
+  for (const int32_t token : tokens)
+    require(token >= 0 && token < config_.vocab_size, "decoder: token id is {}, expected 0 to {}", token,
+            config_.vocab_size - 1);
+  const auto count = static_cast<int64_t>(tokens.size());
+  Memory& memory = workspace.memory();
+  const TensorView hidden = memory.matrix(Memory::Piece::hidden, count, config_.hidden_size);
+  run_layers(tokens, spans, caches, hidden, workspace);
+
+  std::vector<int64_t> rows;
+  int64_t end = 0;
+  for (const Span& span : spans) {
+    for (int64_t i = logits == Logits::all ? 0 : span.count - 1; i < span.count; ++i) rows.push_back(end + i);
+    end += span.count;
+  }
+  const auto row_count = static_cast<int64_t>(rows.size());
+  const TensorView normed = memory.matrix(Memory::Piece::normed, row_count, config_.hidden_size);
+  for_each_row(row_count, workspace.threads(), [&](int64_t row) {
+    kernels::rms_norm(hidden.as<float>() + rows[static_cast<size_t>(row)] * config_.hidden_size, norm_.data(),
+                      config_.rms_norm_eps, config_.hidden_size, normed.as<float>() + row * config_.hidden_size);
+  });
+  const TensorView out = memory.matrix(Memory::Piece::logits, row_count, config_.vocab_size);
+  const std::array<const Linear*, 1> head = {config_.tied_embeddings ? &embedding_ : &output_};
+  apply(head, normed, std::array{out}, workspace);
+  return out;
+}
+
+void Decoder::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                         TensorView hidden, Workspace& workspace) const {
+  for_each_row(hidden.size(0), workspace.threads(), [&](int64_t row) {
+    embedding_.weight.decode_row(tokens[static_cast<size_t>(row)], {hidden.as<float>() + row * config_.hidden_size,
+                                                                    static_cast<size_t>(config_.hidden_size)});
+  });
+  const TensorView branch = workspace.memory().matrix(Memory::Piece::branch, hidden.size(0), config_.hidden_size);
+  RotaryAngles angles;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.spans = spans;
+    input.output = branch;
+    input.cache = &caches[i];
+    input.rmsnorm = ConstTensorView(layer.attention_norm.data(), {config_.hidden_size});
+    input.cos_cache = &angles.cos;
+    input.sin_cache = &angles.sin;
+    input.present_key_value = false;
+    input.workspace = &workspace;
+    AttentionOutput output = layer.attention.forward(input);
+    angles = {.cos = std::move(output.cos_cache), .sin = std::move(output.sin_cache)};
+    add_rows(branch, hidden, workspace.threads());
+    run_mlp(layer, hidden, workspace);
+  }
+}
+
+// Rows pass in pieces, so that the wide activations do not grow with the length of a prompt.
+void Decoder::run_mlp(const Layer& layer, TensorView hidden, Workspace& workspace) const {
+  constexpr int64_t kPieceTokens = 512;
+  Memory& memory = workspace.memory();
+  for (int64_t first = 0; first < hidden.size(0); first += kPieceTokens) {
+    const TensorView x = hidden.slice(0, first, std::min(kPieceTokens, hidden.size(0) - first));
+    const TensorView normed = memory.matrix(Memory::Piece::normed, x.size(0), config_.hidden_size);
+    for_each_row(x.size(0), workspace.threads(), [&](int64_t row) {
+      kernels::rms_norm(x.as<float>() + row * config_.hidden_size, layer.mlp_norm.data(), config_.rms_norm_eps,
+                        config_.hidden_size, normed.as<float>() + row * config_.hidden_size);
+    });
+    const TensorView gate = memory.matrix(Memory::Piece::gate, x.size(0), config_.intermediate_size);
+    const TensorView up = memory.matrix(Memory::Piece::up, x.size(0), config_.intermediate_size);
+    apply(std::array<const Linear*, 2>{&layer.gate, &layer.up}, normed, std::array{gate, up}, workspace);
+    for_each_row(x.size(0), workspace.threads(), [&](int64_t row) {
+      kernels::silu_times(up.as<float>() + row * config_.intermediate_size, config_.intermediate_size,
+                          gate.as<float>() + row * config_.intermediate_size);
+    });
+    apply(std::array<const Linear*, 1>{&layer.down}, gate, std::array{normed}, workspace);
+    add_rows(normed, x, workspace.threads());
+  }
+}
+
+}  // namespace regard
