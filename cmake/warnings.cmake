@@ -7,6 +7,8 @@ target_compile_options(
             -Wpedantic
             -Wconversion
             -Wshadow
+            # Options are structs whose members have defaults; naming only some of them is the point.
+            -Wno-missing-field-initializers
             -Werror
             # A contracted a*b+c has other bits than the two operations; where a fused one is meant, it is written.
             -ffp-contract=off)

@@ -25,9 +25,11 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  /// Token ids of `text`; special tokens written in it are recognised. BOS is put in front where the model asks for it.
+  /// Whether BOS is put in front: where the model asks for it, or never, as for text that a chat template made.
+  enum class Bos : uint8_t { as_the_model_says, never };
+  /// Token ids of `text`; special tokens written in it are recognised. Bytes that the vocabulary lacks are dropped.
   /// Throws Error if the text is not valid UTF-8.
-  [[nodiscard]] std::vector<int32_t> encode(std::string_view text) const;
+  [[nodiscard]] std::vector<int32_t> encode(std::string_view text, Bos bos = Bos::as_the_model_says) const;
   /// The bytes that the tokens stand for, special tokens included as they are written. Not always valid UTF-8: a
   /// character may span tokens. Throws Error for an id outside 0..vocabulary_size()-1.
   [[nodiscard]] std::string decode(std::span<const int32_t> tokens) const;

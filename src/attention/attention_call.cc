@@ -81,14 +81,15 @@ void AttentionCall::resolve_spans() {
 
 void AttentionCall::resolve_cache() {
   cache_ = input_.cache;
+  origins_.assign(spans_.size(), 0);
   if (cache_ == nullptr) {
     // Without a cache every span is a sequence of its own, kept for the call.
     if (own_spans_.empty()) own_spans_.assign(spans_.begin(), spans_.end());
     int64_t longest = 1;
     for (size_t i = 0; i < own_spans_.size(); ++i) {
       Span& span = own_spans_[i];
-      require(span.first_position == 0, "attention: first_position is {}, expected 0 for a call without a cache",
-              span.first_position);
+      origins_[i] = span.first_position;
+      span.first_position = 0;
       if (span.slot != -1) span.slot = static_cast<int64_t>(i);
       longest = std::max(longest, span.count);
     }
@@ -111,8 +112,8 @@ void AttentionCall::resolve_angles() {
   std::vector<int64_t>& positions = memory_.positions;
   positions.assign(input_.rotary_position_ids.begin(), input_.rotary_position_ids.end());
   if (positions.empty())
-    for (const Span& span : spans_)
-      for (int64_t i = 0; i < span.count; ++i) positions.push_back(span.first_position + i);
+    for (size_t s = 0; s < spans_.size(); ++s)
+      for (int64_t i = 0; i < spans_[s].count; ++i) positions.push_back(origins_[s] + spans_[s].first_position + i);
   const int64_t length = *std::ranges::max_element(positions) + 1;
   if (input_.cos_cache != nullptr && input_.sin_cache != nullptr)
     angles_ = {.cos = *input_.cos_cache, .sin = *input_.sin_cache};
@@ -151,11 +152,12 @@ int64_t AttentionCall::piece_tokens() const {
 template <class Visit>
 void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
   int64_t before = 0;
-  for (const Span& span : spans_) {
+  for (size_t index = 0; index < spans_.size(); ++index) {
+    const Span& span = spans_[index];
     const int64_t begin = std::max(piece.first, before);
     const int64_t end = std::min(piece.first + piece.count, before + span.count);
     if (begin < end)
-      visit(span, begin - piece.first,
+      visit(index, begin - piece.first,
             Span{.slot = span.slot, .first_position = span.first_position + (begin - before), .count = end - begin});
     before += span.count;
   }
@@ -251,19 +253,19 @@ void AttentionCall::prepare_heads(const Piece& piece, TensorView q, TensorView k
     if (c.value_scale != 1.0)
       for (int64_t i = 0; i < v.size(1); ++i) values[i] *= static_cast<float>(c.value_scale);
   };
-  for_each_part(piece, [&](const Span&, int64_t first, const Span& part) {
+  for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
     // Small runs are done before a team of threads has woken up.
     constexpr int64_t kRun = 16;
     workspace_.threads().for_each((part.count + kRun - 1) / kRun, [&](int64_t run, int) {
       for (int64_t i = run * kRun; i < std::min((run + 1) * kRun, part.count); ++i)
-        prepare(first + i, part.first_position + i);
+        prepare(first + i, origins_[index] + part.first_position + i);
     });
   });
 }
 
 void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
   const auto& c = config_;
-  for_each_part(piece, [&](const Span&, int64_t first, const Span& part) {
+  for_each_part(piece, [&](size_t, int64_t first, const Span& part) {
     const auto rows = [&](TensorView matrix, int64_t width) {
       return matrix.slice(0, first, part.count).reshape({part.count, c.num_key_value_heads, width});
     };
@@ -282,15 +284,18 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
   const Mask mask = Mask::of(config_);
   memory_.spans.clear();
   memory_.visible.assign(static_cast<size_t>(piece.count), Interval{});
-  for_each_part(piece, [&](const Span& span, int64_t first, const Span& part) {
+  for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
+    const Span& span = spans_[index];
     if (span.slot == -1) {
       memory_.spans.push_back({.kv = {}, .first_token = first, .count = part.count});
       return;
     }
     memory_.spans.push_back({.kv = cache_->view(span.slot), .first_token = first, .count = part.count});
-    for (int64_t i = 0; i < part.count; ++i)
-      memory_.visible[static_cast<size_t>(first + i)] =
-          mask.visible(part.first_position + i, span.first_position + span.count);
+    const int64_t origin = origins_[index];
+    for (int64_t i = 0; i < part.count; ++i) {
+      const Interval seen = mask.visible(origin + part.first_position + i, origin + span.first_position + span.count);
+      memory_.visible[static_cast<size_t>(first + i)] = {std::max<int64_t>(0, seen.first - origin), seen.last - origin};
+    }
   });
   kernels::attend(
       {.shape = {.heads = config_.num_attention_heads,
@@ -317,8 +322,8 @@ void AttentionCall::write_hidden(const Piece& piece, ConstTensorView attended) {
     layer_.output_.forward(attended, wide, workspace_);
     kernels::store_floats(wide.as<float>(), wide.shape().elements(), hidden_.dtype(), out.data());
   }
-  for_each_part(piece, [&](const Span& span, int64_t first, const Span& part) {
-    if (span.slot != -1) return;
+  for_each_part(piece, [&](size_t, int64_t first, const Span& part) {
+    if (part.slot != -1) return;
     const TensorView skipped = out.slice(0, first, part.count);
     std::memset(skipped.data(), 0, static_cast<size_t>(skipped.shape().elements()) * size_of(skipped.dtype()));
   });

@@ -36,7 +36,8 @@ class AttentionCall {
   void attend(const Piece& piece, ConstTensorView q, TensorView attended);
   void write_hidden(const Piece& piece, ConstTensorView attended);
 
-  // Calls visit(span, tokens before the part in the piece, the part as a span) for each span's part inside a piece.
+  // Calls visit(index of the span, tokens before the part in the piece, the part as a span) for each span's part inside
+  // a piece.
   template <class Visit>
   void for_each_part(const Piece& piece, Visit visit) const;
 
@@ -49,6 +50,8 @@ class AttentionCall {
   int64_t tokens_ = 0;
   std::vector<Span> own_spans_;
   std::span<const Span> spans_;
+  // The position that a span's first position 0 stands for; only without a cache is it not 0.
+  std::vector<int64_t> origins_;
   std::optional<KvCache> own_cache_;
   KvCache* cache_ = nullptr;
   RotaryAngles angles_;

@@ -67,7 +67,8 @@ class Reader {
             file_.size(), kMaxHeaderBytes);
     const std::string_view text(reinterpret_cast<const char*>(file_.data()) + sizeof(length), length);
     data_ = file_.subspan(sizeof(length) + length);
-    for (const auto& [key, value] : parse_header(text, name_).items()) {
+    const Json header = parse_header(text, name_);
+    for (const auto& [key, value] : header.items()) {
       if (key == "__metadata__")
         read_metadata(value);
       else

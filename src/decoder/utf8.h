@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace regard {
+
+// Index of the first byte that is not part of valid UTF-8 (no overlong forms, no surrogates), or npos.
+[[nodiscard]] size_t find_invalid_utf8(std::string_view text);
+
+// Bytes at the end of `text` that may be the beginning of a character whose rest is still to come.
+[[nodiscard]] size_t incomplete_tail(std::string_view text);
+
+// The code point at `at`, which moves behind it; `text` is valid UTF-8.
+[[nodiscard]] uint32_t next_code_point(std::string_view text, size_t& at);
+
+void append_utf8(uint32_t code_point, std::string& text);
+
+}  // namespace regard
