@@ -23,6 +23,11 @@ using Unit = AttendScratch::Unit;
 // enough that scores, partials and a key block share the L2 cache. A multiple of every target's row tile.
 inline constexpr int64_t kUnitRows = 60;
 
+// Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
+// chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 3 % of the time.
+inline constexpr int64_t kScoreBlock = 32;
+static_assert(kBlock % kScoreBlock == 0);
+
 inline constexpr float kLog2E = 1.44269504F;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
@@ -268,11 +273,10 @@ class UnitKernel {
     const int64_t first = seen.first / kTile * kTile;
     const int64_t tile_count = tiles(seen.last + 1 - first);
     float* out = memory_.scores + row * kBlock + (first - keys.first);
-    for (int64_t block = 0; block < blocks(shape_.head_dim); ++block) {
-      const int64_t depth = std::min(kBlock, shape_.head_dim - block * kBlock);
-      multiply(memory_.queries + (block * rows_ + row) * kBlock, count,
-               segment.keys.from((first - segment.first) / kTile, block * kBlock), tile_count, depth,
-               block == 0 ? Sum::start : Sum::add, out, kBlock);
+    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock) {
+      const float* queries = memory_.queries + (k / kBlock * rows_ + row) * kBlock + k % kBlock;
+      multiply(queries, count, segment.keys.from((first - segment.first) / kTile, k), tile_count,
+               std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
     }
   }
 

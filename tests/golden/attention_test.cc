@@ -178,8 +178,8 @@ void expect_layer_equals(const std::string& name) {
     for (int64_t t = 0; t < key.shape()[1]; ++t)
       for (int64_t h = 0; h < key.shape()[2]; ++h)
         for (int64_t d = 0; d < key.shape()[3]; ++d) {
-          ASSERT_NEAR(kv.key.view()[b][h][t].as<float>()[d], key.view()[b][t][h].as<float>()[d], 2e-5);
-          ASSERT_NEAR(kv.value.view()[b][h][t].as<float>()[d], value.view()[b][t][h].as<float>()[d], 2e-6);
+          ASSERT_NEAR(kv.key.view()[b][h][t].as<float>()[d], key.view()[b][t][h].as<float>()[d], tolerance);
+          ASSERT_NEAR(kv.value.view()[b][h][t].as<float>()[d], value.view()[b][t][h].as<float>()[d], tolerance);
         }
 }
 
