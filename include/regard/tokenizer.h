@@ -54,10 +54,13 @@ struct ChatMessage {
   std::string content;
 };
 
-/// The text that the model's chat template makes of a conversation, ready for the assistant's answer (the generation
-/// prompt is added). `chat_template` is the Jinja source from the checkpoint.
+/// The text that a chat template makes of a conversation, ready for the assistant's answer (the generation prompt is
+/// added). `chat_template` is the Jinja source; bos_token and eos_token are what it finds under those names.
 /// Throws Error for a template that is not understood; the message says what was not.
 [[nodiscard]] std::string apply_chat_template(std::string_view chat_template, std::span<const ChatMessage> messages,
                                               std::string_view bos_token, std::string_view eos_token);
+/// The same with the template that the checkpoint carries. Throws Error if it carries none.
+[[nodiscard]] std::string apply_chat_template(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
+                                              std::span<const ChatMessage> messages);
 
 }  // namespace regard

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace regard::cli {
+
+// Each adds its subcommand with options, help and examples to the app. What a subcommand does runs in its callback,
+// after parsing; it throws Error for bad input.
+void add_generate(CLI::App& app);
+void add_score(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_attend(CLI::App& app);
+
+// The exit code where a command was stopped by Ctrl-C.
+inline constexpr int kInterrupted = 130;
+
+}  // namespace regard::cli

@@ -1,0 +1,60 @@
+#include "cli/common.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "tensor/fail.h"
+
+namespace regard::cli {
+
+void add_threads(CLI::App& command, int& threads) {
+  command.add_option("--threads", threads, "Threads to use (default: one per core)")->check(CLI::Range(1, 1024));
+}
+
+void ModelOptions::add_to(CLI::App& command) {
+  command.add_option("-m,--model", model, "A .gguf file, a .safetensors file or a Hugging Face folder")->required();
+  add_threads(command, threads);
+}
+
+void print_json(const nlohmann::ordered_json& json) {
+  std::cout << json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
+}
+
+int64_t peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+std::string read_standard_input() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
+
+std::string read_text_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  require(in.is_open(), "{} can't be opened", path);
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  require(!in.bad(), "{} can't be read", path);
+  return text;
+}
+
+ProgressBar::ProgressBar(int64_t total) : total_(total), terminal_(isatty(STDERR_FILENO) == 1) {}
+
+ProgressBar::~ProgressBar() {
+  if (terminal_ && shown_percent_ >= 0) fmt::print(stderr, "\r\033[K");
+}
+
+void ProgressBar::show(int64_t done) {
+  const auto percent = static_cast<int>(100 * done / total_);
+  if (!terminal_ || percent == shown_percent_) return;
+  shown_percent_ = percent;
+  constexpr int kWidth = 40;
+  const int filled = percent * kWidth / 100;
+  fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3}% of {} tokens", "", filled, "", kWidth - filled, percent, total_);
+  std::fflush(stderr);
+}
+
+}  // namespace regard::cli

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace regard::cli {
+
+// -m and --threads, which several commands have.
+struct ModelOptions {
+  std::string model;
+  int threads = 0;  // 0: one per core
+
+  void add_to(CLI::App& command);
+};
+
+// --threads N, 1 or more; one per core where it is not given.
+void add_threads(CLI::App& command, int& threads);
+
+// Prints JSON on one line; bytes that are no UTF-8 become U+FFFD.
+void print_json(const nlohmann::ordered_json& json);
+
+// The largest memory that the process has held so far.
+[[nodiscard]] int64_t peak_memory_bytes();
+
+// The whole of standard input, or of a file. Throws Error if it can't be read.
+[[nodiscard]] std::string read_standard_input();
+[[nodiscard]] std::string read_text_file(const std::string& path);
+
+// A bar on standard error that redraws itself, where that is a terminal; nothing elsewhere.
+class ProgressBar {
+ public:
+  explicit ProgressBar(int64_t total);
+  ~ProgressBar();
+  void show(int64_t done);
+
+ private:
+  int64_t total_;
+  bool terminal_;
+  int shown_percent_ = -1;
+};
+
+}  // namespace regard::cli

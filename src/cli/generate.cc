@@ -1,0 +1,139 @@
+#include <fmt/format.h>
+
+#include <atomic>
+#include <csignal>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "decoder/generator.h"
+#include "decoder/utf8.h"
+#include "regard/decoder.h"
+#include "tensor/fail.h"
+
+namespace regard::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::string prompt;
+  std::string system;
+  int64_t max_tokens = 128;
+  SamplerConfig sampler;
+  bool chat = false;
+  bool json = false;
+};
+
+volatile std::sig_atomic_t interrupted = 0;
+
+// The first Ctrl-C ends the text after the current token, the second one the process.
+void watch_for_interrupt() {
+  std::signal(SIGINT, [](int) {
+    interrupted = 1;
+    std::signal(SIGINT, SIG_DFL);
+  });
+}
+
+// Writes tokens as they come, whole characters at a time.
+class Stream {
+ public:
+  explicit Stream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  void write(int32_t token) {
+    if (tokenizer_.is_special(token)) return;
+    pending_ += tokenizer_.decode({&token, 1});
+    const size_t ready = pending_.size() - incomplete_tail(pending_);
+    fmt::print("{}", std::string_view(pending_).substr(0, ready));
+    std::fflush(stdout);
+    pending_.erase(0, ready);
+  }
+  void finish() {
+    fmt::print("{}\n", pending_);
+    std::fflush(stdout);
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::string pending_;
+};
+
+std::vector<int32_t> encode_prompt(const Options& options, const Checkpoint& checkpoint, const Tokenizer& tokenizer) {
+  const std::string text = options.prompt == "-" ? read_standard_input() : options.prompt;
+  if (!options.chat) return tokenizer.encode(text);
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({.role = "system", .content = options.system});
+  messages.push_back({.role = "user", .content = text});
+  return tokenizer.encode(apply_chat_template(checkpoint, tokenizer, messages), Tokenizer::Bos::never);
+}
+
+std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
+  std::vector<int32_t> visible;
+  for (const int32_t token : tokens)
+    if (!tokenizer.is_special(token)) visible.push_back(token);
+  return tokenizer.decode(visible);
+}
+
+void run(const Options& options) {
+  const auto checkpoint = Checkpoint::open(options.model.model);
+  const auto tokenizer = Tokenizer::from(checkpoint);
+  const auto prompt = encode_prompt(options, checkpoint, tokenizer);
+  // Settings are checked before the weights are loaded.
+  (void)Sampler(options.sampler);
+  Workspace workspace(options.model.threads);
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  watch_for_interrupt();
+  Stream stream(tokenizer);
+  const auto result = generate(decoder, tokenizer, prompt,
+                               {.max_tokens = options.max_tokens,
+                                .sampler = options.sampler,
+                                .on_token =
+                                    [&](int32_t token) {
+                                      if (!options.json) stream.write(token);
+                                      return interrupted == 0;
+                                    }},
+                               workspace);
+  const double prefill_rate = static_cast<double>(prompt.size()) / result.prefill_seconds;
+  // The first token comes with the prefill.
+  const double decode_rate =
+      result.tokens.size() < 2 ? 0.0 : static_cast<double>(result.tokens.size() - 1) / result.decode_seconds;
+  if (options.json) {
+    print_json({{"prompt_tokens", prompt},
+                {"tokens", result.tokens},
+                {"text", visible_text(tokenizer, result.tokens)},
+                {"prefill_tokens_per_second", prefill_rate},
+                {"decode_tokens_per_second", decode_rate},
+                {"peak_memory_bytes", peak_memory_bytes()}});
+  } else {
+    stream.finish();
+    fmt::print(stderr, "[{} prompt tokens, {} generated; prefill {:.1f} tokens/s, decode {:.1f} tokens/s]\n",
+               prompt.size(), result.tokens.size(), prefill_rate, decode_rate);
+  }
+  if (interrupted != 0) throw CLI::RuntimeError(kInterrupted);
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
+  options->model.add_to(command);
+  command.add_option("-p,--prompt", options->prompt, "The prompt; - reads standard input")->required();
+  command.add_option("-n,--max-tokens", options->max_tokens, "The most tokens to generate (default: 128)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  command.add_option("--temperature", options->sampler.temperature,
+                     "0: always the most likely token (default); higher: more varied");
+  command.add_option("--top-k", options->sampler.top_k, "Draw from the k most likely tokens only (default: 0, off)");
+  command.add_option("--top-p", options->sampler.top_p,
+                     "Draw from the most likely tokens with this much of the mass (default: 1, off)");
+  command.add_option("--seed", options->sampler.seed, "Seed of the drawing (default: 0)");
+  command.add_flag("--chat", options->chat, "Put the prompt into the model's chat template, as the user's message");
+  command.add_option("--system", options->system, "With --chat: a system message")->needs("--chat");
+  command.add_flag("--json", options->json, "Print one JSON object with tokens, text, speed and memory");
+  command.footer(
+      "Examples:\n"
+      "  regard generate -m model.gguf -p \"Once upon a time\" -n 64\n"
+      "  regard generate -m model.gguf --chat -p \"Why is the sky blue?\" --temperature 0.7 --seed 1\n"
+      "  cat question.txt | regard generate -m model.gguf -p - --json");
+  command.callback([options] { run(*options); });
+}
+
+}  // namespace regard::cli

@@ -1,0 +1,56 @@
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "decoder/generator.h"
+#include "regard/decoder.h"
+#include "tensor/fail.h"
+
+namespace regard::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::string file;
+  int64_t max_tokens = 0;
+  bool json = false;
+};
+
+void run(const Options& options) {
+  const auto checkpoint = Checkpoint::open(options.model.model);
+  const auto tokenizer = Tokenizer::from(checkpoint);
+  auto tokens = tokenizer.encode(read_text_file(options.file));
+  if (options.max_tokens > 0 && tokens.size() > static_cast<size_t>(options.max_tokens))
+    tokens.resize(static_cast<size_t>(options.max_tokens));
+  Workspace workspace(options.model.threads);
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  Score result;
+  {
+    ProgressBar bar(static_cast<int64_t>(tokens.size()));
+    result = score(decoder, tokens, workspace, [&](int64_t done) { bar.show(done); });
+  }
+  const double rate = static_cast<double>(tokens.size()) / result.seconds;
+  if (options.json)
+    print_json({{"tokens", tokens.size()}, {"mean_nll", result.mean_nll}, {"tokens_per_second", rate}});
+  else
+    fmt::print("{} tokens, mean negative log likelihood {:.6f} nats a token, {:.1f} tokens/s\n", tokens.size(),
+               result.mean_nll, rate);
+}
+
+}  // namespace
+
+void add_score(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("score", "Mean negative log likelihood of a text");
+  options->model.add_to(command);
+  command.add_option("-f,--file", options->file, "The text, UTF-8")->required();
+  command.add_option("--max-tokens", options->max_tokens, "Score only so many tokens from the beginning")
+      ->check(CLI::Range(int64_t{2}, int64_t{1} << 40));
+  command.add_flag("--json", options->json, "Print one JSON object");
+  command.footer("Example:\n  regard score -m model.gguf -f /usr/share/common-licenses/GPL-3 --max-tokens 2048");
+  command.callback([options] { run(*options); });
+}
+
+}  // namespace regard::cli
