@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention/span_rows.h"
 #include "kernels/rows.h"
 #include "tensor/fail.h"
 
@@ -14,8 +15,6 @@ using Memory = Workspace::Memory;
 
 // Tokens that go through the layer together: enough for the matrix kernels to run at full speed.
 constexpr int64_t kPieceTokens = 512;
-
-bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
 
 }  // namespace
 
@@ -46,7 +45,8 @@ void AttentionCall::check_input() const {
   require(x.shape().rank() == 2 && x.size(1) == config_.input_size() && x.is_dense(),
           "attention: hidden_states has shape {}, expected [tokens, {}], dense", x.shape().to_string(),
           config_.input_size());
-  require(is_float(x.dtype()), "attention: hidden_states has dtype {}, expected f32, bf16 or f16", name_of(x.dtype()));
+  require(is_activation(x.dtype()), "attention: hidden_states has dtype {}, expected f32, bf16 or f16",
+          name_of(x.dtype()));
   if (!input_.rmsnorm.empty()) {
     require(config_.rms_norm_eps.has_value(), "attention: rmsnorm is given, but rms_norm_eps is not set");
     require(input_.rmsnorm.shape() == Shape{config_.input_size()}, "attention: rmsnorm has shape {}, expected [{}]",
@@ -282,20 +282,13 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
 
 void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView attended) {
   const Mask mask = Mask::of(config_);
-  memory_.spans.clear();
-  memory_.visible.assign(static_cast<size_t>(piece.count), Interval{});
+  SpanRows rows(memory_, piece.count);
   for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
     const Span& span = spans_[index];
-    if (span.slot == -1) {
-      memory_.spans.push_back({.kv = {}, .first_token = first, .count = part.count});
-      return;
-    }
-    memory_.spans.push_back({.kv = cache_->view(span.slot), .first_token = first, .count = part.count});
-    const int64_t origin = origins_[index];
-    for (int64_t i = 0; i < part.count; ++i) {
-      const Interval seen = mask.visible(origin + part.first_position + i, origin + span.first_position + span.count);
-      memory_.visible[static_cast<size_t>(first + i)] = {std::max<int64_t>(0, seen.first - origin), seen.last - origin};
-    }
+    if (span.slot == -1)
+      rows.skip(first, part.count);
+    else
+      rows.add(first, part, cache_->view(span.slot), mask, span.first_position + span.count, origins_[index]);
   });
   kernels::attend(
       {.shape = {.heads = config_.num_attention_heads,
@@ -306,9 +299,9 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
                  .soft_cap = static_cast<float>(config_.logit_soft_cap),
                  .sinks = layer_.sinks_.empty() ? nullptr : layer_.sinks_.data()},
        .spans = memory_.spans,
-       .queries = q.as<float>(),
+       .queries = q.data(),
        .visible = memory_.visible.data(),
-       .out = attended.as<float>(),
+       .out = attended.data(),
        .lse = input_.lse ? output_.lse.view().as<float>() + piece.first * config_.num_attention_heads : nullptr},
       memory_.attend, workspace_.threads());
 }

@@ -10,6 +10,7 @@
 // After foreach_target.h, because these are compiled once per target.
 #include <hwy/contrib/math/math-inl.h>
 
+#include "kernels/convert-inl.h"
 #include "kernels/exp2-inl.h"
 #include "kernels/microkernel-inl.h"
 
@@ -123,8 +124,8 @@ class UnitKernel {
     for (int64_t block = 0; block < blocks(shape_.head_dim); ++block) {
       const int64_t count = std::min(kBlock, shape_.head_dim - block * kBlock);
       for (int64_t row = 0; row < rows_; ++row)
-        std::memcpy(memory_.queries + (block * rows_ + row) * kBlock, query(row) + block * kBlock,
-                    static_cast<size_t>(count) * sizeof(float));
+        load_row(query(row) + block * kBlock * element_bytes(), call_.dtype, count,
+                 memory_.queries + (block * rows_ + row) * kBlock);
     }
   }
 
@@ -176,10 +177,10 @@ class UnitKernel {
     for (int64_t row = 0; row < rows_; ++row) {
       const int64_t head = head_of(row);
       const int64_t token = unit_.first_token + row / layout_.group;
-      float* HWY_RESTRICT out = call_.out + (token * shape_.heads + head) * shape_.v_head_dim;
+      std::byte* out = call_.out + (token * shape_.heads + head) * shape_.v_head_dim * element_bytes();
       const float sink = shape_.sinks == nullptr ? kMinusInfinity : shape_.sinks[head] * kLog2E;
       if (call_.visible[token].empty()) {
-        std::fill_n(out, shape_.v_head_dim, 0.0F);
+        std::memset(out, 0, static_cast<size_t>(shape_.v_head_dim * element_bytes()));
         write_lse(token, head, sink, sink == kMinusInfinity ? 0.0F : 1.0F);
         continue;
       }
@@ -187,8 +188,9 @@ class UnitKernel {
       const float ours = power(state.maximum[row] - maximum);
       const float sum = state.sum[row] * ours + (shape_.sinks == nullptr ? 0.0F : power(sink - maximum));
       const float factor = ours / sum;
-      const float* HWY_RESTRICT weighted = state.weighted + row * layout_.value_width;
-      for (int64_t i = 0; i < shape_.v_head_dim; ++i) out[i] = weighted[i] * factor;
+      float* HWY_RESTRICT weighted = state.weighted + row * layout_.value_width;
+      for (int64_t i = 0; i < shape_.v_head_dim; ++i) weighted[i] *= factor;
+      store_row(weighted, shape_.v_head_dim, call_.dtype, out);
       write_lse(token, head, maximum, sum);
     }
   }
@@ -205,8 +207,10 @@ class UnitKernel {
   }
 
   [[nodiscard]] int64_t head_of(int64_t row) const { return unit_.kv_head * layout_.group + row % layout_.group; }
-  [[nodiscard]] const float* query(int64_t row) const {
-    return call_.queries + ((unit_.first_token + row / layout_.group) * shape_.heads + head_of(row)) * shape_.head_dim;
+  [[nodiscard]] int64_t element_bytes() const { return static_cast<int64_t>(size_of(call_.dtype)); }
+  [[nodiscard]] const std::byte* query(int64_t row) const {
+    const int64_t index = (unit_.first_token + row / layout_.group) * shape_.heads + head_of(row);
+    return call_.queries + index * shape_.head_dim * element_bytes();
   }
   [[nodiscard]] Interval visible(int64_t token) const { return call_.visible[unit_.first_token + token]; }
   [[nodiscard]] Interval row_visible(int64_t row, Interval keys) const {

@@ -48,10 +48,11 @@ struct AttendSpan {
 struct AttendCall {
   AttendShape shape;
   std::span<const AttendSpan> spans;
-  const float* queries = nullptr;     ///< [tokens][heads][head_dim], rotated and normalised
-  const Interval* visible = nullptr;  ///< [tokens]: the key positions each token sees
-  float* out = nullptr;               ///< [tokens][heads][v_head_dim]
-  float* lse = nullptr;               ///< [tokens][heads], or null: log of the sum of exp(scores), sink included
+  DType dtype = DType::f32;            ///< Of queries and out: f32, bf16 or f16
+  const std::byte* queries = nullptr;  ///< [tokens][heads][head_dim], rotated and normalised
+  const Interval* visible = nullptr;   ///< [tokens]: the key positions each token sees
+  std::byte* out = nullptr;            ///< [tokens][heads][v_head_dim]
+  float* lse = nullptr;                ///< [tokens][heads], or null: log of the sum of exp(scores), sink included
 };
 
 /// Memory that calls reuse; it grows to what the largest call needs and stays.

@@ -1,12 +1,12 @@
 #include "kernels/matmul.h"
 
 #include <algorithm>
-#include <cstring>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/matmul.cc"
 #include <hwy/foreach_target.h>
 // After foreach_target.h, because it is compiled once per target.
+#include "kernels/convert-inl.h"
 #include "kernels/microkernel-inl.h"
 
 #ifndef REGARD_KERNELS_MATMUL_ONCE_
@@ -33,28 +33,13 @@ HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
 namespace {
 
-// `depth` elements as f32.
-template <class Element, class T>
-void load_floats(const std::byte* from, int64_t depth, float* HWY_RESTRICT to) {
-  int64_t k = 0;
-  for (; k + static_cast<int64_t>(kLanes) <= depth; k += static_cast<int64_t>(kLanes))
-    hn::StoreU(Element::load(from + k * static_cast<int64_t>(sizeof(T)), 0), F32(), to + k);
-  const auto* rest = reinterpret_cast<const T*>(from);
-  for (; k < depth; ++k) to[k] = static_cast<float>(rest[k]);
-}
-
 void pack_row(const InputRows& input, int64_t row, int64_t rows, int64_t index, float* packed) {
   for (int64_t block = 0; block < blocks(input.depth); ++block) {
     const int64_t depth = std::min(kBlock, input.depth - block * kBlock);
     const std::byte* from =
         input.data + (row * input.stride + block * kBlock) * static_cast<int64_t>(size_of(input.dtype));
     float* to = packed + (block * rows + index) * kBlock;
-    if (input.dtype == DType::bf16)
-      load_floats<PlainBF16, BFloat16>(from, depth, to);
-    else if (input.dtype == DType::f16)
-      load_floats<PlainF16, Float16>(from, depth, to);
-    else
-      std::memcpy(to, from, static_cast<size_t>(depth) * sizeof(float));
+    load_row(from, input.dtype, depth, to);
   }
 }
 

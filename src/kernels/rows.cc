@@ -8,6 +8,7 @@
 #define HWY_TARGET_INCLUDE "kernels/rows.cc"
 #include <hwy/foreach_target.h>
 // After foreach_target.h, because these are compiled once per target.
+#include "kernels/convert-inl.h"
 #include "kernels/exp2-inl.h"
 #include "kernels/microkernel-inl.h"
 
@@ -118,38 +119,6 @@ void silu_times(const float* up, int64_t count, float* gate) {
   for (; i < count; ++i) gate[i] = hn::GetLane(silu(hn::Set(F32(), gate[i]))) * up[i];
 }
 
-void store_floats(const float* from, int64_t count, DType dtype, std::byte* to) {
-  if (dtype == DType::f32) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  int64_t i = 0;
-  if (dtype == DType::f16) {
-    const hn::Rebind<hwy::float16_t, F32> narrow;
-    auto* out = reinterpret_cast<hwy::float16_t*>(to);
-    for (; i + static_cast<int64_t>(kLanes) <= count; i += static_cast<int64_t>(kLanes))
-      hn::StoreU(hn::DemoteTo(narrow, hn::LoadU(F32(), from + i)), narrow, out + i);
-    for (; i < count; ++i) reinterpret_cast<Float16*>(to)[i] = Float16(from[i]);
-  } else {
-    for (; i < count; ++i) reinterpret_cast<BFloat16*>(to)[i] = BFloat16(from[i]);
-  }
-}
-
-void load_floats(const std::byte* from, DType dtype, int64_t count, float* to) {
-  if (dtype == DType::f32) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  int64_t i = 0;
-  if (dtype == DType::f16) {
-    for (; i + static_cast<int64_t>(kLanes) <= count; i += static_cast<int64_t>(kLanes))
-      hn::StoreU(PlainF16::load(from + i * 2, 0), F32(), to + i);
-    for (; i < count; ++i) to[i] = static_cast<float>(reinterpret_cast<const Float16*>(from)[i]);
-  } else {
-    for (; i < count; ++i) to[i] = static_cast<float>(reinterpret_cast<const BFloat16*>(from)[i]);
-  }
-}
-
 template <class T>
 void scatter_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel) {
   // Converted in runs, so that rounding is vector work.
@@ -158,7 +127,7 @@ void scatter_key(const float* key, int64_t head_dim, int64_t token, DType dtype,
   T* out = reinterpret_cast<T*>(panel) + token / kTile * head_dim * kTile + token % kTile;
   for (int64_t first = 0; first < head_dim; first += kRun) {
     const int64_t count = std::min(kRun, head_dim - first);
-    store_floats(key + first, count, dtype, reinterpret_cast<std::byte*>(run));
+    store_row(key + first, count, dtype, reinterpret_cast<std::byte*>(run));
     for (int64_t i = 0; i < count; ++i) out[(first + i) * kTile] = run[i];
   }
 }
@@ -174,8 +143,8 @@ void store_value(const float* value, int64_t v_head_dim, int64_t token, int64_t 
                  std::byte* panel) {
   const auto bytes = static_cast<int64_t>(size_of(dtype));
   for (int64_t first = 0; first < v_head_dim; first += kTile)
-    store_floats(value + first, std::min(kTile, v_head_dim - first), dtype,
-                 panel + (first * page_tokens + token * kTile) * bytes);
+    store_row(value + first, std::min(kTile, v_head_dim - first), dtype,
+              panel + (first * page_tokens + token * kTile) * bytes);
 }
 
 }  // namespace
@@ -189,8 +158,8 @@ HWY_EXPORT(normalize);
 HWY_EXPORT(rms_norm);
 HWY_EXPORT(rotate);
 HWY_EXPORT(silu_times);
-HWY_EXPORT(store_floats);
-HWY_EXPORT(load_floats);
+HWY_EXPORT(store_row);
+HWY_EXPORT(load_row);
 HWY_EXPORT(store_key);
 HWY_EXPORT(store_value);
 }  // namespace
@@ -207,10 +176,10 @@ void rotate(RotaryStyle style, const float* cos, const float* sin, int64_t half,
 }
 void silu_times(const float* up, int64_t count, float* gate) { HWY_DYNAMIC_DISPATCH(silu_times)(up, count, gate); }
 void store_floats(const float* from, int64_t count, DType dtype, std::byte* to) {
-  HWY_DYNAMIC_DISPATCH(store_floats)(from, count, dtype, to);
+  HWY_DYNAMIC_DISPATCH(store_row)(from, count, dtype, to);
 }
 void load_floats(const std::byte* from, DType dtype, int64_t count, float* to) {
-  HWY_DYNAMIC_DISPATCH(load_floats)(from, dtype, count, to);
+  HWY_DYNAMIC_DISPATCH(load_row)(from, dtype, count, to);
 }
 void store_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel) {
   HWY_DYNAMIC_DISPATCH(store_key)(key, head_dim, token, dtype, panel);

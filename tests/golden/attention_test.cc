@@ -91,9 +91,9 @@ void expect_attention_equals(const std::string& path) {
                                            .soft_cap = static_cast<float>(number(file, "soft_cap")),
                                            .sinks = sinks.empty() ? nullptr : sinks.view().as<float>()},
                                  .spans = std::span(&span, 1),
-                                 .queries = q.view().as<float>(),
+                                 .queries = q.view().data(),
                                  .visible = visible.data(),
-                                 .out = out.data(),
+                                 .out = reinterpret_cast<std::byte*>(out.data()),
                                  .lse = lse.data()};
   kernels::attend(call, scratch, Threads(2));
   for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], expected.elements<double>()[i], tolerance) << i;

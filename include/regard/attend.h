@@ -1,0 +1,31 @@
+#pragma once
+
+#include <span>
+
+#include "regard/cache.h"
+#include "regard/mask.h"
+#include "regard/tensor.h"
+#include "regard/workspace.h"
+
+namespace regard {
+
+/// Attention without its projections, for engines that have their own: query heads over the keys and values in a cache.
+struct AttendInput {
+  ConstTensorView queries;         ///< [tokens, heads, head_dim], rotated and normed; f32, bf16 or f16, dense
+  std::span<const Span> spans;     ///< In the order of the tokens, whose keys and values are in the cache already.
+  const KvCache* cache = nullptr;  ///< Its KV heads divide the query heads [MATH-2].
+  Mask mask;
+  double softmax_scale = 0.0;      ///< Multiplies the scores; 0: 1/sqrt(head_dim).
+  double logit_soft_cap = 0.0;     ///< 0: off; otherwise scores become cap * tanh(score / cap).
+  std::span<const float> sinks;    ///< One logit a query head, or none [MATH-6].
+  TensorView output;               ///< [tokens, heads, v_head_dim], of the queries' type, dense
+  TensorView lse;                  ///< f32 [tokens, heads], or none: log of the sum of exp(scores), sinks included
+  Workspace* workspace = nullptr;  ///< None: one of its own for this call, with a thread per core.
+};
+
+/// Writes output and lse. Rows that see nothing, and those of spans with slot -1, give zeros. A token's bits do not
+/// depend on what else is in the call. Throws Error, before anything is written, for shapes or types that do not fit,
+/// spans that do not add up, or tokens that the cache does not hold.
+void attend(const AttendInput& input);
+
+}  // namespace regard
