@@ -11,6 +11,12 @@
 
 namespace regard {
 
+/// What a call has to do at least.
+struct DecoderCost {
+  double operations = 0;  ///< Two a multiply-add, inside the masks.
+  double bytes = 0;       ///< Weights, keys and values, each read once.
+};
+
 /// The small decoder that makes a checkpoint speak: embedding, layers of attention and SwiGLU MLP between RMS norms,
 /// output head. Activations are f32.
 class Decoder {
@@ -22,6 +28,10 @@ class Decoder {
   [[nodiscard]] const Attention& attention(int64_t layer) const {
     return layers_[static_cast<size_t>(layer)].attention;
   }
+
+  /// The cost of running `tokens` tokens after `history` cached ones of one sequence, with the last one's logits and f32
+  /// caches.
+  [[nodiscard]] DecoderCost cost(int64_t history, int64_t tokens) const;
 
   /// One cache a layer, for `slots` sequences of up to `capacity` tokens.
   [[nodiscard]] std::vector<KvCache> make_caches(int64_t slots, int64_t capacity, DType dtype = DType::f32) const;

@@ -76,6 +76,32 @@ Decoder Decoder::load(const Checkpoint& checkpoint, const Threads& threads) {
   return decoder;
 }
 
+DecoderCost Decoder::cost(int64_t history, int64_t tokens) const {
+  DecoderCost cost;
+  const auto add_linear = [&](const PackedMatrix& weight, int64_t rows) {
+    cost.operations += 2.0 * static_cast<double>(rows) * static_cast<double>(weight.rows() * weight.columns());
+    cost.bytes += static_cast<double>(weight.bytes());
+  };
+  const int64_t length = history + tokens;
+  for (const Layer& layer : layers_) {
+    const Attention& attention = layer.attention;
+    const auto& qkv = attention.qkv_projection();
+    for (const Linear* linear :
+         {&qkv.q(), &qkv.k(), &qkv.v(), &attention.output_projection().linear(), &layer.gate, &layer.up, &layer.down})
+      add_linear(linear->weight, tokens);
+    const AttentionConfig& c = attention.config();
+    const Mask mask = Mask::of(c);
+    double keys = 0;
+    for (int64_t position = history; position < length; ++position)
+      keys += static_cast<double>(mask.visible(position, length).size());
+    const int64_t stored = length - mask.visible(history, length).first;
+    cost.operations += 2.0 * keys * static_cast<double>(c.num_attention_heads * (c.head_dim + c.v_head_dim));
+    cost.bytes += static_cast<double>(stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim)) * sizeof(float);
+  }
+  add_linear(config_.tied_embeddings ? embedding_.weight : output_.weight, 1);
+  return cost;
+}
+
 std::vector<KvCache> Decoder::make_caches(int64_t slots, int64_t capacity, DType dtype) const {
   std::vector<KvCache> caches;
   for (const Layer& layer : layers_)

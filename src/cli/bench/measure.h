@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/machine.h"
+#include "regard/workspace.h"
+
+namespace regard::cli {
+
+/// One thing to measure: its name, the work, and what the work costs.
+struct BenchCase {
+  std::string shape;
+  double operations = 0;  ///< Floating-point operations inside the mask, two a multiply-add.
+  double bytes = 0;       ///< Weights, keys and values that have to be read, each byte once.
+  /// Makes the inputs, then returns the work to be timed; called only if the case runs.
+  std::function<std::function<void()>(Workspace&)> prepare;
+};
+
+struct BenchResult {
+  std::string shape;
+  double milliseconds = 0;  ///< Median.
+  double gflops = 0;
+  double gbs = 0;
+  double percent_of_limit = 0;  ///< Of the roofline: the larger of operations / peak and bytes / bandwidth.
+};
+
+[[nodiscard]] BenchResult measure(const BenchCase& bench, const kernels::MachineLimits& limits, Workspace& workspace);
+
+/// The cases of a suite: "attention", "layer" or "decoder". `model` is a checkpoint for the decoder suite; empty: a
+/// random model of SmolLM2-135M's shape.
+[[nodiscard]] std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model);
+/// One attention case, see AttentionShape.
+[[nodiscard]] BenchCase attention_case(const std::string& shape);
+
+}  // namespace regard::cli

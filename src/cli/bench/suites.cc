@@ -1,0 +1,272 @@
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "cli/bench/measure.h"
+#include "cli/bench/shape.h"
+#include "regard/attend.h"
+#include "regard/attention.h"
+#include "regard/checkpoint.h"
+#include "regard/decoder.h"
+#include "tensor/fail.h"
+
+namespace regard::cli {
+namespace {
+
+// Numbers in -scale..scale, the same on every run.
+Tensor random_tensor(DType dtype, const Shape& shape, float scale = 1.0F) {
+  Tensor numbers(DType::f32, shape);
+  std::minstd_rand generator(1);
+  for (float& value : numbers.elements<float>())
+    value = scale * (static_cast<float>(generator()) / static_cast<float>(std::minstd_rand::max()) * 2 - 1);
+  return dtype == DType::f32 ? numbers : convert(numbers, dtype);
+}
+
+// ---- attention: keys and values appended to a cache, then attended to ----
+
+struct AttentionBench {
+  AttentionShape shape;
+  KvCache cache;
+  Tensor queries, keys, values, output;
+  std::vector<float> sinks;
+  std::vector<Span> spans;
+
+  explicit AttentionBench(const AttentionShape& s)
+      : shape(s),
+        cache(KvCache::contiguous({.slots = s.batch, .capacity = s.length, .dtype = s.dtype}, config(s))),
+        queries(random_tensor(activation(s), {s.batch * s.queries(), s.heads, s.head_dim}, 2)),
+        keys(random_tensor(DType::f32, {s.length, s.kv_heads, s.head_dim}, 2)),
+        values(random_tensor(DType::f32, {s.length, s.kv_heads, s.v_head_dim})),
+        output(activation(s), {s.batch * s.queries(), s.heads, s.v_head_dim}),
+        sinks(s.sink ? static_cast<size_t>(s.heads) : 0) {
+    for (int64_t slot = 0; slot < s.batch; ++slot) {
+      spans.push_back({.slot = slot, .first_position = s.length - s.queries(), .count = s.queries()});
+      append(slot);
+    }
+  }
+
+  void append(int64_t slot) { cache.append({.slot = slot, .first_position = 0, .count = shape.length}, keys, values); }
+
+  void run(Workspace& workspace) {
+    if (shape.stage == AttentionShape::Stage::prefill)
+      for (const Span& span : spans) append(span.slot);
+    attend({.queries = queries,
+            .spans = spans,
+            .cache = &cache,
+            .mask = shape.mask,
+            .sinks = sinks,
+            .output = output,
+            .workspace = &workspace});
+  }
+
+  static DType activation(const AttentionShape& s) {
+    return s.dtype == DType::bf16 || s.dtype == DType::f16 ? s.dtype : DType::f32;
+  }
+  static AttentionConfig config(const AttentionShape& s) {
+    AttentionConfig config;
+    config.hidden_size = s.heads * s.head_dim;
+    config.num_attention_heads = s.heads;
+    config.num_key_value_heads = s.kv_heads;
+    config.head_dim = s.head_dim;
+    config.v_head_dim = s.v_head_dim;
+    return config;
+  }
+};
+
+// ---- layer: a whole layer of Llama-3-8B's size ----
+
+constexpr int64_t kHidden = 4096;
+constexpr int64_t kHeads = 32;
+constexpr int64_t kKvHeads = 8;
+
+struct LayerBench {
+  Workspace& workspace;
+  Attention attention;
+  KvCache cache;
+  Tensor hidden, output;
+  Span span;
+
+  LayerBench(DType dtype, int64_t history, int64_t tokens, Workspace& space)
+      : workspace(space),
+        attention(load(dtype, history + tokens, space)),
+        cache(KvCache::contiguous({}, attention.config())),
+        hidden(random_tensor(dtype, {tokens, kHidden})),
+        output(dtype, {tokens, kHidden}),
+        span{.slot = 0, .first_position = history, .count = tokens} {
+    if (history == 0) return;
+    const Tensor keys = random_tensor(DType::f32, {history, kKvHeads, kHidden / kHeads});
+    cache.append({.slot = 0, .first_position = 0, .count = history}, keys, keys);
+  }
+
+  static Attention load(DType dtype, int64_t length, const Workspace& space) {
+    AttentionConfig config;
+    config.hidden_size = kHidden;
+    config.num_attention_heads = kHeads;
+    config.num_key_value_heads = kKvHeads;
+    config.rotary_emb = RotaryConfig{.rope_theta = 500000};
+    config.inference.torch_dtype = dtype;
+    config.inference.seq_len = length;
+    constexpr int64_t kKvRows = kHidden / kHeads * kKvHeads;
+    const Tensor square = random_tensor(dtype, {kHidden, kHidden}, 0.05F);
+    const ConstTensorView all = square;
+    const auto rows = [&](int64_t count) {
+      const auto part = all.slice(0, 0, count);
+      const auto bytes = static_cast<size_t>(part.shape().elements()) * size_of(dtype);
+      return WeightView::make(weight_type_of(dtype), count, kHidden, {part.data(), bytes});
+    };
+    AttentionWeights weights;
+    weights.qkv.q = weights.output = rows(kHidden);
+    weights.qkv.k = weights.qkv.v = rows(kKvRows);
+    return Attention::load(weights, config, space.threads());
+  }
+
+  void run() {
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.spans = {&span, 1};
+    input.cache = &cache;
+    input.present_key_value = false;
+    input.output = output;
+    input.workspace = &workspace;
+    (void)attention.forward(input);
+  }
+};
+
+BenchCase layer_case(DType dtype, int64_t history, int64_t tokens) {
+  constexpr int64_t kHeadDim = kHidden / kHeads;
+  constexpr double kWeights = 2.0 * kHidden * kHidden + 2.0 * kHidden * kHeadDim * kKvHeads;
+  const auto count = static_cast<double>(tokens);
+  const double keys = count * static_cast<double>(history) + count * (count + 1) / 2;
+  const double bytes = static_cast<double>(size_of(dtype)) *
+                       (kWeights + static_cast<double>(history + tokens) * 2.0 * kHeadDim * kKvHeads);
+  return {.shape = history == 0 ? fmt::format("layer:prefill:{}:s{}", name_of(dtype), tokens)
+                                : fmt::format("layer:decode:{}:l{}", name_of(dtype), history + tokens),
+          .operations = 2 * kWeights * count + 4 * keys * kHidden,
+          .bytes = bytes,
+          .prepare = [=](Workspace& workspace) -> std::function<void()> {
+            const auto bench = std::make_shared<LayerBench>(dtype, history, tokens, workspace);
+            return [bench] { bench->run(); };
+          }};
+}
+
+// ---- decoder: a whole model ----
+
+// Writes a random model of SmolLM2-135M's shape and loads it. The file is gone when this returns.
+Decoder random_decoder(const Threads& threads) {
+  const auto folder = std::filesystem::temp_directory_path() / fmt::format("regard-bench-{}", std::random_device{}());
+  std::filesystem::create_directories(folder);
+  const std::shared_ptr<void> cleanup(nullptr, [&](void*) { std::filesystem::remove_all(folder); });
+  constexpr int64_t kWidth = 576;
+  constexpr int64_t kMlp = 1536;
+  constexpr int64_t kKvWidth = 192;
+  constexpr int64_t kVocabulary = 49152;
+  constexpr int kLayers = 30;
+  std::ofstream(folder / "config.json") << nlohmann::json{
+      {"model_type", "llama"},       {"num_hidden_layers", kLayers},    {"hidden_size", kWidth},
+      {"intermediate_size", kMlp},   {"vocab_size", kVocabulary},       {"num_attention_heads", 9},
+      {"num_key_value_heads", 3},    {"max_position_embeddings", 8192}, {"rope_theta", 100000.0},
+      {"tie_word_embeddings", true}, {"torch_dtype", "bfloat16"}};
+  const Tensor table = random_tensor(DType::bf16, {kVocabulary, kWidth}, 0.05F);
+  const ConstTensorView numbers = table;
+  const auto matrix = [&](int64_t rows, int64_t columns) {
+    return numbers.slice(0, 0, rows * columns / kWidth).reshape({rows, columns});
+  };
+  std::vector<NamedTensor> tensors = {{"model.embed_tokens.weight", numbers}, {"model.norm.weight", numbers[0]}};
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const auto add = [&](const char* part, ConstTensorView tensor) {
+      tensors.push_back({fmt::format("model.layers.{}.{}.weight", layer, part), tensor});
+    };
+    add("input_layernorm", numbers[0]);
+    add("post_attention_layernorm", numbers[0]);
+    add("self_attn.q_proj", matrix(kWidth, kWidth));
+    add("self_attn.k_proj", matrix(kKvWidth, kWidth));
+    add("self_attn.v_proj", matrix(kKvWidth, kWidth));
+    add("self_attn.o_proj", matrix(kWidth, kWidth));
+    add("mlp.gate_proj", matrix(kMlp, kWidth));
+    add("mlp.up_proj", matrix(kMlp, kWidth));
+    add("mlp.down_proj", matrix(kWidth, kMlp));
+  }
+  save_safetensors(folder / "model.safetensors", tensors);
+  return Decoder::load(Checkpoint::open(folder), threads);
+}
+
+struct DecoderBench {
+  std::shared_ptr<const Decoder> decoder;
+  std::vector<KvCache> caches;
+  std::vector<int32_t> tokens;
+  Span span;
+
+  DecoderBench(const std::shared_ptr<const Decoder>& model, int64_t history, int64_t count, Workspace& workspace)
+      : decoder(model),
+        caches(decoder->make_caches(1, history + count)),
+        tokens(static_cast<size_t>(std::max(history, count)), 1),
+        span{.slot = 0, .first_position = history, .count = count} {
+    if (history > 0) forward({.slot = 0, .first_position = 0, .count = history}, workspace);
+  }
+
+  void forward(const Span& part, Workspace& workspace) {
+    const std::span<const int32_t> ids(tokens.data(), static_cast<size_t>(part.count));
+    (void)decoder->forward(ids, {&part, 1}, caches, Decoder::Logits::last_of_each_span, workspace);
+  }
+};
+
+BenchCase decoder_case(const std::shared_ptr<const Decoder>& decoder, int64_t history, int64_t tokens) {
+  BenchCase bench{.shape = tokens > 1 ? fmt::format("decoder:prefill:s{}", tokens)
+                                      : fmt::format("decoder:decode:l{}", history + tokens)};
+  const DecoderCost cost = decoder->cost(history, tokens);
+  bench.operations = cost.operations;
+  bench.bytes = cost.bytes;
+  bench.prepare = [=](Workspace& workspace) -> std::function<void()> {
+    const auto state = std::make_shared<DecoderBench>(decoder, history, tokens, workspace);
+    return [state, &workspace] { state->forward(state->span, workspace); };
+  };
+  return bench;
+}
+
+// Decode at each length and type, as the claims of docs/performance.md name them.
+constexpr std::array kAttentionCases = {
+    "prefill:f32:b1:h32:kv8:d128:s2048",       "prefill:bf16:b1:h32:kv8:d128:s2048",
+    "prefill:f16:b1:h32:kv8:d128:s2048",       "prefill:f32:b1:h9:kv3:d64:s8192",
+    "prefill:f32:b4:h16:kv8:d128:s512",        "prefill:f32:b1:h64:kv8:d64:s4096:w128:sink",
+    "prefill:f32:b1:h32:kv8:d128:s4096:c1024", "decode:f32:b1:h32:kv8:d128:l8192",
+    "decode:bf16:b1:h32:kv8:d128:l8192",       "decode:f16:b1:h32:kv8:d128:l8192",
+    "decode:bf16:b16:h32:kv8:d128:l2048",      "decode:f32:b1:h8:kv1:d128:l131072",
+};
+
+}  // namespace
+
+BenchCase attention_case(const std::string& text) {
+  const AttentionShape shape = AttentionShape::parse(text);
+  return {.shape = text,
+          .operations = shape.operations(),
+          .bytes = shape.bytes(),
+          .prepare = [shape](Workspace& workspace) -> std::function<void()> {
+            const auto bench = std::make_shared<AttentionBench>(shape);
+            return [bench, &workspace] { bench->run(workspace); };
+          }};
+}
+
+std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model) {
+  std::vector<BenchCase> cases;
+  if (suite == "attention") {
+    for (const char* shape : kAttentionCases) cases.push_back(attention_case(shape));
+  } else if (suite == "layer") {
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      cases.push_back(layer_case(dtype, 0, 512));
+      cases.push_back(layer_case(dtype, 0, 2048));
+      cases.push_back(layer_case(dtype, 4095, 1));
+    }
+  } else {
+    const Threads threads;
+    const auto decoder = std::make_shared<const Decoder>(
+        model.empty() ? random_decoder(threads) : Decoder::load(Checkpoint::open(model), threads));
+    for (const auto& [history, tokens] : {std::pair<int64_t, int64_t>{0, 512}, {0, 4096}, {0, 1}, {4096, 1}, {8000, 1}})
+      cases.push_back(decoder_case(decoder, history, tokens));
+  }
+  return cases;
+}
+
+}  // namespace regard::cli
