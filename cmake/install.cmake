@@ -1,3 +1,26 @@
-# Filled with the package files: find_package(regard) and pkg-config.
-install(TARGETS regard EXPORT regardTargets)
+# The package files: find_package(regard) and pkg-config.
+include(CMakePackageConfigHelpers)
+
+set(REGARD_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/regard)
+install(
+  TARGETS regard
+  EXPORT regardTargets
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(REGARD_BUILD_CLI)
+  install(TARGETS regard_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
 install(DIRECTORY include/regard DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(
+  EXPORT regardTargets
+  NAMESPACE regard::
+  DESTINATION ${REGARD_PACKAGE_DIR})
+
+configure_package_config_file(cmake/regardConfig.cmake.in ${PROJECT_BINARY_DIR}/regardConfig.cmake
+                              INSTALL_DESTINATION ${REGARD_PACKAGE_DIR})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/regardConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/regardConfig.cmake ${PROJECT_BINARY_DIR}/regardConfigVersion.cmake
+        DESTINATION ${REGARD_PACKAGE_DIR})
+
+configure_file(cmake/regard.pc.in ${PROJECT_BINARY_DIR}/regard.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/regard.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
