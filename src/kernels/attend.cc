@@ -20,9 +20,9 @@ namespace regard::kernels {
 
 using Unit = AttendScratch::Unit;
 
-// Rows (tokens times query heads of a group) a unit aims at: enough to use each decoded key block many times, few
+// Rows (tokens times query heads of a group) a unit aims at: enough to use each key block many times, few
 // enough that scores, partials and a key block share the L2 cache. A multiple of every target's row tile.
-inline constexpr int64_t kUnitRows = 60;
+inline constexpr int64_t kUnitRows = 240;
 
 // Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
 // chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 3 % of the time.
