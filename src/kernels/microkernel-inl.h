@@ -35,6 +35,15 @@ using Vec = hn::Vec<F32>;
 inline constexpr size_t kLanes = HWY_MAX_BYTES / sizeof(float) < kTile ? HWY_MAX_BYTES / sizeof(float) : kTile;
 inline constexpr size_t kVectors = kTile / kLanes;  // of one panel row
 
+// Sixteen running sums, by index modulo 16 whatever the vector width, added in a fixed tree.
+HWY_INLINE float sum_of_tile(const Vec (&sums)[kVectors]) {
+  alignas(64) float running[kTile];
+  for (size_t v = 0; v < kVectors; ++v) hn::Store(sums[v], F32(), running + v * kLanes);
+  for (int64_t width = kTile / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) running[i] += running[i + width];
+  return running[0];
+}
+
 // Rows and tiles whose accumulators fill the register file without spilling: 24 of 32 registers, or 12 of 16.
 inline constexpr int kMaxRows = kVectors == 1 ? 12 : kVectors == 2 ? 6 : 3;
 constexpr int tiles_for(int rows, bool grouped) {
@@ -230,7 +239,7 @@ constexpr auto kernel_table(std::integer_sequence<int, kIndex...>) {
 }
 
 // Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile.
-inline constexpr int kFusedRows = kMaxRows < 4 ? kMaxRows : 4;
+inline constexpr int kFusedRows = kMaxRows < 8 ? kMaxRows : 8;
 
 template <class Element>
 inline constexpr auto kKernels =

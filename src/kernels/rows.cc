@@ -25,13 +25,7 @@ class RunningSums {
   }
   HWY_INLINE void add(size_t vector, Vec value) { sums_[vector] = hn::Add(sums_[vector], value); }
   HWY_INLINE void add_product(size_t vector, Vec a, Vec b) { sums_[vector] = hn::MulAdd(a, b, sums_[vector]); }
-  [[nodiscard]] float total() const {
-    alignas(64) float running[kTile];
-    for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sums_[v], F32(), running + v * kLanes);
-    for (int64_t width = kTile / 2; width > 0; width /= 2)
-      for (int64_t i = 0; i < width; ++i) running[i] += running[i + width];
-    return running[0];
-  }
+  [[nodiscard]] float total() const { return sum_of_tile(sums_); }
 
  private:
   Vec sums_[kVectors];

@@ -1,0 +1,107 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/attend.h"
+
+// Sizes and places that follow from an attend call, the same for every target.
+namespace regard::kernels {
+
+using Unit = AttendScratch::Unit;
+
+/// Rows (tokens times query heads of a group) a unit aims at: enough to use each key block many times, few enough that
+/// scores, partials and a key block share the L2 cache. A multiple of every target's row tile.
+inline constexpr int64_t kUnitRows = 240;
+
+/// Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
+/// chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 3 % of the time.
+inline constexpr int64_t kScoreBlock = 32;
+static_assert(kBlock % kScoreBlock == 0);
+
+inline constexpr float kLog2E = 1.44269504F;
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+/// Partial attention of rows over some keys: weighted values and, in powers of two, the largest score and the sum of
+/// weights relative to it. Partials over disjoint keys merge.
+struct Partial {
+  float* weighted;  ///< [rows][value_width]
+  float* maximum;   ///< [rows], score * log2(e)
+  float* sum;       ///< [rows]
+};
+
+/// The keys of a block that a row sees, counted from the block's first.
+struct KeyRange {
+  int32_t first = 0;
+  int32_t last = -1;
+
+  [[nodiscard]] bool empty() const { return first > last; }
+  [[nodiscard]] int64_t size() const { return empty() ? 0 : last - first + 1; }
+  [[nodiscard]] KeyRange intersect(KeyRange other) const {
+    return {std::max(first, other.first), std::min(last, other.last)};
+  }
+  /// The smallest range that holds both; an empty one adds nothing.
+  [[nodiscard]] KeyRange unite(KeyRange other) const {
+    if (empty()) return other;
+    if (other.empty()) return *this;
+    return {std::min(first, other.first), std::max(last, other.last)};
+  }
+};
+
+/// Sizes, and the places in a thread's scratch memory.
+struct AttendLayout {
+  int64_t group;           ///< query heads a KV head
+  int64_t unit_rows;       ///< the most rows of a unit
+  int64_t value_width;     ///< v_head_dim, padded to whole tiles
+  int64_t row_floats;      ///< one number a row, padded to whole tiles
+  int64_t partial_floats;  ///< of one Partial
+  int64_t query_floats;
+  int64_t score_floats;
+  int64_t key_floats;  ///< of a decoded key block
+  int64_t value_floats;
+
+  AttendLayout(const AttendShape& shape, int64_t longest_span)
+      : group(shape.heads / shape.kv_heads),
+        unit_rows(group * std::clamp<int64_t>(kUnitRows / group, 1, longest_span)),
+        value_width(round_up(shape.v_head_dim, kTile)),
+        row_floats(round_up(unit_rows, kTile)),
+        partial_floats(unit_rows * value_width + 2 * row_floats),
+        query_floats(blocks(shape.head_dim) * unit_rows * kBlock),
+        score_floats(unit_rows * kBlock),
+        key_floats(kBlock * shape.head_dim),
+        value_floats(kBlock * value_width) {}
+
+  [[nodiscard]] int64_t thread_floats() const {
+    return query_floats + score_floats + 2 * partial_floats + key_floats + value_floats + 4 * row_floats;
+  }
+  [[nodiscard]] Partial partial_at(float* memory) const {
+    return {.weighted = memory,
+            .maximum = memory + unit_rows * value_width,
+            .sum = memory + unit_rows * value_width + row_floats};
+  }
+};
+
+/// A thread's scratch memory, cut into its pieces.
+struct ThreadMemory {
+  float* queries;
+  float* scores;
+  Partial state;
+  Partial partial;
+  float* keys;
+  float* values;
+  float* factors;  ///< 2 * row_floats
+  KeyRange* seen;  ///< [rows]
+
+  ThreadMemory(float* memory, const AttendLayout& layout)
+      : queries(memory),
+        scores(queries + layout.query_floats),
+        state(layout.partial_at(scores + layout.score_floats)),
+        partial(layout.partial_at(scores + layout.score_floats + layout.partial_floats)),
+        keys(scores + layout.score_floats + 2 * layout.partial_floats),
+        values(keys + layout.key_floats),
+        factors(values + layout.value_floats),
+        seen(reinterpret_cast<KeyRange*>(factors + 2 * layout.row_floats)) {}
+};
+
+}  // namespace regard::kernels
