@@ -231,6 +231,13 @@ TEST_F(Call, RefusesWhatDoesNotFitBeforeTheCacheChanges) {
   }
 }
 
+TEST_F(Call, RefusesPositionsThatCannotBeCounted) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  EXPECT_THAT(error_of([&] { run(tokens(0, 4), {{.slot = 0, .first_position = kMost - 3, .count = 4}}); }),
+              HasSubstr("room for 4 positions"));
+  EXPECT_EQ(error_of([&] { run(tokens(0, 4), {{.slot = 0, .first_position = kMost - 4, .count = 4}}); }), "");
+}
+
 TEST_F(Call, RefusesACacheOfAnotherLayer) {
   AttentionConfig other = layer_config();
   other.num_key_value_heads = 4;

@@ -160,8 +160,9 @@ const std::vector<Refused> kRefused = {
     {{.slot = 0, .first_position = 6, .count = 1}, "first_position is 6, but slot 0 holds 5"},
     {{.slot = 1, .first_position = 1, .count = 1}, "first_position is 1, but slot 1 holds 0"},
     {{.slot = 0, .first_position = -1, .count = 1}, "first_position is -1"},
-    {{.slot = 0, .first_position = 5, .count = 16}, "would hold 21 tokens, but its capacity is 20"},
-    {{.slot = 1, .first_position = 0, .count = 21}, "would hold 21 tokens"},
+    {{.slot = 0, .first_position = 5, .count = 16}, "would hold 16 tokens from position 5 on, but its capacity is 20"},
+    {{.slot = 1, .first_position = 0, .count = 21}, "would hold 21 tokens from position 0 on"},
+    {{.slot = 0, .first_position = 5, .count = std::numeric_limits<int64_t>::max()}, "from position 5 on"},
     {{.slot = 1, .first_position = std::numeric_limits<int64_t>::max(), .count = 1}, "first_position is"},
 };
 
@@ -170,7 +171,7 @@ TEST(KvCache, RefusesSlotsHolesAndWhatDoesNotFit) {
   const Tokens stored = random_tokens(5, 74);
   append(cache, 0, 0, stored);
   for (const Refused& refused : kRefused) {
-    const Tokens tokens = random_tokens(std::max<int64_t>(refused.span.count, 0), 75);
+    const Tokens tokens = random_tokens(std::clamp<int64_t>(refused.span.count, 0, 30), 75);
     EXPECT_THAT(error_of([&] { cache.check(std::span(&refused.span, 1)); }), HasSubstr(refused.message));
     EXPECT_THAT(error_of([&] { cache.append(refused.span, tokens.keys, tokens.values); }), HasSubstr(refused.message));
   }
