@@ -22,6 +22,9 @@ void check_norm(const char* name, const std::optional<QKNorm>& norm, const std::
             name);
     return;
   }
+  require(norm->has_weight || weight.empty(), "attention: weights of {} are given, but its has_weight is false", name);
+  require(norm->kind == NormKind::layer_norm || bias.empty(),
+          "attention: a bias of {} is given, but only a layer_norm has one", name);
   const int64_t expected = norm->width == NormWidth::all ? heads * width : width;
   check_vector(name, weight, expected, norm->has_weight);
   check_vector(name, bias, expected, false);
@@ -34,6 +37,10 @@ std::vector<float> fold_sinks(const std::vector<float>& sinks, int64_t heads, in
   for (int64_t head = 0; head < heads; ++head) {
     const auto* first = sinks.data() + head * size;
     const float largest = *std::max_element(first, first + size);
+    if (std::isinf(largest)) {  // sinks of -inf are none
+      folded[static_cast<size_t>(head)] = largest;
+      continue;
+    }
     double sum = 0;
     for (int64_t i = 0; i < size; ++i) sum += std::exp(static_cast<double>(first[i]) - largest);
     folded[static_cast<size_t>(head)] = static_cast<float>(largest + std::log(sum));

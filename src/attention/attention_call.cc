@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "attention/span_rows.h"
 #include "kernels/rows.h"
@@ -73,7 +74,9 @@ void AttentionCall::resolve_spans() {
   for (const Span& span : spans_) {
     require(span.count >= 1 && span.count <= tokens_ - counted,
             "attention: spans hold more tokens than hidden_states, which has {}", tokens_);
-    require(span.first_position >= 0, "attention: first_position is {}, expected 0 or more", span.first_position);
+    require(span.first_position >= 0 && span.first_position <= std::numeric_limits<int64_t>::max() - span.count,
+            "attention: first_position is {}, expected 0 or more, and room for {} positions", span.first_position,
+            span.count);
     counted += span.count;
   }
   require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);

@@ -32,7 +32,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Vectors of at most 16 lanes, so that a panel row is a whole number of them on every target.
 using F32 = hn::CappedTag<float, static_cast<size_t>(kTile)>;
 using Vec = hn::Vec<F32>;
-inline constexpr size_t kLanes = HWY_MAX_BYTES / sizeof(float) < kTile ? HWY_MAX_BYTES / sizeof(float) : kTile;
+inline constexpr size_t kLanes = hn::MaxLanes(F32());
 inline constexpr size_t kVectors = kTile / kLanes;  // of one panel row
 
 // Sixteen running sums, by index modulo 16 whatever the vector width, added in a fixed tree.

@@ -26,7 +26,7 @@ void force_target(const std::string& name) {
 }
 
 bool target_has_fma(const std::string& name) {
-  return name != "SSE2" && name != "SSSE3" && name != "SSE4" && name != "EMU128";
+  return name != "SSSE3" && name != "SSE4" && name != "EMU128" && name != "SCALAR";
 }
 
 }  // namespace regard::kernels

@@ -43,7 +43,8 @@ PanelView empty_panel(WeightType type, int64_t columns) {
   return panel;
 }
 
-// Writes row `lane` of a tile; true if the row holds a NaN or an infinity that no weight may have.
+// Writes row `lane` of a tile; true if the row holds what no weight may have: NaN, or a minimum that its header can't
+// hold.
 class TileWriter {
  public:
   TileWriter(const PanelView& panel, int64_t columns, std::byte* tile)
@@ -94,6 +95,9 @@ class TileWriter {
       const float scale = values_[static_cast<size_t>(g)];
       const float minimum = minimums_[static_cast<size_t>(g)];
       bad |= std::isnan(scale) || std::isnan(minimum);
+      // The minimum of q4_0 is -8 times its scale, which may be more than an f16.
+      if (panel_.type == PanelType::u4)
+        bad |= std::isfinite(minimum) && !std::isfinite(static_cast<float>(Float16(minimum)));
       write_header(header, lane, scale, minimum);
       write_integers(header + info_.header_bytes, lane, integers_.data() + g * group, group);
     }
@@ -135,6 +139,8 @@ class TileWriter {
 PackedMatrix PackedMatrix::pack(const WeightView& weight, const Threads& threads, std::span<const int64_t> row_order) {
   require(row_order.empty() || row_order.size() == static_cast<size_t>(weight.rows),
           "weight: the order of {} rows has {} entries", weight.rows, row_order.size());
+  for (const int64_t row : row_order)
+    require(row >= 0 && row < weight.rows, "weight: the order of {} rows names row {}", weight.rows, row);
   PackedMatrix packed;
   packed.rows_ = weight.rows;
   packed.columns_ = weight.columns;
@@ -149,7 +155,8 @@ PackedMatrix PackedMatrix::pack(const WeightView& weight, const Threads& threads
       if (writer.write(weight, row_order.empty() ? row : row_order[static_cast<size_t>(row)], lane)) bad = true;
     }
   });
-  require(!bad, "weight: a {} matrix of shape [{}, {}] holds NaN", name_of(weight.type), weight.rows, weight.columns);
+  require(!bad, "weight: a {} matrix of shape [{}, {}] holds NaN or a scale out of range", name_of(weight.type),
+          weight.rows, weight.columns);
   return packed;
 }
 

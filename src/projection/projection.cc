@@ -24,12 +24,13 @@ Linear load_linear(const char* name, const WeightView& weight, int64_t rows, int
           "projection: weight of {} has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns, rows,
           columns);
   check_bias(name, bias, rows, has_bias);
+  PackedMatrix packed = PackedMatrix::pack(weight, threads, row_order);  // checks the order
   if (!row_order.empty() && !bias.empty()) {
     std::vector<float> ordered(bias.size());
     for (size_t row = 0; row < bias.size(); ++row) ordered[row] = bias[static_cast<size_t>(row_order[row])];
     bias = std::move(ordered);
   }
-  return {.weight = PackedMatrix::pack(weight, threads, row_order), .bias = std::move(bias)};
+  return {.weight = std::move(packed), .bias = std::move(bias)};
 }
 
 // The rows of q, k and v of a fused checkpoint, which lie one after the other [PROJ-25].

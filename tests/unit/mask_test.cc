@@ -1,0 +1,240 @@
+#include "regard/mask.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <vector>
+
+#include "regard/attention.h"
+#include "support/numbers.h"
+#include "support/test_layer.h"
+
+namespace regard {
+namespace {
+
+using Positions = std::vector<int64_t>;
+using Rule = std::function<bool(int64_t query, int64_t key)>;
+
+Positions members(Interval interval) {
+  Positions positions;
+  for (int64_t position = interval.first; position <= interval.last; ++position) positions.push_back(position);
+  return positions;
+}
+
+Positions seen(const Mask& mask, int64_t position, int64_t length) { return members(mask.visible(position, length)); }
+
+// What the rule lets each of `length` queries see.
+std::vector<Positions> by_rule(int64_t length, const Rule& rule) {
+  std::vector<Positions> rows(static_cast<size_t>(length));
+  for (int64_t query = 0; query < length; ++query)
+    for (int64_t key = 0; key < length; ++key)
+      if (rule(query, key)) rows[static_cast<size_t>(query)].push_back(key);
+  return rows;
+}
+
+Rule causal_window(int64_t size) {
+  return [size](int64_t i, int64_t j) { return j <= i && j >= i - size + 1; };
+}
+Rule causal_chunk(int64_t size) {
+  return [size](int64_t i, int64_t j) { return j <= i && i / size == j / size; };
+}
+
+// Which keys weigh in each row of a layer's output. All scores are equal and the value of token j is 1 at element j
+// and 0 elsewhere, so that the output itself is the list of the visible keys. `columns` is the width of a value.
+AttentionConfig revealing(int64_t columns) {
+  return {.num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 1, .v_head_dim = columns};
+}
+
+Tensor one_hot_rows(const AttentionConfig& config, int64_t first, int64_t count) {
+  const auto tokens = static_cast<size_t>(count);
+  std::vector<float> values(tokens * static_cast<size_t>(config.v_head_dim));
+  for (int64_t i = 0; i < count; ++i) values[static_cast<size_t>(i * config.v_head_dim + first + i)] = 1.0F;
+  return test::hidden_rows(config, std::vector<float>(tokens), std::vector<float>(tokens), values);
+}
+
+std::vector<Positions> non_zeros(const AttentionConfig& config, const Tensor& output) {
+  std::vector<Positions> rows(static_cast<size_t>(output.shape()[0]));
+  const auto heads = test::attended_heads(config, output);
+  for (size_t i = 0; i < heads.size(); ++i)
+    if (heads[i] != 0.0F)
+      rows[i / static_cast<size_t>(config.v_head_dim)].push_back(static_cast<int64_t>(i) % config.v_head_dim);
+  return rows;
+}
+
+// The visible keys of a sequence that comes in pieces of `step` tokens.
+std::vector<Positions> seen_by_layer(AttentionConfig mask, int64_t length, int64_t step) {
+  mask.inference.seq_len = length;
+  const auto layer = test::transparent_layer(mask);
+  const Attention attention = layer.load();
+  KvCache cache = KvCache::contiguous({.slots = 1, .capacity = length, .dtype = DType::f32}, attention.config());
+  std::vector<Positions> rows;
+  for (int64_t first = 0; first < length; first += step) {
+    const Span span{.slot = 0, .first_position = first, .count = std::min(step, length - first)};
+    const Tensor hidden = one_hot_rows(layer.config, first, span.count);
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.spans = std::span(&span, 1);
+    input.cache = &cache;
+    const auto output = attention.forward(input);
+    for (const Positions& row : non_zeros(layer.config, output.hidden_states)) rows.push_back(row);
+  }
+  return rows;
+}
+
+// At once, in pieces and token by token, around the sizes that matter for `length` tokens.
+void expect_layer_follows(const AttentionConfig& mask, int64_t length, const Rule& rule) {
+  for (const int64_t step : {length, int64_t{1}, int64_t{3}})
+    EXPECT_EQ(seen_by_layer(mask, length, step), by_rule(length, rule)) << "step " << step;
+}
+
+// [MASK-1]
+TEST(Mask, Causal_SeesItselfAndEverythingBefore) {
+  EXPECT_EQ(seen({}, 0, 5), (Positions{0}));
+  EXPECT_EQ(seen({}, 3, 5), (Positions{0, 1, 2, 3}));
+  expect_layer_follows(revealing(7), 7, [](int64_t i, int64_t j) { return j <= i; });
+}
+
+// [MASK-3]
+TEST(Mask, SlidingWindow_SeesItselfAndTheWindowMinusOneBefore) {
+  EXPECT_EQ(seen({.sliding_window = 2}, 3, 5), (Positions{2, 3}));
+  EXPECT_EQ(seen({.sliding_window = 2}, 0, 5), (Positions{0}));
+  EXPECT_EQ(seen({.sliding_window = 1}, 4, 5), (Positions{4}));
+  constexpr int64_t kLength = 7;
+  for (const int64_t size : {int64_t{1}, int64_t{2}, kLength - 1, kLength, kLength + 1}) {
+    SCOPED_TRACE(size);
+    AttentionConfig config = revealing(kLength);
+    config.sliding_window = size;
+    expect_layer_follows(config, kLength, causal_window(size));
+    for (int64_t i = 0; i < kLength; ++i)
+      EXPECT_EQ(seen({.sliding_window = size}, i, kLength),
+                by_rule(kLength, causal_window(size))[static_cast<size_t>(i)]);
+  }
+}
+
+// [MASK-3]: a window of the length of the text and more is plain causal attention, to the last bit.
+TEST(Mask, SlidingWindow_AsWideAsTheTextEqualsCausalBitwise) {
+  AttentionConfig config{.hidden_size = 24, .num_attention_heads = 4, .num_key_value_heads = 2};
+  config.rotary_emb = RotaryConfig{};
+  const Tensor hidden = test::Numbers(3).tensor({300, 24});
+  AttentionInput input;
+  input.hidden_states = hidden;
+  const auto causal = test::bytes_of(test::random_layer(config, 1).load().forward(input).hidden_states);
+  for (const int64_t size : {300, 301, 100000}) {
+    config.sliding_window = size;
+    EXPECT_EQ(test::bytes_of(test::random_layer(config, 1).load().forward(input).hidden_states), causal) << size;
+  }
+}
+
+// [MASK-13]: with the token itself, a decode step sees exactly W positions once there are so many.
+TEST(Mask, SlidingWindow_DecodeSeesExactlyTheWindow) {
+  const Mask mask{.sliding_window = 4};
+  EXPECT_EQ(seen(mask, 2, 3), (Positions{0, 1, 2}));
+  EXPECT_EQ(seen(mask, 3, 4), (Positions{0, 1, 2, 3}));
+  EXPECT_EQ(seen(mask, 5, 6), (Positions{2, 3, 4, 5}));
+  EXPECT_EQ(mask.visible(1'000'000, 1'000'001).size(), 4);
+}
+
+// [MASK-4], [MASK-15]
+TEST(Mask, Chunk_SeesItsOwnChunkUpToItself) {
+  const Mask mask{.attention_chunk_size = 2};
+  EXPECT_EQ(seen(mask, 0, 4), (Positions{0}));
+  EXPECT_EQ(seen(mask, 1, 4), (Positions{0, 1}));
+  EXPECT_EQ(seen(mask, 2, 4), (Positions{2}));
+  EXPECT_EQ(seen(mask, 3, 4), (Positions{2, 3}));
+  EXPECT_EQ(seen({.attention_chunk_size = 4}, 5, 6), (Positions{4, 5}));
+  for (const int64_t size : {1, 2, 6, 7, 8}) {
+    SCOPED_TRACE(size);
+    AttentionConfig config = revealing(7);
+    config.attention_chunk_size = size;
+    expect_layer_follows(config, 7, causal_chunk(size));
+  }
+}
+
+// [GAP-27]: the reference lets the chunk win silently.
+TEST(Mask, WindowAndChunk_Intersect) {
+  const Mask mask{.sliding_window = 3, .attention_chunk_size = 4};
+  EXPECT_EQ(seen(mask, 5, 9), (Positions{4, 5}));
+  EXPECT_EQ(seen(mask, 7, 9), (Positions{5, 6, 7}));
+  AttentionConfig config = revealing(9);
+  config.sliding_window = 3;
+  config.attention_chunk_size = 4;
+  expect_layer_follows(config, 9, [](int64_t i, int64_t j) { return causal_window(3)(i, j) && causal_chunk(4)(i, j); });
+}
+
+// [MASK-6]: in one call every token sees all of them; a token that comes later is seen by those after it only.
+TEST(Mask, Bidirectional_SeesTheWholeSequence) {
+  EXPECT_EQ(seen({.is_causal = false}, 1, 4), (Positions{0, 1, 2, 3}));
+  AttentionConfig config = revealing(5);
+  config.is_causal = false;
+  EXPECT_EQ(seen_by_layer(config, 5, 5), by_rule(5, [](int64_t, int64_t) { return true; }));
+  EXPECT_EQ(seen_by_layer(config, 5, 3), by_rule(5, [](int64_t i, int64_t j) { return i >= 3 || j < 3; }));
+}
+
+// [MASK-7]: prior keys all, the piece's own keys causally; that is what causal means.
+TEST(Mask, WindowedContextEncoding_ChangesNothingThatIsSeen) {
+  for (const int64_t piece : {1, 2, 3, 7, 8}) {
+    AttentionConfig config = revealing(7);
+    config.inference.windowed_context_encoding_size = piece;
+    EXPECT_EQ(seen_by_layer(config, 7, 7), by_rule(7, [](int64_t i, int64_t j) { return j <= i; })) << piece;
+    config.sliding_window = 3;
+    EXPECT_EQ(seen_by_layer(config, 7, 7), by_rule(7, causal_window(3))) << piece;
+  }
+}
+
+// Windows and chunks whose edges lie before, on and after the kernels' blocks of 256 keys.
+TEST(Mask, LongSequences_SeeExactlyTheSameSets) {
+  constexpr int64_t kLength = 530;
+  for (const int64_t size : {255, 256, 257, 300}) {
+    SCOPED_TRACE(size);
+    AttentionConfig config = revealing(kLength);
+    config.sliding_window = size;
+    EXPECT_EQ(seen_by_layer(config, kLength, kLength), by_rule(kLength, causal_window(size)));
+    config.sliding_window = 0;
+    config.attention_chunk_size = size;
+    EXPECT_EQ(seen_by_layer(config, kLength, 100), by_rule(kLength, causal_chunk(size)));
+  }
+}
+
+// [MASK-24], its worked example: three requests of 2, 3 and 1 new tokens with 4, 5 and 4 keys, in one call.
+TEST(Mask, ConcatenatedRequests_SeeTheirOwnKeysOnly) {
+  const auto layer = test::transparent_layer(revealing(13));
+  const Attention attention = layer.load();
+  KvCache cache = KvCache::contiguous({.slots = 3, .capacity = 8, .dtype = DType::f32}, attention.config());
+  const auto run = [&](const std::vector<Span>& spans, const std::vector<int64_t>& first_columns) {
+    int64_t tokens = 0;
+    for (const Span& span : spans) tokens += span.count;
+    Tensor hidden(DType::f32, {tokens, layer.config.hidden_size});
+    int64_t row = 0;
+    for (size_t s = 0; s < spans.size(); ++s) {
+      const Tensor own = one_hot_rows(layer.config, first_columns[s], spans[s].count);
+      for (int64_t i = 0; i < spans[s].count; ++i, ++row)
+        std::ranges::copy(own.view()[i].elements<float>(), hidden.view()[row].as<float>());
+    }
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.spans = spans;
+    input.cache = &cache;
+    return non_zeros(layer.config, attention.forward(input).hidden_states);
+  };
+  (void)run({{.slot = 0, .count = 2}, {.slot = 1, .count = 2}, {.slot = 2, .count = 3}}, {0, 4, 9});
+  const auto rows = run({{.slot = 0, .first_position = 2, .count = 2},
+                         {.slot = 1, .first_position = 2, .count = 3},
+                         {.slot = 2, .first_position = 3, .count = 1}},
+                        {2, 6, 12});
+  const std::vector<Positions> expected = {{0, 1, 2},    {0, 1, 2, 3},    {4, 5, 6},
+                                           {4, 5, 6, 7}, {4, 5, 6, 7, 8}, {9, 10, 11, 12}};
+  EXPECT_EQ(rows, expected);
+}
+
+TEST(Interval, IntersectionsMayBeEmpty) {
+  EXPECT_EQ((Interval{2, 5}.intersect({4, 9})), (Interval{4, 5}));
+  EXPECT_TRUE((Interval{2, 5}.intersect({6, 9}).empty()));
+  EXPECT_EQ((Interval{2, 5}.intersect({6, 9}).size()), 0);
+  EXPECT_EQ((Interval{2, 5}.size()), 4);
+  EXPECT_TRUE((Interval{2, 5}.contains(2)) && (Interval{2, 5}.contains(5)));
+  EXPECT_FALSE((Interval{2, 5}.contains(1)) || (Interval{2, 5}.contains(6)));
+  EXPECT_TRUE(Interval{}.empty());
+}
+
+}  // namespace
+}  // namespace regard

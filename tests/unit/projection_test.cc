@@ -1,0 +1,199 @@
+// Linear layers against the plain product in double, for every stored type.
+#include "regard/projection.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "regard/error.h"
+#include "support/error_of.h"
+#include "support/numbers.h"
+#include "support/stored_weight.h"
+
+namespace regard {
+namespace {
+
+using test::error_of;
+using ::testing::HasSubstr;
+
+Linear packed(const test::StoredWeight& stored, std::vector<float> bias = {}) {
+  return {.weight = PackedMatrix::pack(stored.view(), Threads(2)), .bias = std::move(bias)};
+}
+
+void apply_one(const Linear& layer, ConstTensorView x, TensorView out, Workspace& workspace) {
+  const std::array<const Linear*, 1> layers = {&layer};
+  const std::array<TensorView, 1> outs = {out};
+  apply(layers, x, outs, workspace);
+}
+
+Tensor product(const Linear& layer, ConstTensorView x, Workspace& workspace) {
+  Tensor out(DType::f32, {x.size(0), layer.weight.rows()});
+  apply_one(layer, x, out, workspace);
+  return out;
+}
+
+// x [tokens, columns] times the weight in double. Each of the sum's roundings costs at most 2^-24 of the sum of the
+// products' sizes: one a product inside a block of 256, one a block, one for the bias.
+void expect_product(const test::StoredWeight& weight, const std::vector<float>& bias, const Tensor& x,
+                    ConstTensorView out) {
+  const Tensor wide = convert(x, DType::f32);
+  std::vector<float> row(static_cast<size_t>(weight.columns));
+  const double roundings = static_cast<double>(std::min<int64_t>(weight.columns, 256) + weight.columns / 256 + 2);
+  for (int64_t n = 0; n < weight.rows; ++n) {
+    decode_row(weight.view(), n, row);
+    for (int64_t m = 0; m < x.shape()[0]; ++m) {
+      const auto token = wide.view()[m].elements<float>();
+      double sum = bias.empty() ? 0.0 : static_cast<double>(bias[static_cast<size_t>(n)]);
+      double sizes = std::abs(sum);
+      for (size_t k = 0; k < row.size(); ++k) {
+        const double term = static_cast<double>(token[k]) * static_cast<double>(row[k]);
+        sum += term;
+        sizes += std::abs(term);
+      }
+      ASSERT_NEAR(out[m].as<float>()[n], sum, roundings * 0x1p-24 * sizes) << "row " << m << " column " << n;
+    }
+  }
+}
+
+TEST(Projection, EqualsThePlainProductForEveryWeightType) {
+  Workspace workspace(2);
+  for (const WeightType type : test::kAllWeightTypes) {
+    SCOPED_TRACE(name_of(type));
+    const auto weight = test::random_weight(type, 23, 768, 31);
+    const Linear layer = packed(weight);
+    for (const int64_t tokens : {1, 2, 5, 12, 13, 33, 70}) {
+      const Tensor x = test::Numbers(static_cast<uint64_t>(tokens)).tensor({tokens, 768});
+      expect_product(weight, {}, x, product(layer, x, workspace));
+    }
+  }
+}
+
+// Shapes around the kernels' tiles of 16 rows and blocks of 256 columns.
+TEST(Projection, EqualsThePlainProductForEveryShape) {
+  Workspace workspace(2);
+  for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::f16})
+    for (const int64_t rows : {1, 15, 16, 17, 70, 200})
+      for (const int64_t columns : {1, 3, 16, 255, 256, 257, 520}) {
+        SCOPED_TRACE(::testing::Message() << name_of(type) << ' ' << rows << ' ' << columns);
+        const auto weight = test::random_weight(type, rows, columns, 32);
+        const Tensor x = test::Numbers(7).tensor({9, columns});
+        expect_product(weight, {}, x, product(packed(weight), x, workspace));
+      }
+}
+
+TEST(Projection, ReadsF32BF16AndF16Inputs) {
+  Workspace workspace(2);
+  for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::q4_k})
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      SCOPED_TRACE(::testing::Message() << name_of(type) << ' ' << name_of(dtype));
+      const auto weight = test::random_weight(type, 20, 256, 33);
+      const Tensor x = test::Numbers(8).tensor({6, 256}, dtype);
+      expect_product(weight, {}, x, product(packed(weight), x, workspace));
+    }
+}
+
+// A row's numbers do not know how many others were there: the promise of schedule invariance.
+TEST(Projection, ARowAloneHasTheSameBitsAsAmongOthers) {
+  Workspace one(1);
+  Workspace three(3);
+  for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::f16, WeightType::q8_0, WeightType::q4_0,
+                                WeightType::q4_k, WeightType::q5_k, WeightType::q6_k}) {
+    SCOPED_TRACE(name_of(type));
+    const Linear layer = packed(test::random_weight(type, 37, 512, 34));
+    const Tensor x = test::Numbers(9).tensor({250, 512});
+    std::vector<std::vector<std::byte>> alone;
+    for (int64_t m = 0; m < 250; ++m) alone.push_back(test::bytes_of(product(layer, x.view().slice(0, m, 1), one)));
+    for (int64_t tokens = 1; tokens <= 250; tokens += tokens < 70 ? 1 : 60) {
+      const Tensor out = product(layer, x.view().slice(0, 0, tokens), three);
+      for (int64_t m = 0; m < tokens; ++m)
+        ASSERT_EQ(test::bytes_of(out.view()[m]), alone[static_cast<size_t>(m)]) << tokens << ' ' << m;
+    }
+  }
+}
+
+TEST(Projection, StridedInputsAndOutputsAreReadAndWrittenInPlace) {
+  Workspace workspace(2);
+  const auto weight = test::random_weight(WeightType::f32, 21, 40, 35);
+  const Linear layer = packed(weight);
+  const Tensor wide = test::Numbers(10).tensor({7, 100});
+  const Tensor out(DType::f32, {7, 30});
+  std::ranges::fill(out.elements<float>(), -77.0F);
+  const auto part = wide.view().slice(1, 33, 40);
+  apply_one(layer, part, out.view().slice(1, 5, 21), workspace);
+  expect_product(weight, {}, convert(part, DType::f32), convert(out.view().slice(1, 5, 21), DType::f32));
+  for (int64_t m = 0; m < 7; ++m)
+    for (const int64_t column : {0, 4, 26, 29}) EXPECT_EQ(out.view()[m].as<float>()[column], -77.0F);
+}
+
+TEST(Projection, BiasesAreAddedToEveryRow) {
+  Workspace workspace(2);
+  for (const int64_t rows : {5, 16, 100}) {
+    const auto weight = test::random_weight(WeightType::bf16, rows, 33, 36);
+    const auto bias = test::Numbers(11).floats(rows);
+    const Tensor x = test::Numbers(12).tensor({300, 33});
+    expect_product(weight, bias, x, product(packed(weight, bias), x, workspace));
+  }
+}
+
+TEST(Projection, LayersTogetherHaveTheBitsOfEachAlone) {
+  Workspace workspace(2);
+  const std::array<Linear, 3> layers = {
+      packed(test::random_weight(WeightType::f32, 48, 256, 1)),
+      packed(test::random_weight(WeightType::q4_1, 7, 256, 2), std::vector<float>(7, 1.0F)),
+      packed(test::random_weight(WeightType::q6_k, 300, 256, 3))};
+  const Tensor x = test::Numbers(13).tensor({11, 256});
+  const std::array<const Linear*, 3> pointers = {&layers[0], &layers[1], &layers[2]};
+  const std::array<Tensor, 3> outs = {Tensor(DType::f32, {11, 48}), Tensor(DType::f32, {11, 7}),
+                                      Tensor(DType::f32, {11, 300})};
+  const std::array<TensorView, 3> views = {outs[0], outs[1], outs[2]};
+  apply(pointers, x, views, workspace);
+  for (size_t i = 0; i < 3; ++i)
+    EXPECT_EQ(test::bytes_of(outs[i]), test::bytes_of(product(layers[i], x, workspace))) << i;
+}
+
+TEST(Projection, NoRowsIsNoWork) {
+  Workspace workspace(2);
+  const Linear layer = packed(test::random_weight(WeightType::f32, 5, 8, 1));
+  EXPECT_EQ(product(layer, Tensor(DType::f32, {0, 8}), workspace).shape(), (Shape{0, 5}));
+}
+
+// NaN and infinity in one row stay in that row.
+TEST(Projection, ANaNReachesItsOwnRowAndNoOther) {
+  Workspace workspace(2);
+  const Linear layer = packed(test::random_weight(WeightType::f32, 20, 64, 37));
+  const Tensor x = test::Numbers(14).tensor({14, 64});
+  const auto clean = product(layer, x, workspace);
+  x.elements<float>()[5 * 64 + 63] = NAN;
+  const auto dirty = product(layer, x, workspace);
+  for (int64_t m = 0; m < 14; ++m)
+    for (int64_t n = 0; n < 20; ++n) {
+      if (m == 5)
+        EXPECT_TRUE(std::isnan(dirty.view()[m].as<float>()[n]));
+      else
+        EXPECT_EQ(dirty.view()[m].as<float>()[n], clean.view()[m].as<float>()[n]);
+    }
+}
+
+TEST(Projection, RefusesShapesAndTypesThatDoNotFit) {
+  Workspace workspace(1);
+  const Linear layer = packed(test::random_weight(WeightType::f32, 5, 8, 1));
+  const Tensor out(DType::f32, {3, 5});
+  const auto refusal = [&](const Tensor& x, const Tensor& to) {
+    return error_of([&] { apply_one(layer, x, to, workspace); });
+  };
+  EXPECT_THAT(refusal(Tensor(DType::f32, {3, 9}), out), HasSubstr("9 columns, expected 8"));
+  EXPECT_THAT(refusal(Tensor(DType::f32, {24}), out), HasSubstr("shape [24]"));
+  EXPECT_THAT(refusal(Tensor(DType::f64, {3, 8}), out), HasSubstr("dtype f64"));
+  EXPECT_THAT(refusal(Tensor(DType::f32, {2, 8}), out), HasSubstr("output has shape [3, 5], expected [2, 5]"));
+  EXPECT_NE(refusal(Tensor(DType::f32, {3, 8}), Tensor(DType::bf16, {3, 5})), "");
+  const std::vector<const Linear*> many(9, &layer);
+  const std::vector<TensorView> outs(9, out);
+  EXPECT_THAT(error_of([&] { apply(many, Tensor(DType::f32, {3, 8}), outs, workspace); }), HasSubstr("at most 8"));
+}
+
+}  // namespace
+}  // namespace regard
