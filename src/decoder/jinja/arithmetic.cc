@@ -65,10 +65,12 @@ Value joined_texts(std::string left, const std::string& right, Budget& budget) {
 }
 
 Value repeated(const Value& text, int64_t count, Budget& budget) {
-  std::string result;
-  const auto times = static_cast<size_t>(std::max<int64_t>(count, 0));
-  budget.spend(times);
+  if (count <= 0 || text.text()->empty()) return Value("");
+  const auto times = static_cast<size_t>(count);
+  // First the number alone, so that the product can't overflow.
+  budget.spend_bytes(times);
   budget.spend_bytes(times * text.text()->size());
+  std::string result;
   for (size_t i = 0; i < times; ++i) result += *text.text();
   return Value(std::move(result));
 }

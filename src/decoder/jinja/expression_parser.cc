@@ -135,10 +135,15 @@ class ExpressionParser {
   Expression parse_unary() { return parse_filters(parse_signed()); }
 
   Expression parse_signed() {
-    const Deeper deeper(*this);
-    if (tokens_.take_symbol("-")) return operation(Operator::negate, parts_of(parse_signed()));
-    if (tokens_.take_symbol("+")) return operation(Operator::plus, parts_of(parse_signed()));
+    if (tokens_.take_symbol("-")) return parse_sign(Operator::negate);
+    if (tokens_.take_symbol("+")) return parse_sign(Operator::plus);
     return parse_postfix(parse_primary());
+  }
+
+  // Behind the sign.
+  Expression parse_sign(Operator op) {
+    const Deeper deeper(*this);
+    return operation(op, parts_of(parse_signed()));
   }
 
   Expression parse_primary() {

@@ -146,7 +146,7 @@ bool Value::truthy() const {
 
 std::string Value::describe() const {
   if (const auto* undefined = std::get_if<Undefined>(&data_))
-    return undefined->name.empty() ? "an undefined value" : fmt::format("'{}', which is undefined,", undefined->name);
+    return undefined->name.empty() ? "an undefined value" : fmt::format("the undefined '{}'", undefined->name);
   if (is_none()) return "none";
   if (is_boolean()) return "a boolean";
   if (is_number()) return "a number";

@@ -62,7 +62,7 @@ class Value {
   // The entry of a map, or an undefined value.
   [[nodiscard]] Value entry(std::string_view key) const;
   [[nodiscard]] bool truthy() const;
-  // For messages: "a list", or "'user' is undefined".
+  // For messages: "a list", or "the undefined 'user'".
   [[nodiscard]] std::string describe() const;
 
  private:
