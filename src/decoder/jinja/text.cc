@@ -21,9 +21,13 @@ size_t start_of_last_character(std::string_view text) {
   return at;
 }
 
+bool is_python_space(uint32_t code_point) {
+  return is_white_space(code_point) || (code_point >= 0x1C && code_point <= 0x1F);
+}
+
 bool is_white_space_character(std::string_view character) {
   size_t at = 0;
-  return is_white_space(next_code_point(character, at));
+  return is_python_space(next_code_point(character, at));
 }
 
 template <class Stripped>
@@ -51,11 +55,6 @@ std::string transformed(std::string_view text, char (*letter)(char)) {
 }
 
 }  // namespace
-
-bool is_white_space(uint32_t c) {
-  return (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
 
 size_t count_characters(std::string_view text) {
   return static_cast<size_t>(std::ranges::count_if(text, starts_character));
@@ -93,7 +92,7 @@ std::vector<std::string_view> split(std::string_view text, int64_t most) {
     }
     size_t end = 0;
     size_t next = 0;
-    while (end < text.size() && !is_white_space(next_code_point(text, next))) end = next;
+    while (end < text.size() && !is_python_space(next_code_point(text, next))) end = next;
     parts.push_back(text.substr(0, end));
     text.remove_prefix(end);
   }

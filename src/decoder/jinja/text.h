@@ -8,16 +8,14 @@
 // Python's string functions on UTF-8: lengths and indices count characters, not bytes. Text is valid UTF-8.
 namespace regard::jinja {
 
-// What Python calls white space, which has the separators U+001C to U+001F besides Unicode's.
-[[nodiscard]] bool is_white_space(uint32_t code_point);
-
 [[nodiscard]] size_t count_characters(std::string_view text);
 // Where the n-th character starts; the text's size if there are not so many.
 [[nodiscard]] size_t offset_of_character(std::string_view text, size_t n);
 [[nodiscard]] std::vector<std::string_view> characters(std::string_view text);
 
 enum class Side : uint8_t { left, right, both };
-// Without white space at the ends, or without any of `set` if that is given.
+// Without white space at the ends, or without any of `set` if that is given. To Python, the separators U+001C to
+// U+001F are white space too.
 [[nodiscard]] std::string_view strip(std::string_view text, Side side);
 [[nodiscard]] std::string_view strip(std::string_view text, Side side, std::string_view set);
 
