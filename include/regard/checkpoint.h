@@ -42,8 +42,8 @@ class Checkpoint {
   enum class Format : uint8_t { gguf, safetensors };
 
   /// Opens a .gguf file (versions 2 and 3), a .safetensors file, a `model.safetensors.index.json`, or a folder that
-  /// holds one of them (index first, then model.safetensors, then the only *.safetensors or *.gguf), with config.json
-  /// and tokenizer.json beside it where they exist.
+  /// holds one of them (index first, then model.safetensors, then the only *.safetensors or *.gguf), with config.json,
+  /// tokenizer.json, tokenizer_config.json and chat_template.jinja beside it where they exist.
   [[nodiscard]] static Checkpoint open(const std::filesystem::path& path);
 
   Checkpoint(Checkpoint&&) noexcept;
@@ -68,6 +68,10 @@ class Checkpoint {
   [[nodiscard]] const std::string& config_json() const;
   /// The text of tokenizer.json beside the checkpoint; empty if there is none.
   [[nodiscard]] const std::string& tokenizer_json() const;
+  /// The text of tokenizer_config.json beside the checkpoint; empty if there is none.
+  [[nodiscard]] const std::string& tokenizer_config_json() const;
+  /// The text of chat_template.jinja beside the checkpoint; empty if there is none.
+  [[nodiscard]] const std::string& chat_template() const;
   /// The `__metadata__` strings of a single safetensors file.
   [[nodiscard]] const std::map<std::string, std::string>& safetensors_metadata() const;
 

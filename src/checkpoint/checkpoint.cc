@@ -77,6 +77,8 @@ struct Checkpoint::State {
   ParsedFile parsed;
   std::string config_json;
   std::string tokenizer_json;
+  std::string tokenizer_config_json;
+  std::string chat_template;
 
   void add(const fs::path& file) {
     files.emplace_back(file);
@@ -116,6 +118,8 @@ Checkpoint Checkpoint::open(const fs::path& path) {
     state->add(file);
   state->config_json = read_text(file.parent_path() / "config.json");
   state->tokenizer_json = read_text(file.parent_path() / "tokenizer.json");
+  state->tokenizer_config_json = read_text(file.parent_path() / "tokenizer_config.json");
+  state->chat_template = read_text(file.parent_path() / "chat_template.jinja");
   auto& tensors = state->parsed.tensors;
   std::ranges::sort(tensors, {}, &StoredTensor::name);
   const auto twice = std::ranges::adjacent_find(tensors, {}, &StoredTensor::name);
@@ -154,6 +158,8 @@ const StoredTensor& Checkpoint::tensor(std::string_view name) const {
 const Metadata& Checkpoint::metadata() const { return state_->parsed.metadata; }
 const std::string& Checkpoint::config_json() const { return state_->config_json; }
 const std::string& Checkpoint::tokenizer_json() const { return state_->tokenizer_json; }
+const std::string& Checkpoint::tokenizer_config_json() const { return state_->tokenizer_config_json; }
+const std::string& Checkpoint::chat_template() const { return state_->chat_template; }
 const std::map<std::string, std::string>& Checkpoint::safetensors_metadata() const { return state_->parsed.strings; }
 
 void Checkpoint::release_pages() const {

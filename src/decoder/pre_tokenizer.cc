@@ -3,7 +3,9 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <array>
+#include <optional>
 
 #include "tensor/fail.h"
 
@@ -46,27 +48,31 @@ struct PreTokenizer::Step {
   Behavior behavior = Behavior::isolated;
   bool invert = false;
 
-  // Matches and the gaps between them, none empty.
+  // Matches and the gaps between them. A match may be empty and then only parts its neighbours, as (?=[A-Z]) does; one
+  // where another match ends does not count.
   [[nodiscard]] std::vector<Piece> find(std::string_view text) const {
     const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
         pcre2_match_data_create_from_pattern(code.get(), nullptr), &pcre2_match_data_free);
     std::vector<Piece> pieces;
     size_t at = 0;
-    for (size_t from = 0; from < text.size();) {
+    std::optional<size_t> last_end;
+    for (size_t from = 0; from <= text.size();) {
       const int found = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
                                     PCRE2_NO_UTF_CHECK, match.get(), nullptr);
       if (found == PCRE2_ERROR_NOMATCH) break;
       require(found > 0, "tokenizer: splitting the text failed with PCRE2's error {}", found);
-      const size_t* bounds = pcre2_get_ovector_pointer(match.get());
-      if (bounds[1] == bounds[0]) {
-        // An empty match splits nothing; the next one is looked for behind the next character.
-        from = bounds[1] + 1;
+      const size_t begin = pcre2_get_ovector_pointer(match.get())[0];
+      const size_t end = pcre2_get_ovector_pointer(match.get())[1];
+      if (begin == end && last_end == end) {
+        // The next one is looked for behind the next character.
+        from = end + 1;
         while (from < text.size() && (static_cast<uint8_t>(text[from]) & 0xC0) == 0x80) ++from;
         continue;
       }
-      if (bounds[0] > at) pieces.emplace_back(text.substr(at, bounds[0] - at), invert);
-      pieces.emplace_back(text.substr(bounds[0], bounds[1] - bounds[0]), !invert);
-      at = from = bounds[1];
+      if (begin > at) pieces.emplace_back(text.substr(at, begin - at), invert);
+      pieces.emplace_back(text.substr(begin, end - begin), !invert);
+      at = from = end;
+      last_end = end;
     }
     if (at < text.size()) pieces.emplace_back(text.substr(at), invert);
     return pieces;
@@ -103,6 +109,10 @@ struct PreTokenizer::Step {
         out.push_back(piece);
       previous_match = is_match;
     }
+    // What an empty match left.
+    const auto empty = std::ranges::remove_if(out.begin() + static_cast<std::ptrdiff_t>(begin), out.end(),
+                                              [](std::string_view piece) { return piece.empty(); });
+    out.erase(empty.begin(), empty.end());
   }
 };
 
@@ -118,8 +128,9 @@ void PreTokenizer::add_split(const std::string& pattern, Behavior behavior, bool
   int error = 0;
   size_t offset = 0;
   auto step = std::make_unique<Step>();
-  step->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(portable.data()), portable.size(), PCRE2_UTF | PCRE2_UCP,
-                                 &error, &offset, nullptr));
+  // ^ and $ mean lines, as in the Ruby syntax that tokenizers' patterns are written in.
+  step->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(portable.data()), portable.size(),
+                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr));
   require(step->code != nullptr, "tokenizer: the pattern \"{}\" is not understood", pattern.substr(0, 200));
   // Where there is no just-in-time compiler, matching is interpreted.
   (void)pcre2_jit_compile(step->code.get(), PCRE2_JIT_COMPLETE);

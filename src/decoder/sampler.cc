@@ -15,6 +15,36 @@ struct Choice {
   double weight;
 };
 
+// Tokens, the most likely first and among equals the lower id. Sorted no further than asked for: a vocabulary has
+// 100,000 tokens, and mostly the first few decide.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const float> logits) : less_likely_{logits}, heap_(logits.size()) {
+    std::iota(heap_.begin(), heap_.end(), 0);
+    std::ranges::make_heap(heap_, less_likely_);
+  }
+
+  int32_t next() {
+    std::ranges::pop_heap(heap_, less_likely_);
+    const int32_t token = heap_.back();
+    heap_.pop_back();
+    return token;
+  }
+
+ private:
+  struct LessLikely {
+    std::span<const float> logits;
+    bool operator()(int32_t a, int32_t b) const {
+      const float logit_a = logits[static_cast<size_t>(a)];
+      const float logit_b = logits[static_cast<size_t>(b)];
+      return logit_a != logit_b ? logit_a < logit_b : a > b;
+    }
+  };
+
+  LessLikely less_likely_;
+  std::vector<int32_t> heap_;
+};
+
 // 53 random bits in [0, 1). The standard library's distributions differ from one implementation to the next.
 double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }
 
@@ -34,38 +64,48 @@ int32_t Sampler::sample(std::span<const float> logits) {
   const float largest = *std::ranges::max_element(logits);
   if (config_.temperature == 0) return static_cast<int32_t>(std::ranges::find(logits, largest) - logits.begin());
 
-  // Most likely first; among equals the lower id.
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::ranges::stable_sort(order, std::ranges::greater(),
-                           [&](int32_t token) { return logits[static_cast<size_t>(token)]; });
-  if (config_.top_k > 0 && static_cast<size_t>(config_.top_k) < order.size())
-    order.resize(static_cast<size_t>(config_.top_k));
-
-  std::vector<Choice> choices;
-  double total = 0;
-  for (const int32_t token : order) {
-    const double distance = static_cast<double>(logits[static_cast<size_t>(token)]) - static_cast<double>(largest);
+  const auto weight_of = [&](float logit) {
     // An infinite logit is infinitely far from itself by subtraction; it is the largest all the same.
-    const double weight = logits[static_cast<size_t>(token)] == largest
-                              ? 1.0
-                              : std::exp(distance / static_cast<double>(config_.temperature));
-    choices.push_back({.token = token, .weight = weight});
-    total += weight;
+    if (logit == largest) return 1.0;
+    return std::exp((static_cast<double>(logit) - static_cast<double>(largest)) /
+                    static_cast<double>(config_.temperature));
+  };
+  Ranking ranking(logits);
+  std::vector<Choice> choices;
+  // The choice of that rank, which is at most one past those known so far.
+  const auto choice = [&](size_t rank) {
+    if (rank == choices.size()) {
+      const int32_t token = ranking.next();
+      choices.push_back({.token = token, .weight = weight_of(logits[static_cast<size_t>(token)])});
+    }
+    return choices[rank];
+  };
+
+  size_t count = logits.size();
+  double total = 0;
+  if (config_.top_k > 0 && static_cast<size_t>(config_.top_k) < count) {
+    count = static_cast<size_t>(config_.top_k);
+    for (size_t rank = 0; rank < count; ++rank) total += choice(rank).weight;
+  } else {
+    for (const float logit : logits) total += weight_of(logit);
   }
   if (config_.top_p < 1) {
-    double kept = 0;
-    size_t count = 0;
-    while (count < choices.size() && kept < static_cast<double>(config_.top_p) * total) kept += choices[count++].weight;
-    choices.resize(std::max<size_t>(count, 1));
-    total = kept;
+    const double mass = static_cast<double>(config_.top_p) * total;
+    total = 0;
+    size_t kept = 0;
+    while (kept < count && total < mass) total += choice(kept++).weight;
+    count = kept;
   }
   double target = uniform(generator_) * total;
-  for (const Choice& choice : choices) {
-    target -= choice.weight;
-    if (target < 0) return choice.token;
+  int32_t drawn = choice(0).token;
+  for (size_t rank = 0; rank < count && target >= 0; ++rank) {
+    // Rounding may leave some of the target at the end; tokens without weight don't get it.
+    const Choice next = choice(rank);
+    if (next.weight == 0) break;
+    drawn = next.token;
+    target -= next.weight;
   }
-  return choices.back().token;
+  return drawn;
 }
 
 }  // namespace regard

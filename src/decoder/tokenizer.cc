@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "decoder/byte_pair_encoder.h"
 #include "decoder/tokenizer_source.h"
@@ -12,18 +14,80 @@
 namespace regard {
 namespace {
 
-bool is_ascii_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-bool is_word_byte(char c) {
-  return std::isalnum(static_cast<uint8_t>(c)) != 0 || c == '_' || static_cast<uint8_t>(c) >= 0x80;
+// How many of the text's first bytes are white space.
+size_t leading_space(std::string_view text) {
+  size_t end = 0;
+  for (size_t next = 0; next < text.size(); end = next)
+    if (!is_white_space(next_code_point(text, next))) break;
+  return end;
 }
+
+// Where the text's last character begins.
+size_t last_character(std::string_view text) {
+  size_t at = text.size() - 1;
+  while (at > 0 && (static_cast<uint8_t>(text[at]) & 0xC0) == 0x80) --at;
+  return at;
+}
+
+size_t trailing_space(std::string_view text) {
+  size_t begin = text.size();
+  while (begin > 0) {
+    const size_t last = last_character(text.substr(0, begin));
+    size_t next = last;
+    if (!is_white_space(next_code_point(text, next))) break;
+    begin = last;
+  }
+  return text.size() - begin;
+}
+
+// The tokens that are found in the text itself.
+class AddedTokens {
+ public:
+  explicit AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
+    for (const AddedToken& token : tokens_) {
+      by_text_.emplace(token.text, &token);
+      if (token.special) special_.insert(token.id);
+      auto& lengths = lengths_[static_cast<uint8_t>(token.text.front())];
+      if (std::ranges::find(lengths, token.text.size()) == lengths.end()) lengths.push_back(token.text.size());
+    }
+    for (auto& lengths : lengths_) std::ranges::sort(lengths, std::greater());
+    // What the original's \w takes: letters, digits, marks, connectors and joiners.
+    word_characters_.add_split(R"([\p{L}\p{Nl}\p{Nd}\p{M}\p{Pc}\x{200C}\x{200D}])", PreTokenizer::Behavior::removed);
+  }
+
+  // The longest one at `at`, or nullptr.
+  [[nodiscard]] const AddedToken* find(std::string_view text, size_t at) const {
+    for (const size_t length : lengths_[static_cast<uint8_t>(text[at])])
+      if (const auto found = by_text_.find(text.substr(at, length)); found != by_text_.end()) return found->second;
+    return nullptr;
+  }
+
+  // Whether no word goes on before or behind this part of the text.
+  [[nodiscard]] bool stands_alone(std::string_view text, size_t begin, size_t end) const {
+    if (begin > 0 && is_word(text.substr(0, begin).substr(last_character(text.substr(0, begin))))) return false;
+    size_t next = end;
+    if (end < text.size()) (void)next_code_point(text, next);
+    return end == text.size() || !is_word(text.substr(end, next - end));
+  }
+
+  [[nodiscard]] bool is_special(int32_t token) const { return special_.contains(token); }
+
+ private:
+  [[nodiscard]] bool is_word(std::string_view character) const { return word_characters_.split(character).empty(); }
+
+  std::vector<AddedToken> tokens_;
+  std::unordered_map<std::string_view, const AddedToken*> by_text_;  // views into tokens_
+  std::unordered_set<int32_t> special_;
+  std::array<std::vector<size_t>, 256> lengths_;  // of the tokens that begin with a byte, longest first
+  PreTokenizer word_characters_;
+};
 
 }  // namespace
 
 struct Tokenizer::State {
   BytePairEncoder encoder;
   PreTokenizer pre_tokenizer;
-  std::vector<AddedToken> added;  // longest first
-  std::array<bool, 256> added_starts{};
+  AddedTokens added;
   bool add_prefix_space;
   std::optional<int32_t> bos;
   bool add_bos;
@@ -36,27 +100,12 @@ struct Tokenizer::State {
         add_prefix_space(source.add_prefix_space),
         bos(source.bos),
         add_bos(source.add_bos),
-        end_tokens(std::move(source.end_tokens)) {
-    std::ranges::stable_sort(added, std::ranges::greater(), [](const AddedToken& token) { return token.text.size(); });
-    for (const AddedToken& token : added) added_starts[static_cast<uint8_t>(token.text.front())] = true;
-  }
-
-  // The longest added token at `at`, or nullptr.
-  [[nodiscard]] const AddedToken* added_at(std::string_view text, size_t at) const {
-    if (!added_starts[static_cast<uint8_t>(text[at])]) return nullptr;
-    for (const AddedToken& token : added) {
-      if (!text.substr(at).starts_with(token.text)) continue;
-      const size_t end = at + token.text.size();
-      const bool touches = (at > 0 && is_word_byte(text[at - 1])) || (end < text.size() && is_word_byte(text[end]));
-      if (!token.single_word || !touches) return &token;
-    }
-    return nullptr;
-  }
+        end_tokens(std::move(source.end_tokens)) {}
 
   void encode_plain(std::string_view text, std::vector<int32_t>& out) const {
     if (text.empty()) return;
     std::string prefixed;
-    if (add_prefix_space && !is_ascii_space(text.front())) {
+    if (add_prefix_space && text.front() != ' ') {
       prefixed.assign(1, ' ').append(text);
       text = prefixed;
     }
@@ -94,15 +143,14 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, Bos bos) const {
   if (state_->add_bos && bos == Bos::as_the_model_says) tokens.push_back(*state_->bos);
   size_t plain = 0;
   for (size_t at = 0; at < text.size();) {
-    const AddedToken* added = state_->added_at(text, at);
-    if (added == nullptr) {
-      ++at;
+    const AddedToken* added = state_->added.find(text, at);
+    const size_t match_end = at + (added == nullptr ? 1 : added->text.size());
+    if (added == nullptr || (added->single_word && !state_->added.stands_alone(text, at, match_end))) {
+      at = match_end;
       continue;
     }
-    size_t begin = at;
-    size_t end = at + added->text.size();
-    while (added->strip_left && begin > plain && is_ascii_space(text[begin - 1])) --begin;
-    while (added->strip_right && end < text.size() && is_ascii_space(text[end])) ++end;
+    const size_t begin = added->strip_left ? at - trailing_space(text.substr(plain, at - plain)) : at;
+    const size_t end = added->strip_right ? match_end + leading_space(text.substr(match_end)) : match_end;
     state_->encode_plain(text.substr(plain, begin - plain), tokens);
     tokens.push_back(added->id);
     plain = at = end;
@@ -125,10 +173,7 @@ int32_t Tokenizer::vocabulary_size() const { return static_cast<int32_t>(state_-
 std::span<const int32_t> Tokenizer::end_tokens() const { return state_->end_tokens; }
 std::optional<int32_t> Tokenizer::bos_token() const { return state_->bos; }
 
-bool Tokenizer::is_special(int32_t token) const {
-  return std::ranges::any_of(state_->added,
-                             [&](const AddedToken& added) { return added.id == token && added.special; });
-}
+bool Tokenizer::is_special(int32_t token) const { return state_->added.is_special(token); }
 
 std::optional<int32_t> Tokenizer::find(std::string_view text) const {
   const int32_t id = state_->encoder.find(text);

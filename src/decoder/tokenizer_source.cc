@@ -74,6 +74,11 @@ class JsonReader {
               "tokenizer: normalizer is {}, expected none", root_["normalizer"].dump().substr(0, 80));
       const Json& model = root_.at("model");
       require(model.value("type", "BPE") == "BPE", "tokenizer: the model is {}, expected BPE", model.at("type").dump());
+      for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+        const Json value = model.contains(affix) ? model[affix] : Json();
+        require(value.is_null() || value == "", "tokenizer: {} is {}, expected none", affix,
+                value.dump().substr(0, 80));
+      }
       source_.whole_words = model.value("ignore_merges", false);
       read_vocabulary(model.at("vocab"));
       read_merges(model.at("merges"));
@@ -126,9 +131,17 @@ class JsonReader {
     const auto type = step.at("type").get<std::string>();
     if (type == "Sequence") {
       for (const Json& inner : step.at("pretokenizers")) read_pre_tokenizer(inner, depth + 1);
-    } else if (type == "ByteLevel") {
+      return;
+    }
+    // What comes behind ByteLevel would see its spelling instead of the text.
+    require(!byte_level_, "tokenizer: the pre-tokenizer \"{}\" comes behind ByteLevel, expected nothing there",
+            type.substr(0, 80));
+    if (type == "ByteLevel") {
       byte_level_ = true;
       source_.add_prefix_space = step.value("add_prefix_space", true);
+      require(
+          !source_.add_prefix_space || !splits_,
+          "tokenizer: ByteLevel puts a space before each piece of an earlier pre-tokenizer, which is not understood");
       if (step.value("use_regex", true)) source_.pre_tokenizer.add_split(kGpt2Pattern, Behavior::isolated);
     } else if (type == "Digits") {
       source_.pre_tokenizer.add_split(
@@ -138,6 +151,7 @@ class JsonReader {
     } else {
       fail("tokenizer: the pre-tokenizer \"{}\" is not known", type.substr(0, 80));
     }
+    splits_ = true;
   }
 
   void read_split(const Json& step) {
@@ -184,7 +198,8 @@ class JsonReader {
 
   Json root_;
   TokenizerSource source_;
-  bool byte_level_ = false;
+  bool splits_ = false;      // a pre-tokenizer was read
+  bool byte_level_ = false;  // ByteLevel was
 };
 
 }  // namespace

@@ -56,6 +56,11 @@ uint32_t next_code_point(std::string_view text, size_t& at) {
   return code_point;
 }
 
+bool is_white_space(uint32_t c) {
+  return (c >= 0x9 && c <= 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
 void append_utf8(uint32_t code_point, std::string& text) {
   const auto push = [&](uint32_t byte) { text.push_back(static_cast<char>(byte)); };
   if (code_point < 0x80) {

@@ -16,6 +16,9 @@ namespace regard {
 // The code point at `at`, which moves behind it; `text` is valid UTF-8.
 [[nodiscard]] uint32_t next_code_point(std::string_view text, size_t& at);
 
+// Unicode's property White_Space.
+[[nodiscard]] bool is_white_space(uint32_t code_point);
+
 void append_utf8(uint32_t code_point, std::string& text);
 
 }  // namespace regard
