@@ -42,6 +42,7 @@ class UnitKernel {
         layout_(layout),
         unit_(unit),
         memory_(memory),
+        scale_(call.shape.scale, call.shape.soft_cap),
         rows_(unit.tokens * layout.group) {}
 
   void load_queries() const {
@@ -61,16 +62,15 @@ class UnitKernel {
     if (needed.empty()) return;
     const BlockKeys keys = find_keys(block, needed);
     score(keys);
-    const ScoreScale scale(shape_.scale, shape_.soft_cap);
     for (int64_t row = 0; row < rows_; ++row)
       if (!memory_.seen[row].empty())
-        weigh(memory_.scores + row * kBlock, memory_.seen[row], scale, partial.maximum[row], partial.sum[row]);
+        weigh(memory_.scores + row * kBlock, memory_.seen[row], scale_, partial.maximum[row], partial.sum[row]);
     add_values(keys, partial.weighted);
   }
 
   void clear_state() const { clear(memory_.state, layout_.unit_rows, layout_.value_width); }
   void merge_into_state(const Partial& partial) const {
-    merge(partial, memory_.state, rows_, layout_.value_width, memory_.factors);
+    merge(partial, memory_.state, rows_, layout_.value_width, scale_.factor, memory_.factors);
   }
 
   // The last step, and the only one that knows the sinks [MATH-6].
@@ -80,14 +80,16 @@ class UnitKernel {
       const int64_t head = head_of(row);
       const int64_t token = unit_.first_token + row / layout_.group;
       std::byte* out = call_.out + (token * shape_.heads + head) * shape_.v_head_dim * element_bytes();
-      const float sink = shape_.sinks == nullptr ? kMinusInfinity : shape_.sinks[head] * kLog2E;
+      // Exponents in double: a score's may be beyond f32.
+      const double sink = shape_.sinks == nullptr ? kMinusInfinity : static_cast<double>(shape_.sinks[head]) * kLog2E;
       if (call_.visible[token].empty()) {
         std::memset(out, 0, static_cast<size_t>(shape_.v_head_dim * element_bytes()));
         write_lse(token, head, sink, sink == kMinusInfinity ? 0.0F : 1.0F);
         continue;
       }
-      const float maximum = std::max(state.maximum[row], sink);
-      const float ours = power(state.maximum[row] - maximum);
+      const double exponent = static_cast<double>(state.maximum[row]) * static_cast<double>(scale_.factor);
+      const double maximum = std::max(exponent, sink);
+      const float ours = power(exponent - maximum);
       const float sum = state.sum[row] * ours + (shape_.sinks == nullptr ? 0.0F : power(sink - maximum));
       const float factor = ours / sum;
       float* HWY_RESTRICT weighted = state.weighted + row * layout_.value_width;
@@ -98,14 +100,13 @@ class UnitKernel {
   }
 
  private:
-  static float power(float x) { return hn::GetLane(exp2_nonpositive(F32(), hn::Set(F32(), x))); }
+  static float power(double x) { return hn::GetLane(exp2_nonpositive(F32(), hn::Set(F32(), static_cast<float>(x)))); }
 
-  void write_lse(int64_t token, int64_t head, float maximum, float sum) const {
+  void write_lse(int64_t token, int64_t head, double exponent, float sum) const {
     if (call_.lse == nullptr) return;
     constexpr double kLn2 = 0.693147180559945309;
     call_.lse[token * shape_.heads + head] =
-        sum == 0.0F ? kMinusInfinity
-                    : static_cast<float>((static_cast<double>(maximum) + std::log2(static_cast<double>(sum))) * kLn2);
+        sum == 0.0F ? kMinusInfinity : static_cast<float>((exponent + std::log2(static_cast<double>(sum))) * kLn2);
   }
 
   [[nodiscard]] int64_t head_of(int64_t row) const { return unit_.kv_head * layout_.group + row % layout_.group; }
@@ -274,6 +275,7 @@ class UnitKernel {
   const AttendLayout& layout_;
   const Unit& unit_;
   const ThreadMemory& memory_;
+  ScoreScale scale_;
   int64_t rows_;
 };
 

@@ -20,14 +20,14 @@ inline constexpr int64_t kUnitRows = 240;
 inline constexpr int64_t kScoreBlock = 32;
 static_assert(kBlock % kScoreBlock == 0);
 
-inline constexpr float kLog2E = 1.44269504F;
+inline constexpr double kLog2E = 1.4426950408889634;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-/// Partial attention of rows over some keys: weighted values and, in powers of two, the largest score and the sum of
-/// weights relative to it. Partials over disjoint keys merge.
+/// Partial attention of rows over some keys: the largest score, the sum of weights relative to it, the weighted values.
+/// Partials over disjoint keys merge.
 struct Partial {
   float* weighted;  ///< [rows][value_width]
-  float* maximum;   ///< [rows], score * log2(e)
+  float* maximum;   ///< [rows], not yet scaled; -inf: no keys
   float* sum;       ///< [rows]
 };
 

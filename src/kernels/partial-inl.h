@@ -24,9 +24,10 @@ inline void clear(const Partial& state, int64_t rows, int64_t width) {
   std::fill_n(state.sum, round_up(rows, kTile), 0.0F);
 }
 
-// state = state merged with partial, in this order. Rows whose partial has maximum -inf stay as they are.
-// `factors` holds 2 * round_up(rows, kTile) numbers.
-inline void merge(const Partial& partial, const Partial& state, int64_t rows, int64_t width, float* factors) {
+// state = state merged with partial, in this order. Rows whose partial has no keys stay as they are. `factor` turns
+// scores into exponents of 2; `factors` holds 2 * round_up(rows, kTile) numbers.
+inline void merge(const Partial& partial, const Partial& state, int64_t rows, int64_t width, float factor,
+                  float* factors) {
   float* ours = factors;
   float* theirs = factors + round_up(rows, kTile);
   // The row vectors are padded to whole tiles, so that a vector may run over the last row.
@@ -36,8 +37,8 @@ inline void merge(const Partial& partial, const Partial& state, int64_t rows, in
     const auto maximum = hn::IfThenElse(hn::Gt(added, old), added, old);
     // Of two infinities the difference would be NaN; a row without keys has no weights on either side.
     const auto base = hn::IfThenElse(hn::Eq(maximum, hn::Set(F32(), kMinusInfinity)), hn::Zero(F32()), maximum);
-    const auto keep = exp2_nonpositive(F32(), hn::Sub(old, base));
-    const auto take = exp2_nonpositive(F32(), hn::Sub(added, base));
+    const auto keep = exp2_nonpositive(F32(), hn::Mul(hn::Sub(old, base), hn::Set(F32(), factor)));
+    const auto take = exp2_nonpositive(F32(), hn::Mul(hn::Sub(added, base), hn::Set(F32(), factor)));
     hn::StoreU(keep, F32(), ours + row);
     hn::StoreU(take, F32(), theirs + row);
     const auto sum =

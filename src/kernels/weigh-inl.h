@@ -18,13 +18,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
 
-// How scores become exponents of 2: factor * score, or factor * tanh(inner * score) under a soft cap.
+// How scores become exponents of 2: factor * score; under a soft cap the score is tanh(inner * product) first.
 struct ScoreScale {
   float factor;
   float inner;  // 0: no soft cap
 
   ScoreScale(float scale, float soft_cap)
-      : factor((soft_cap == 0.0F ? scale : soft_cap) * kLog2E), inner(soft_cap == 0.0F ? 0.0F : scale / soft_cap) {}
+      : factor(static_cast<float>(static_cast<double>(soft_cap == 0.0F ? scale : soft_cap) * kLog2E)),
+        inner(soft_cap == 0.0F ? 0.0F : scale / soft_cap) {}
 };
 
 inline void cap_scores(float* HWY_RESTRICT scores, int64_t begin, int64_t end, float inner) {
@@ -32,8 +33,8 @@ inline void cap_scores(float* HWY_RESTRICT scores, int64_t begin, int64_t end, f
     hn::StoreU(hn::Tanh(F32(), hn::Mul(hn::LoadU(F32(), scores + key), hn::Set(F32(), inner))), F32(), scores + key);
 }
 
-// Turns the scores of a block's keys into weights 2^(exponent - maximum), 0 outside `seen` up to the next multiple of
-// kTile on both sides. The 16 running sums are those of the keys with equal index modulo 16, whatever the
+// Turns the scores of a block's keys into weights 2^(factor * (score - maximum)), 0 outside `seen` up to the next
+// multiple of kTile on both sides. The 16 running sums are those of the keys with equal index modulo 16, whatever the
 // vector width. A NaN among the visible scores makes its own weight NaN, and so the sum and the output.
 inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& scale, float& maximum, float& sum) {
   const int64_t begin = seen.first / kTile * kTile;
@@ -49,11 +50,10 @@ inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& s
     for (size_t v = 0; v < kVectors; ++v) largest[v] = hn::Max(largest[v], hn::LoadU(F32(), scores + key + v * kLanes));
   }
   for (size_t v = 1; v < kVectors; ++v) largest[0] = hn::Max(largest[0], largest[v]);
-  const auto factor = hn::Set(F32(), scale.factor);
-  const auto largest_exponent = hn::Mul(hn::MaxOfLanes(F32(), largest[0]), factor);
-  const auto minus_infinity = hn::Set(F32(), kMinusInfinity);
   // Scores that all overflowed to -inf have no weight; the difference of two infinities would be NaN.
-  const auto top = hn::IfThenZeroElse(hn::Eq(largest_exponent, minus_infinity), largest_exponent);
+  const auto largest_score = hn::MaxOfLanes(F32(), largest[0]);
+  const auto top = hn::IfThenZeroElse(hn::Eq(largest_score, hn::Set(F32(), kMinusInfinity)), largest_score);
+  const auto factor = hn::Set(F32(), scale.factor);
 
   Vec sums[kVectors];
   for (size_t v = 0; v < kVectors; ++v) sums[v] = hn::Zero(F32());
@@ -61,13 +61,12 @@ inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& s
     REGARD_UNROLL
     for (size_t v = 0; v < kVectors; ++v) {
       float* at = scores + key + v * kLanes;
-      // One rounding for scale and difference.
-      const auto weight = exp2_nonpositive(F32(), hn::MulSub(hn::LoadU(F32(), at), factor, top));
+      const auto weight = exp2_nonpositive(F32(), hn::Mul(hn::Sub(hn::LoadU(F32(), at), top), factor));
       hn::StoreU(weight, F32(), at);
       sums[v] = hn::Add(sums[v], weight);
     }
   }
-  maximum = hn::GetLane(largest_exponent);
+  maximum = hn::GetLane(largest_score);
   sum = sum_of_tile(sums);
 }
 

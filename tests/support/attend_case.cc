@@ -161,9 +161,9 @@ std::vector<Attended> attend_by_kernels(const AttendCase& c, const AttendNumbers
                              .soft_cap = static_cast<float>(config.logit_soft_cap),
                              .sinks = numbers.sinks.empty() ? nullptr : numbers.sinks.data()},
                    .spans = spans,
-                   .queries = queries.data(),
+                   .queries = reinterpret_cast<const std::byte*>(queries.data()),
                    .visible = visible.data(),
-                   .out = out.data(),
+                   .out = reinterpret_cast<std::byte*>(out.data()),
                    .lse = lse.data()},
                   scratch, Threads(threads));
   std::vector<Attended> results;

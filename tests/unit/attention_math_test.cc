@@ -186,9 +186,9 @@ struct EmptyRow {
     kernels::AttendScratch scratch;
     kernels::attend({.shape = {.heads = 2, .kv_heads = 1, .head_dim = 1, .v_head_dim = 1, .sinks = sinks},
                      .spans = std::span(&span, 1),
-                     .queries = queries.data(),
+                     .queries = reinterpret_cast<const std::byte*>(queries.data()),
                      .visible = &visible,
-                     .out = out.data(),
+                     .out = reinterpret_cast<std::byte*>(out.data()),
                      .lse = lse.data()},
                     scratch, Threads(2));
   }
