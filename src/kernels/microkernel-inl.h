@@ -52,7 +52,9 @@ constexpr int tiles_for(int rows, bool grouped) {
   constexpr int kMostGrouped = kVectors == 1 ? 4 : 2;
   const int fit = kAccumulators / (rows * static_cast<int>(kVectors));
   const int most = grouped ? kMostGrouped : 4;
-  return fit < 1 ? 1 : fit > most ? most : fit;
+  // A divisor of the four tiles that callers come with: three would leave a narrow one behind.
+  const int tiles = fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
+  return tiles > most ? most : tiles;
 }
 
 // ---- Elements: how a panel row becomes f32 lanes ----

@@ -15,6 +15,8 @@ namespace {
 
 // Buffers of this size and more come from mmap: the kernel zeroes their pages when they are first touched.
 constexpr size_t kMappedBytes = size_t{1} << 20;
+// From here on huge pages save more address look-ups than the part of the last one that nobody touches costs.
+constexpr size_t kHugePageBytes = size_t{1} << 24;
 
 std::array<int64_t, Shape::kMaxRank> dense_strides(const Shape& shape) {
   std::array<int64_t, Shape::kMaxRank> strides{};
@@ -105,6 +107,7 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   if (bytes >= kMappedBytes) {
     void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();
+    if (bytes >= kHugePageBytes) madvise(mapped, bytes, MADV_HUGEPAGE);
     data_ = static_cast<std::byte*>(mapped);
     return;
   }
