@@ -24,6 +24,8 @@ Linear load_linear(const char* name, const WeightView& weight, int64_t rows, int
           "projection: weight of {} has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns, rows,
           columns);
   check_bias(name, bias, rows, has_bias);
+  require(row_order.empty() || static_cast<int64_t>(row_order.size()) == rows,
+          "projection: the order of the {} rows of {} has {} entries", rows, name, row_order.size());
   if (!row_order.empty() && !bias.empty()) {
     std::vector<float> ordered(bias.size());
     for (size_t row = 0; row < bias.size(); ++row) ordered[row] = bias[static_cast<size_t>(row_order[row])];
