@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "checkpoint/mapped_file.h"
@@ -31,20 +33,19 @@ std::string read_text(const fs::path& path) {
   return text.str();
 }
 
-// The files of a sharded checkpoint, each once.
-std::vector<fs::path> shards_of(const fs::path& index) {
+// What the index of a sharded checkpoint says: the file that each tensor is in.
+std::map<std::string, std::string> read_index(const fs::path& index) {
   const auto parsed = nlohmann::json::parse(read_text(index), nullptr, false);
   require(parsed.is_object() && parsed.contains("weight_map") && parsed["weight_map"].is_object(),
           "checkpoint: {} has no object \"weight_map\"", index.string());
-  std::vector<fs::path> files;
+  std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : parsed["weight_map"].items()) {
     require(file.is_string(), "checkpoint: {}: \"{}\" is in no file", index.string(), printable(tensor));
-    const fs::path name = file.get<std::string>();
-    require(name.has_filename() && !name.has_parent_path(),
+    const auto& name = file.get_ref<const std::string&>();
+    require(!name.empty() && name != "." && name != ".." && name.find_first_of(std::string("/\0", 2)) == name.npos,
             "checkpoint: {}: \"{}\" is in \"{}\", expected a file beside the index", index.string(), printable(tensor),
-            printable(name.string()));
-    if (std::ranges::find(files, index.parent_path() / name) == files.end())
-      files.push_back(index.parent_path() / name);
+            printable(name));
+    files.emplace(tensor, name);
   }
   require(!files.empty(), "checkpoint: {} names no files", index.string());
   return files;
@@ -52,12 +53,15 @@ std::vector<fs::path> shards_of(const fs::path& index) {
 
 // The file of a folder that is the checkpoint.
 fs::path main_file(const fs::path& folder) {
+  std::error_code error;
   for (const char* name : {"model.safetensors.index.json", "model.safetensors"})
-    if (fs::exists(folder / name)) return folder / name;
+    if (fs::exists(folder / name, error)) return folder / name;
   std::vector<fs::path> candidates;
-  for (const auto& entry : fs::directory_iterator(folder))
-    if (entry.path().extension() == ".gguf" || entry.path().extension() == ".safetensors")
-      candidates.push_back(entry.path());
+  fs::directory_iterator entries(folder, error);
+  for (; !error && entries != fs::directory_iterator(); entries.increment(error))
+    if (entries->path().extension() == ".gguf" || entries->path().extension() == ".safetensors")
+      candidates.push_back(entries->path());
+  require(!error, "checkpoint: folder {} can't be read: {}", folder.string(), error.message());
   require(!candidates.empty(), "checkpoint: folder {} holds no .safetensors and no .gguf file", folder.string());
   require(candidates.size() == 1, "checkpoint: folder {} holds {} checkpoint files, expected one; name the file",
           folder.string(), candidates.size());
@@ -90,6 +94,21 @@ struct Checkpoint::State {
     parsed.metadata.merge(part.metadata);
     parsed.strings.merge(part.strings);
   }
+
+  void add_shards(const fs::path& index) {
+    const auto file_of = read_index(index);
+    std::set<std::string> names;
+    for (const auto& [tensor, file] : file_of) names.insert(file);
+    std::set<std::string, std::less<>> read;
+    for (const std::string& name : names) {
+      const size_t before = parsed.tensors.size();
+      add(index.parent_path() / name);
+      for (size_t i = before; i < parsed.tensors.size(); ++i) read.insert(name + '/' + parsed.tensors[i].name);
+    }
+    for (const auto& [tensor, file] : file_of)
+      require(read.contains(file + '/' + tensor), "checkpoint: {}: tensor \"{}\" is not in \"{}\"", index.string(),
+              printable(tensor), printable(file));
+  }
 };
 
 WeightView StoredTensor::matrix() const {
@@ -109,11 +128,11 @@ ConstTensorView StoredTensor::view() const {
 Checkpoint Checkpoint::open(const fs::path& path) {
   std::error_code error;
   require(fs::exists(path, error), "checkpoint: {} does not exist", path.string());
-  const fs::path file = fs::is_directory(path) ? main_file(path) : path;
+  const fs::path file = fs::is_directory(path, error) ? main_file(path) : path;
   auto state = std::make_unique<State>();
   state->path = path;
   if (file.extension() == ".json")
-    for (const fs::path& shard : shards_of(file)) state->add(shard);
+    state->add_shards(file);
   else
     state->add(file);
   state->config_json = read_text(file.parent_path() / "config.json");
@@ -151,7 +170,7 @@ const StoredTensor* Checkpoint::find(std::string_view name) const {
 
 const StoredTensor& Checkpoint::tensor(std::string_view name) const {
   const StoredTensor* found = find(name);
-  require(found != nullptr, "checkpoint: {} has no tensor \"{}\"", path().string(), name);
+  require(found != nullptr, "checkpoint: {} has no tensor \"{}\"", path().string(), printable(name));
   return *found;
 }
 

@@ -23,11 +23,4 @@ void check_layout(const ParsedFile& parsed, std::span<const std::byte> data, boo
           "checkpoint: {}: there are {} unused bytes after the last tensor", name, data.data() + data.size() - end);
 }
 
-std::string printable(std::string_view text) {
-  constexpr size_t kMost = 80;
-  std::string result;
-  for (const char c : text.substr(0, kMost)) result += c >= ' ' && c <= '~' && c != '"' ? c : '?';
-  return text.size() > kMost ? result + "..." : result;
-}
-
 }  // namespace regard

@@ -29,7 +29,4 @@ struct ParsedFile {
 // Throws Error unless no two tensors share a byte and, where `gapless`, no byte of the data section is unused.
 void check_layout(const ParsedFile& parsed, std::span<const std::byte> data, bool gapless, std::string_view name);
 
-// Text from a file, made short and printable for a message.
-[[nodiscard]] std::string printable(std::string_view text);
-
 }  // namespace regard

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -36,7 +37,13 @@ std::string read_standard_input() { return {std::istreambuf_iterator<char>(std::
 std::string read_text_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   require(in.is_open(), "{} can't be opened", path);
-  std::string text{std::istreambuf_iterator<char>(in), {}};
+  std::string text;
+  std::array<char, 1 << 16> buffer{};
+  do {
+    in.read(buffer.data(), buffer.size());
+    text.append(buffer.data(), static_cast<size_t>(in.gcount()));
+  } while (in);
+  // A folder can be opened, but not read.
   require(!in.bad(), "{} can't be read", path);
   return text;
 }

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <atomic>
+#include <charconv>
 #include <csignal>
 #include <memory>
 
@@ -65,6 +66,14 @@ std::vector<int32_t> encode_prompt(const Options& options, const Checkpoint& che
   return tokenizer.encode(apply_chat_template(checkpoint, tokenizer, messages), Tokenizer::Bos::never);
 }
 
+// CLI11 itself lets negative and too large seeds wrap around.
+std::string whole_number(const std::string& text) {
+  uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole ? "" : fmt::format("{} is not a whole number from 0 to 2^64-1", text);
+}
+
 std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
   std::vector<int32_t> visible;
   for (const int32_t token : tokens)
@@ -124,7 +133,8 @@ void add_generate(CLI::App& app) {
   command.add_option("--top-k", options->sampler.top_k, "Draw from the k most likely tokens only (default: 0, off)");
   command.add_option("--top-p", options->sampler.top_p,
                      "Draw from the most likely tokens with this much of the mass (default: 1, off)");
-  command.add_option("--seed", options->sampler.seed, "Seed of the drawing (default: 0)");
+  command.add_option("--seed", options->sampler.seed, "Seed of the drawing, 0 to 2^64-1 (default: 0)")
+      ->check(whole_number);
   command.add_flag("--chat", options->chat, "Put the prompt into the model's chat template, as the user's message");
   command.add_option("--system", options->system, "With --chat: a system message")->needs("--chat");
   command.add_flag("--json", options->json, "Print one JSON object with tokens, text, speed and memory");

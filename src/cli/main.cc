@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <exception>
+#include <iostream>
 #include <new>
 
 #include "cli/commands.h"
@@ -12,7 +14,7 @@ namespace {
 int complain(const char* sentence) {
   std::string line = sentence;
   for (char& c : line)
-    if (c == '\n' || c == '\r') c = ' ';
+    if ((c >= 0 && c < ' ') || c == '\x7F') c = ' ';
   fmt::print(stderr, "regard: {}\n", line);
   return 2;
 }
@@ -21,7 +23,8 @@ int complain(const char* sentence) {
 
 int main(int argc, char** argv) {
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
-  app.require_subcommand(1);
+  // None is refused below, since CLI11 would blame an unknown one on a missing one.
+  app.require_subcommand(0, 1);
   app.footer("Each command has its own help, e.g.: regard generate --help");
   regard::cli::add_generate(app);
   regard::cli::add_score(app);
@@ -30,6 +33,9 @@ int main(int argc, char** argv) {
   regard::cli::add_bench(app);
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) return complain("a subcommand is required; regard --help lists them");
+    std::cout.flush();
+    if (std::fflush(stdout) != 0 || !std::cout.good()) return complain("standard output can't be written");
     return 0;
   } catch (const CLI::RuntimeError& stopped) {
     return stopped.get_exit_code();

@@ -26,7 +26,14 @@ Linear load_linear(const Checkpoint& checkpoint, const std::string& name, int64_
   require(weight.rows == rows && weight.columns == columns,
           "checkpoint: tensor \"{}.weight\" has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns,
           rows, columns);
-  return {.weight = PackedMatrix::pack(weight, threads), .bias = read_vector(checkpoint, name + ".bias")};
+  std::vector<float> bias = read_vector(checkpoint, name + ".bias");
+  require(bias.empty() || static_cast<int64_t>(bias.size()) == rows,
+          "checkpoint: tensor \"{}.bias\" has {} numbers, expected {}", name, bias.size(), rows);
+  try {
+    return {.weight = PackedMatrix::pack(weight, threads), .bias = std::move(bias)};
+  } catch (const Error& error) {
+    fail("checkpoint: tensor \"{}.weight\": {}", name, error.what());
+  }
 }
 
 // Rows a thread works on at a time, so that small calls stay on one thread.
@@ -55,8 +62,6 @@ Decoder Decoder::load(const Checkpoint& checkpoint, const Threads& threads) {
   Decoder decoder;
   decoder.config_ = family->model();
   const ModelConfig& c = decoder.config_;
-  require(c.num_layers >= 1 && c.num_layers <= 4096, "checkpoint: the model has {} layers, expected 1 to 4096",
-          c.num_layers);
   decoder.embedding_ = load_linear(checkpoint, family->model_tensor("embedding"), c.vocab_size, c.hidden_size, threads);
   if (!c.tied_embeddings)
     decoder.output_ = load_linear(checkpoint, family->model_tensor("output"), c.vocab_size, c.hidden_size, threads);

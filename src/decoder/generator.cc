@@ -68,6 +68,10 @@ GenerateResult generate(const Decoder& decoder, const Tokenizer& tokenizer, std:
 Score score(const Decoder& decoder, std::span<const int32_t> tokens, Workspace& workspace,
             const std::function<void(int64_t)>& progress) {
   check_length("the text", tokens.size(), 2, decoder);
+  // The decoder only sees the tokens it continues, so the last one is checked here.
+  const int64_t vocabulary = decoder.config().vocab_size;
+  for (const int32_t token : tokens)
+    require(token >= 0 && token < vocabulary, "score: token id is {}, expected 0 to {}", token, vocabulary - 1);
   // Logits of so many tokens at a time: 50 MB with a vocabulary of 50,000.
   constexpr int64_t kTokensAtOnce = 256;
   const auto length = static_cast<int64_t>(tokens.size());
@@ -88,6 +92,7 @@ Score score(const Decoder& decoder, std::span<const int32_t> tokens, Workspace& 
   }
   double total = 0;
   for (const double loss : losses) total += loss;
+  require(!std::isnan(total), "score: the logits hold NaN");
   return {.mean_nll = total / static_cast<double>(length - 1), .seconds = watch.seconds()};
 }
 

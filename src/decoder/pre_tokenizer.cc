@@ -125,13 +125,15 @@ PreTokenizer::~PreTokenizer() = default;
 
 void PreTokenizer::add_split(const std::string& pattern, Behavior behavior, bool invert) {
   const std::string portable = with_unicode_space(pattern);
+  // \C would match a byte of a character, and the next split would start inside of it.
   int error = 0;
   size_t offset = 0;
   auto step = std::make_unique<Step>();
   // ^ and $ mean lines, as in the Ruby syntax that tokenizers' patterns are written in.
   step->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(portable.data()), portable.size(),
-                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr));
-  require(step->code != nullptr, "tokenizer: the pattern \"{}\" is not understood", pattern.substr(0, 200));
+                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
+                                 nullptr));
+  require(step->code != nullptr, "tokenizer: the pattern \"{}\" is not understood", printable(pattern));
   // Where there is no just-in-time compiler, matching is interpreted.
   (void)pcre2_jit_compile(step->code.get(), PCRE2_JIT_COMPLETE);
   step->behavior = behavior;
@@ -171,7 +173,7 @@ PreTokenizer gguf_pre_tokenizer(const std::string& name) {
     for (const char* pattern : known.patterns) splitter.add_split(pattern, PreTokenizer::Behavior::isolated);
     return splitter;
   }
-  fail("tokenizer: tokenizer.ggml.pre is \"{}\", which this version does not know", name.substr(0, 80));
+  fail("tokenizer: tokenizer.ggml.pre is \"{}\", which this version does not know", printable(name));
 }
 
 }  // namespace regard

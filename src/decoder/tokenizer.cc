@@ -120,8 +120,13 @@ Tokenizer Tokenizer::from(const Checkpoint& checkpoint) {
   const auto config = nlohmann::json::parse(checkpoint.config_json(), nullptr, false);
   if (config.is_object() && config.contains("eos_token_id")) {
     const auto& eos = config["eos_token_id"];
-    for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos}))
-      if (id.is_number_integer()) source.end_tokens.push_back(id.get<int32_t>());
+    for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
+      if (id.is_null()) continue;
+      require(id.is_number_unsigned() && id.get<uint64_t>() < source.tokens.size(),
+              "tokenizer: \"eos_token_id\" of config.json is {}, expected token ids from 0 to {}",
+              id.is_structured() ? id.type_name() : printable(id.dump()), source.tokens.size() - 1);
+      source.end_tokens.push_back(id.get<int32_t>());
+    }
   }
   return Tokenizer(std::make_unique<State>(std::move(source)));
 }

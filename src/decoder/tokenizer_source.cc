@@ -1,6 +1,7 @@
 #include "decoder/tokenizer_source.h"
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 #include <unordered_set>
@@ -31,14 +32,14 @@ std::pair<std::string, std::string> split_merge(const std::string& merge) {
   const size_t space = merge.find(' ');
   require(space != std::string::npos && space > 0 && space + 1 < merge.size() &&
               merge.find(' ', space + 1) == std::string::npos,
-          "tokenizer: a merge is \"{}\", expected two tokens and a space between them", merge.substr(0, 80));
+          "tokenizer: a merge is \"{}\", expected two tokens and a space between them", printable(merge));
   return {bytes_of_spelling(merge.substr(0, space)), bytes_of_spelling(merge.substr(space + 1))};
 }
 
 void check_distinct(const std::vector<std::string>& tokens) {
   std::unordered_set<std::string_view> seen;
   for (const std::string& token : tokens)
-    require(seen.insert(token).second, "tokenizer: token \"{}\" comes twice", token.substr(0, 80));
+    require(seen.insert(token).second, "tokenizer: token \"{}\" comes twice", printable(token));
 }
 
 // ---- GGUF ----
@@ -62,6 +63,9 @@ std::optional<int32_t> find_token(const Checkpoint& checkpoint, const std::strin
 
 // ---- tokenizer.json ----
 
+// Sequences inside sequences: real files have two.
+constexpr int kMostNested = 8;
+
 class JsonReader {
  public:
   explicit JsonReader(std::string_view text) : root_(Json::parse(text, nullptr, false)) {
@@ -71,16 +75,17 @@ class JsonReader {
   TokenizerSource read() {
     try {
       require(!root_.contains("normalizer") || root_["normalizer"].is_null(),
-              "tokenizer: normalizer is {}, expected none", root_["normalizer"].dump().substr(0, 80));
+              "tokenizer: there is a normalizer, expected none");
       const Json& model = root_.at("model");
-      require(model.value("type", "BPE") == "BPE", "tokenizer: the model is {}, expected BPE", model.at("type").dump());
+      const auto type = model.value("type", "BPE");
+      require(type == "BPE", "tokenizer: the model is \"{}\", expected BPE", printable(type));
       for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
         const Json value = model.contains(affix) ? model[affix] : Json();
-        require(value.is_null() || value == "", "tokenizer: {} is {}, expected none", affix,
-                value.dump().substr(0, 80));
+        require(value.is_null() || value == "", "tokenizer: {} is {}, expected none", affix, printable(value.dump()));
       }
       source_.whole_words = model.value("ignore_merges", false);
       read_vocabulary(model.at("vocab"));
+      require(!source_.tokens.empty(), "tokenizer: there are no tokens");
       read_merges(model.at("merges"));
       if (root_.contains("pre_tokenizer") && root_["pre_tokenizer"].is_object())
         read_pre_tokenizer(root_["pre_tokenizer"]);
@@ -95,39 +100,62 @@ class JsonReader {
 
  private:
   // Ids may leave gaps, but not many: memory is asked for up to the highest.
-  void set_token(int64_t id, std::string bytes) {
-    constexpr int64_t kMostTokens = 10'000'000;
-    require(id >= 0 && id < kMostTokens, "tokenizer: a token has id {}, expected 0 to {}", id, kMostTokens - 1);
+  int32_t token_id(const Json& id) const {
+    constexpr size_t kGaps = 4096;
+    const size_t entries = root_["model"]["vocab"].size() + added_count();
+    const size_t limit = std::min<size_t>(4 * entries + kGaps, std::numeric_limits<int32_t>::max());
+    require(id.is_number_integer(), "tokenizer: a token's id is {}, expected an integer",
+            id.is_structured() ? id.type_name() : printable(id.dump()));
+    require(id.is_number_unsigned() && id.get<uint64_t>() < limit,
+            "tokenizer: a token has id {}, expected 0 to {} in a file of {} tokens", id.dump(), limit - 1, entries);
+    return id.get<int32_t>();
+  }
+
+  [[nodiscard]] size_t added_count() const { return root_.contains("added_tokens") ? root_["added_tokens"].size() : 0; }
+
+  std::string& token(int32_t id) {
     if (static_cast<size_t>(id) >= source_.tokens.size()) source_.tokens.resize(static_cast<size_t>(id) + 1);
-    source_.tokens[static_cast<size_t>(id)] = std::move(bytes);
+    return source_.tokens[static_cast<size_t>(id)];
   }
 
   void read_vocabulary(const Json& vocabulary) {
-    for (const auto& [spelling, id] : vocabulary.items()) set_token(id.get<int64_t>(), bytes_of_spelling(spelling));
-    if (!root_.contains("added_tokens")) return;
-    for (const Json& token : root_["added_tokens"]) {
-      AddedToken added{.text = token.at("content").get<std::string>(),
-                       .id = token.at("id").get<int32_t>(),
-                       .special = token.value("special", false),
-                       .strip_left = token.value("lstrip", false),
-                       .strip_right = token.value("rstrip", false),
-                       .single_word = token.value("single_word", false)};
+    require(vocabulary.is_object(), "tokenizer: the vocab is an {}, expected an object", vocabulary.type_name());
+    for (const auto& [spelling, value] : vocabulary.items()) {
+      const int32_t id = token_id(value);
+      std::string& bytes = token(id);
+      require(bytes.empty(), "tokenizer: id {} comes twice", id);
+      bytes = bytes_of_spelling(spelling);
+    }
+    if (added_count() == 0) return;
+    for (const Json& entry : root_["added_tokens"]) {
+      AddedToken added{.text = entry.at("content").get<std::string>(),
+                       .id = token_id(entry.at("id")),
+                       .special = entry.value("special", false),
+                       .strip_left = entry.value("lstrip", false),
+                       .strip_right = entry.value("rstrip", false),
+                       .single_word = entry.value("single_word", false)};
       require(!added.text.empty(), "tokenizer: an added token is empty");
-      set_token(added.id, added.text);
+      token(added.id) = added.text;
       source_.added.push_back(std::move(added));
     }
   }
 
   void read_merges(const Json& merges) {
-    for (const Json& merge : merges)
-      source_.merges.push_back(merge.is_string() ? split_merge(merge.get<std::string>())
-                                                 : std::pair{bytes_of_spelling(merge.at(0).get<std::string>()),
-                                                             bytes_of_spelling(merge.at(1).get<std::string>())});
+    require(merges.is_array(), "tokenizer: the merges are an {}, expected a list", merges.type_name());
+    for (const Json& merge : merges) {
+      if (merge.is_string()) {
+        source_.merges.push_back(split_merge(merge.get<std::string>()));
+        continue;
+      }
+      require(merge.is_array() && merge.size() == 2, "tokenizer: a merge is no pair of tokens");
+      source_.merges.emplace_back(bytes_of_spelling(merge[0].get<std::string>()),
+                                  bytes_of_spelling(merge[1].get<std::string>()));
+    }
   }
 
   void read_pre_tokenizer(const Json& step, int depth = 0) {
     using Behavior = PreTokenizer::Behavior;
-    require(depth < 8, "tokenizer: pre-tokenizers are nested more than 8 deep");
+    require(depth < kMostNested, "tokenizer: pre-tokenizers are nested more than {} deep", kMostNested);
     const auto type = step.at("type").get<std::string>();
     if (type == "Sequence") {
       for (const Json& inner : step.at("pretokenizers")) read_pre_tokenizer(inner, depth + 1);
@@ -149,7 +177,7 @@ class JsonReader {
     } else if (type == "Split") {
       read_split(step);
     } else {
-      fail("tokenizer: the pre-tokenizer \"{}\" is not known", type.substr(0, 80));
+      fail("tokenizer: the pre-tokenizer \"{}\" is not known", printable(type));
     }
     splits_ = true;
   }
@@ -173,17 +201,18 @@ class JsonReader {
         regex += c;
       }
     }
-    const auto behavior = kBehaviors.find(step.at("behavior").get<std::string>());
-    require(behavior != kBehaviors.end(), "tokenizer: the split behavior {} is not known",
-            step.at("behavior").dump().substr(0, 80));
+    const auto name = step.at("behavior").get<std::string>();
+    const auto behavior = kBehaviors.find(name);
+    require(behavior != kBehaviors.end(), "tokenizer: the split behavior \"{}\" is not known", printable(name));
     source_.pre_tokenizer.add_split(regex, behavior->second, step.value("invert", false));
   }
 
   // All that matters of post-processing here is a BOS in front.
-  void read_post_processor(const Json& processor) {
+  void read_post_processor(const Json& processor, int depth = 0) {
+    require(depth < kMostNested, "tokenizer: post-processors are nested more than {} deep", kMostNested);
     const auto type = processor.at("type").get<std::string>();
     if (type == "Sequence") {
-      for (const Json& inner : processor.at("processors")) read_post_processor(inner);
+      for (const Json& inner : processor.at("processors")) read_post_processor(inner, depth + 1);
     } else if (type == "TemplateProcessing") {
       const Json& first = processor.at("single").at(0);
       if (!first.contains("SpecialToken")) return;
@@ -191,7 +220,7 @@ class JsonReader {
       for (const AddedToken& token : source_.added)
         if (token.text == text) source_.bos = token.id;
       require(source_.bos.has_value(), "tokenizer: the template puts \"{}\" in front, which is no added token",
-              text.substr(0, 80));
+              printable(text));
       source_.add_bos = true;
     }
   }
@@ -222,7 +251,7 @@ TokenizerSource read_gguf_tokenizer(const Checkpoint& checkpoint) {
   const auto* model = find_value<std::string>(checkpoint, "model");
   require(model != nullptr, "tokenizer: {} holds no tokenizer", checkpoint.path().string());
   require(*model == "gpt2", "tokenizer: tokenizer.ggml.model is \"{}\", expected \"gpt2\" (byte-level BPE)",
-          model->substr(0, 80));
+          printable(*model));
   const auto* tokens = find_value<std::vector<std::string>>(checkpoint, "tokens");
   const auto* merges = find_value<std::vector<std::string>>(checkpoint, "merges");
   const auto* types = find_value<std::vector<int64_t>>(checkpoint, "token_type");
@@ -238,6 +267,8 @@ TokenizerSource read_gguf_tokenizer(const Checkpoint& checkpoint) {
     const int64_t type = types == nullptr ? 1 : (*types)[id];
     const std::string& text = (*tokens)[id];
     const bool added = (type == kControl || type == kUserDefined) && !text.empty();
+    // Added tokens are searched in the text as they are, so half a character would cut one in two.
+    require(!added || find_invalid_utf8(text) == std::string::npos, "tokenizer: token {} is no valid UTF-8", id);
     if (added) source.added.push_back({.text = text, .id = static_cast<int32_t>(id), .special = type == kControl});
     source.tokens.push_back(added ? text : bytes_of_spelling(text));
   }

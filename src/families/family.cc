@@ -1,9 +1,16 @@
 #include "families/family.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "families/metadata.h"
 
 namespace regard {
 namespace {
+
+// Numbers beyond these are a damaged file, not a model.
+constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxSize = int64_t{1} << 24;
 
 void check_layer(const Family& family, int64_t layer) {
   const int64_t layers = family.model().num_layers;
@@ -25,8 +32,24 @@ std::unique_ptr<Family> family_of(const Checkpoint& checkpoint) {
     name = JsonValues(config, "config.json").get<std::string>("model_type").value_or("");
   }
   require(name == "llama", "checkpoint: {} holds a model of family \"{}\"; this version loads \"llama\"",
-          checkpoint.path().string(), name.substr(0, 80));
+          checkpoint.path().string(), printable(name));
   return gguf ? llama_gguf(checkpoint) : llama_hugging_face(checkpoint);
+}
+
+ModelConfig checked(ModelConfig model, const Checkpoint& checkpoint) {
+  const auto check = [&](const char* what, int64_t value, int64_t most) {
+    require(value >= 1 && value <= most, "checkpoint: {}: the {} is {}, expected 1 to {}", checkpoint.path().string(),
+            what, value, most);
+  };
+  check("number of layers", model.num_layers, kMaxLayers);
+  check("hidden size", model.hidden_size, kMaxSize);
+  check("intermediate size of the MLP", model.intermediate_size, kMaxSize);
+  check("vocabulary size", model.vocab_size, kMaxSize);
+  check("context length", model.context_length, kMaxSize);
+  require(std::isfinite(model.rms_norm_eps) && model.rms_norm_eps >= 0,
+          "checkpoint: {}: the eps of the norms is {}, expected 0 or more", checkpoint.path().string(),
+          model.rms_norm_eps);
+  return model;
 }
 
 std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& name) {
@@ -35,6 +58,8 @@ std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& 
   const WeightView view = WeightView::make(stored->type, 1, stored->shape.elements(), stored->bytes);
   std::vector<float> values(static_cast<size_t>(view.columns));
   decode_row(view, 0, values);
+  require(std::ranges::none_of(values, [](float value) { return std::isnan(value); }),
+          "checkpoint: tensor \"{}\" holds NaN", name);
   return values;
 }
 
@@ -69,11 +94,23 @@ Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const Att
     weights.qkv.k_bias = bias("attention.k", c.qkv_bias);
     weights.qkv.v_bias = bias("attention.v", c.qkv_bias);
   }
+  // Before memory is asked for by these numbers, the weights must have them.
+  const auto check_rows = [&](const char* name, const WeightView& stored, int64_t heads) {
+    require(stored.empty() || stored.rows == heads * c.head_dim,
+            "checkpoint: {} of layer {} has shape [{}, {}], expected [{}, {}]", name, layer, stored.rows,
+            stored.columns, heads * c.head_dim, c.hidden_size);
+  };
+  check_rows("q_proj", weights.qkv.q, c.num_attention_heads);
+  check_rows("k_proj", weights.qkv.k, c.num_key_value_heads);
   weights.qkv.q_row_order = family->rotary_row_order(c.num_attention_heads, c.head_dim);
   weights.qkv.k_row_order = family->rotary_row_order(c.num_key_value_heads, c.head_dim);
   weights.output = weight("attention.output");
   weights.output_bias = bias("attention.output", c.o_bias);
-  return Attention::load(weights, c, threads);
+  try {
+    return Attention::load(weights, c, threads);
+  } catch (const Error& error) {
+    fail("checkpoint: layer {}: {}", layer, error.what());
+  }
 }
 
 }  // namespace regard

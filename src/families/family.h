@@ -33,7 +33,10 @@ class Family {
 [[nodiscard]] std::unique_ptr<Family> llama_gguf(const Checkpoint& checkpoint);
 [[nodiscard]] std::unique_ptr<Family> llama_hugging_face(const Checkpoint& checkpoint);
 
-// A vector of a checkpoint as f32; empty if there is no such tensor.
+// The same config. Throws Error, naming the checkpoint, for sizes that no model has.
+[[nodiscard]] ModelConfig checked(ModelConfig model, const Checkpoint& checkpoint);
+
+// A vector of a checkpoint as f32; empty if there is no such tensor. Throws Error if it holds NaN.
 [[nodiscard]] std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& name);
 
 }  // namespace regard

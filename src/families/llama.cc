@@ -24,14 +24,15 @@ class LlamaGguf : public Family {
     const StoredTensor& embedding = checkpoint_.tensor("token_embd.weight");
     require(embedding.shape.rank() == 2, "checkpoint: tensor \"token_embd.weight\" has shape {}, expected two axes",
             embedding.shape.to_string());
-    return {.family = "llama",
-            .num_layers = values_.required_integer("block_count"),
-            .hidden_size = values_.required_integer("embedding_length"),
-            .intermediate_size = values_.required_integer("feed_forward_length"),
-            .vocab_size = embedding.shape[0],
-            .context_length = values_.required_integer("context_length"),
-            .rms_norm_eps = values_.number("attention.layer_norm_rms_epsilon").value_or(1e-5),
-            .tied_embeddings = checkpoint_.find("output.weight") == nullptr};
+    const ModelConfig model{.family = "llama",
+                            .num_layers = values_.required_integer("block_count"),
+                            .hidden_size = values_.required_integer("embedding_length"),
+                            .intermediate_size = values_.required_integer("feed_forward_length"),
+                            .vocab_size = embedding.shape[0],
+                            .context_length = values_.required_integer("context_length"),
+                            .rms_norm_eps = values_.number("attention.layer_norm_rms_epsilon").value_or(1e-5),
+                            .tied_embeddings = checkpoint_.find("output.weight") == nullptr};
+    return checked(model, checkpoint_);
   }
 
   AttentionConfig attention(int64_t layer) const override {
@@ -73,6 +74,7 @@ class LlamaGguf : public Family {
   // The conversion to GGUF put the two halves of each head side by side: stored row 2i + j of a head is row j *
   // head_dim/2 + i.
   std::vector<int64_t> rotary_row_order(int64_t heads, int64_t head_dim) const override {
+    require(head_dim % 2 == 0, "checkpoint: head_dim is {}, expected an even number", head_dim);
     std::vector<int64_t> order;
     for (int64_t head = 0; head < heads; ++head)
       for (int64_t half = 0; half < 2; ++half)
@@ -95,7 +97,7 @@ class LlamaGguf : public Family {
       rotary.scaling = RopeScaling::yarn;
     else
       require(scaling == "none", "checkpoint: {}: llama.rope.scaling.type is \"{}\", expected none, linear or yarn",
-              checkpoint_.path().string(), scaling.substr(0, 80));
+              checkpoint_.path().string(), printable(scaling));
     // Llama 3's frequencies come as one divisor a pair.
     if (const auto divisors = read_vector(checkpoint_, "rope_freqs.weight"); !divisors.empty()) {
       rotary.scaling = RopeScaling::longrope;
@@ -116,18 +118,19 @@ class LlamaHuggingFace : public Family {
   explicit LlamaHuggingFace(const Checkpoint& checkpoint)
       : checkpoint_(checkpoint), json_(nlohmann::json::parse(checkpoint.config_json())), values_(json_, "config.json") {
     const auto activation = values_.get<std::string>("hidden_act").value_or("silu");
-    require(activation == "silu", "config.json: \"hidden_act\" is \"{}\", expected \"silu\"", activation);
+    require(activation == "silu", "config.json: \"hidden_act\" is \"{}\", expected \"silu\"", printable(activation));
   }
 
   ModelConfig model() const override {
-    return {.family = "llama",
-            .num_layers = values_.required<int64_t>("num_hidden_layers"),
-            .hidden_size = values_.required<int64_t>("hidden_size"),
-            .intermediate_size = values_.required<int64_t>("intermediate_size"),
-            .vocab_size = values_.required<int64_t>("vocab_size"),
-            .context_length = values_.get<int64_t>("max_position_embeddings").value_or(2048),
-            .rms_norm_eps = values_.get<double>("rms_norm_eps").value_or(1e-6),
-            .tied_embeddings = values_.get<bool>("tie_word_embeddings").value_or(false)};
+    const ModelConfig model{.family = "llama",
+                            .num_layers = values_.required<int64_t>("num_hidden_layers"),
+                            .hidden_size = values_.required<int64_t>("hidden_size"),
+                            .intermediate_size = values_.required<int64_t>("intermediate_size"),
+                            .vocab_size = values_.required<int64_t>("vocab_size"),
+                            .context_length = values_.get<int64_t>("max_position_embeddings").value_or(2048),
+                            .rms_norm_eps = values_.get<double>("rms_norm_eps").value_or(1e-6),
+                            .tied_embeddings = values_.get<bool>("tie_word_embeddings").value_or(false)};
+    return checked(model, checkpoint_);
   }
 
   AttentionConfig attention(int64_t) const override {
@@ -197,7 +200,7 @@ class LlamaHuggingFace : public Family {
       rotary.long_factor = scaling.required<std::vector<double>>("long_factor");
     } else {
       require(type == "default", "config.json: rope type is \"{}\", expected default, linear, llama3, yarn or longrope",
-              type);
+              printable(type));
     }
     return rotary;
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -41,8 +42,8 @@ class GgufValues {
   [[nodiscard]] std::optional<T> find(const std::string& key, const char* kind) const {
     const MetaValue* value = lookup(key);
     if (value == nullptr) return std::nullopt;
-    require(std::holds_alternative<T>(*value), "checkpoint: {}: key \"{}{}\" is no {}", checkpoint_.path().string(),
-            prefix_, key, kind + 2);
+    require(std::holds_alternative<T>(*value), "checkpoint: {}: key \"{}{}\" is of the wrong kind, expected {}",
+            checkpoint_.path().string(), prefix_, key, kind);
     return std::get<T>(*value);
   }
 
@@ -50,7 +51,13 @@ class GgufValues {
   std::string prefix_;
 };
 
-// Typed look-ups in an object of config.json; null counts as absent.
+// How a message shows a JSON value. What is nested is only named: dump() recurses, and untrusted values nest deep.
+[[nodiscard]] inline std::string shown(const nlohmann::json& value) {
+  return value.is_structured() ? std::string("an ") + value.type_name() : printable(value.dump());
+}
+
+// Typed look-ups in an object of config.json; null counts as absent. Integers pass as numbers, nothing else as
+// something else.
 class JsonValues {
  public:
   JsonValues(const nlohmann::json& object, std::string name) : object_(object), name_(std::move(name)) {}
@@ -59,11 +66,8 @@ class JsonValues {
   [[nodiscard]] std::optional<T> get(const std::string& key) const {
     const auto found = object_.find(key);
     if (found == object_.end() || found->is_null()) return std::nullopt;
-    try {
-      return found->template get<T>();
-    } catch (const nlohmann::json::exception&) {
-      fail("{}: \"{}\" is {}, which is of the wrong kind", name_, key, found->dump().substr(0, 80));
-    }
+    require(is_a<T>(*found), "{}: \"{}\" is {}, expected {}", name_, key, shown(*found), kind_of<T>());
+    return found->template get<T>();
   }
   template <class T>
   [[nodiscard]] T required(const std::string& key) const {
@@ -71,15 +75,44 @@ class JsonValues {
     require(value.has_value(), "{} has no \"{}\"", name_, key);
     return *value;
   }
-  // A nested object, or an empty one.
+  // A nested object, or an empty one where there is none.
   [[nodiscard]] JsonValues object(const std::string& key) const {
     static const nlohmann::json kNone = nlohmann::json::object();
     const auto found = object_.find(key);
-    return {found == object_.end() || !found->is_object() ? kNone : *found, name_ + " \"" + key + "\""};
+    if (found == object_.end() || found->is_null()) return {kNone, name_};
+    require(found->is_object(), "{}: \"{}\" is {}, expected an object", name_, key, shown(*found));
+    return {*found, name_ + " \"" + key + "\""};
   }
   [[nodiscard]] bool empty() const { return object_.empty(); }
 
  private:
+  template <class T>
+  static bool is_a(const nlohmann::json& value) {
+    if constexpr (std::is_same_v<T, int64_t>)
+      return value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= uint64_t{1} << 62);
+    else if constexpr (std::is_same_v<T, double>)
+      return value.is_number();
+    else if constexpr (std::is_same_v<T, bool>)
+      return value.is_boolean();
+    else if constexpr (std::is_same_v<T, std::string>)
+      return value.is_string();
+    else
+      return value.is_array() && std::ranges::all_of(value, is_a<typename T::value_type>);
+  }
+  template <class T>
+  static const char* kind_of() {
+    if constexpr (std::is_same_v<T, int64_t>)
+      return "an integer";
+    else if constexpr (std::is_same_v<T, double>)
+      return "a number";
+    else if constexpr (std::is_same_v<T, bool>)
+      return "true or false";
+    else if constexpr (std::is_same_v<T, std::string>)
+      return "a string";
+    else
+      return "a list of numbers";
+  }
+
   const nlohmann::json& object_;
   std::string name_;
 };

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "regard/error.h"
@@ -20,5 +22,8 @@ void require(bool condition, fmt::format_string<Args...> format, Args&&... args)
   if (!condition) [[unlikely]]
     fail(format, std::forward<Args>(args)...);
 }
+
+/// Text that somebody else wrote, made short and printable for a message.
+[[nodiscard]] std::string printable(std::string_view text);
 
 }  // namespace regard

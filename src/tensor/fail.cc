@@ -1,0 +1,12 @@
+#include "tensor/fail.h"
+
+namespace regard {
+
+std::string printable(std::string_view text) {
+  constexpr size_t kMost = 80;
+  std::string result;
+  for (const char c : text.substr(0, kMost)) result += c >= ' ' && c <= '~' && c != '"' ? c : '?';
+  return text.size() > kMost ? result + "..." : result;
+}
+
+}  // namespace regard
