@@ -44,8 +44,9 @@ struct KeyValue {
 /// and
 /// `[]` reach all six [OUT-1]..[OUT-4].
 struct AttentionOutput {
-  Tensor hidden_states;  ///< As the input: [tokens, hidden_size] or [batch, seq, hidden_size], of the input's type
-                         ///< [OUT-5].
+  /// As the input: [tokens, hidden_size] or [batch, seq, hidden_size], of the input's type [OUT-5]. Empty where the
+  /// caller named an output to write to.
+  Tensor hidden_states;
   KeyValue present_key_value;  ///< Empty where the caller did not want it.
   AngleTable cos_cache;        ///< For the next layer [OUT-8]; empty without rotation.
   AngleTable sin_cache;
@@ -130,7 +131,7 @@ class Attention {
   [[nodiscard]] const OutputProjection& output_projection() const { return output_; }
 
   /// Throws Error, before the cache changes, for shapes or types that do not fit, spans that do not add up, slots or
-  /// positions that the cache can't take, prompts longer than max_context_length.
+  /// positions that the cache can't take; the padded form also for rows longer than max_context_length [CFG-75].
   AttentionOutput forward(const AttentionInput& input) const;
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 

@@ -39,6 +39,7 @@ struct RotaryConfig {
   int64_t original_max_position_embeddings = 8192;  ///< llama3, yarn, longrope: the length of the training
   double beta_fast = 32.0;                          ///< yarn
   double beta_slow = 1.0;                           ///< yarn
+  bool truncate = true;                             ///< yarn: the ramp's ends are rounded outwards to dimensions
   std::optional<double> attention_factor;  ///< yarn, longrope: times cos and sin; yarn's default 0.1 ln(factor) + 1
   std::vector<double> short_factor;        ///< longrope: rotary_dim/2 numbers
   std::vector<double> long_factor;         ///< longrope: rotary_dim/2 numbers
@@ -81,7 +82,7 @@ struct QueryPositionScale {
   friend bool operator==(const QueryPositionScale&, const QueryPositionScale&) = default;
 };
 
-/// What a layer puts between its projections; queries and keys that follow other layers or other weights.
+/// Where a layer's values come from.
 enum class ValueSource : uint8_t {
   v_proj,
   k_proj,  ///< values are the key projection's output before norm and rotation (Gemma 4's full layers)
@@ -133,11 +134,12 @@ struct AttentionConfig {
       false;                     ///< A detail of the reference's layout; the values are the same [CFG-11], [POS-14].
   std::optional<QKNorm> v_norm;  ///< Norm of the value heads (Gemma 4).
 
-  std::optional<float> clip_qkv;             ///< Clamp q, k, v to [-c, c] after the bias; c >= 0 [CFG-12], [POS-20].
-  bool fused_qkv = false;                    ///< The checkpoint holds one Wqkv, rows q, k, v [CFG-55], [PROJ-25].
-  bool qkv_bias = false;                     ///< [CFG-13]
-  bool o_bias = false;                       ///< [CFG-13]
-  std::string o_proj_layer_name = "o_proj";  ///< Name of the output projection in the checkpoint [CFG-22].
+  std::optional<float> clip_qkv;  ///< Clamp q, k, v to [-c, c] after the bias; c >= 0 [CFG-12], [POS-20].
+  bool fused_qkv = false;         ///< The checkpoint holds one Wqkv, rows q, k, v [CFG-55], [PROJ-25].
+  bool qkv_bias = false;          ///< [CFG-13]
+  bool o_bias = false;            ///< [CFG-13]
+  std::string o_proj_layer_name =
+      "o_proj";  ///< What messages call the output projection [CFG-22]; families know its tensor.
 
   double softmax_scale = 0.0;   ///< Multiplies the scores; 0: 1/sqrt(head_dim). The reference's divides [CFG-14].
   double logit_soft_cap = 0.0;  ///< 0: off; otherwise scores become cap * tanh(score / cap).

@@ -16,7 +16,7 @@ struct KvPages;
 }
 
 /// A run of consecutive tokens of one sequence, in a call's packed tokens. A slot of -1 marks tokens that belong to no
-/// sequence: they are not computed, their output is zero and nothing is stored.
+/// sequence: they see nothing, their output is zero and nothing is stored.
 struct Span {
   int64_t slot = 0;            ///< Sequence slot of the cache, or -1.
   int64_t first_position = 0;  ///< Position in the sequence of the first token, from 0 on.

@@ -29,8 +29,8 @@ class Decoder {
     return layers_[static_cast<size_t>(layer)].attention;
   }
 
-  /// The cost of running `tokens` tokens after `history` cached ones of one sequence, with the last one's logits and f32
-  /// caches.
+  /// The cost of running `tokens` tokens after `history` cached ones of one sequence, with the last one's logits and
+  /// f32 caches.
   [[nodiscard]] DecoderCost cost(int64_t history, int64_t tokens) const;
 
   /// One cache a layer, for `slots` sequences of up to `capacity` tokens.

@@ -27,28 +27,28 @@ struct RotaryAngles {
 /// Rotary position embedding of one layer.
 class RotaryEmbedding {
  public:
-  /// `config` as AttentionConfig::validated leaves it.
-  explicit RotaryEmbedding(const RotaryConfig& config);
+  /// `config` as AttentionConfig::validated leaves it; `max_length` is the longest sequence the layer is set up for.
+  /// LongRoPE takes its long list where that exceeds the length of the training: the choice is the layer's, not a
+  /// call's, so that a token's rotation never depends on what it is computed with.
+  RotaryEmbedding(const RotaryConfig& config, int64_t max_length);
 
   [[nodiscard]] const RotaryConfig& config() const { return config_; }
-  /// Radians per position of each pair, [rotary_dim / 2]: the long list of longrope when `length` exceeds the length of
-  /// the training.
-  [[nodiscard]] std::span<const double> frequencies(int64_t length) const;
+  /// Radians per position of each pair, [rotary_dim / 2].
+  [[nodiscard]] std::span<const double> frequencies() const { return frequencies_; }
   /// What cos and sin are multiplied by [POS-7].
   [[nodiscard]] double attention_factor() const { return attention_factor_; }
 
-  /// cos and sin for tokens at `positions` of sequences of up to `length` tokens; computed in double.
-  [[nodiscard]] RotaryAngles angles(std::span<const int64_t> positions, int64_t length) const;
+  /// cos and sin for tokens at `positions`; computed in double.
+  [[nodiscard]] RotaryAngles angles(std::span<const int64_t> positions) const;
   /// Whether `angles` are those of these positions under this rotation.
-  [[nodiscard]] bool matches(const RotaryAngles& angles, std::span<const int64_t> positions, int64_t length) const;
+  [[nodiscard]] bool matches(const RotaryAngles& angles, std::span<const int64_t> positions) const;
 
  private:
-  [[nodiscard]] uint64_t key(std::span<const int64_t> positions, int64_t length) const;
+  [[nodiscard]] uint64_t key(std::span<const int64_t> positions) const;
 
   RotaryConfig config_;
   double attention_factor_ = 1.0;
   std::vector<double> frequencies_;
-  std::vector<double> long_frequencies_;  // longrope only
 };
 
 }  // namespace regard

@@ -70,7 +70,7 @@ Attention Attention::load(const AttentionWeights& weights, const AttentionConfig
   check_vector("sinks", weights.sinks, c.num_attention_heads * c.learned_sinks_size, true);
   attention.qkv_ = QkvProjection::load(weights.qkv, c, threads);
   attention.output_ = OutputProjection::load(weights.output, weights.output_bias, c, threads);
-  if (c.rotary_emb) attention.rotary_.emplace(*c.rotary_emb);
+  if (c.rotary_emb) attention.rotary_.emplace(*c.rotary_emb, c.inference.max_length);
   attention.norms_ = {.q = weights.q_norm,
                       .q_bias = weights.q_norm_bias,
                       .k = weights.k_norm,

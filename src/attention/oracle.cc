@@ -124,8 +124,13 @@ long double frequency(const RotaryConfig& r, bool beyond_training, int64_t i) {
       const auto pair_that_turns = [&](double times) {
         return dim / 2.0L * std::log(trained / (2.0L * kPi * static_cast<long double>(times))) / std::log(base);
       };
-      const long double low = pair_that_turns(r.beta_fast);
-      const long double high = pair_that_turns(r.beta_slow);
+      long double low = pair_that_turns(r.beta_fast);
+      long double high = pair_that_turns(r.beta_slow);
+      if (r.truncate) low = std::floor(low);
+      if (r.truncate) high = std::ceil(high);
+      if (low < 0.0L) low = 0.0L;
+      if (high > dim - 1.0L) high = dim - 1.0L;
+      if (high - low < 0.001L) high = low + 0.001L;
       const long double stretched = std::clamp((static_cast<long double>(i) - low) / (high - low), 0.0L, 1.0L);
       return stretched * plain / factor + (1.0L - stretched) * plain;
     }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "regard/attention.h"
 #include "tensor/fail.h"
@@ -75,9 +76,11 @@ class PaddedCall {
     inner.rotary_position_ids = rotary;
     if (!residual.empty()) inner.residual = residual;
     AttentionOutput output = attention_.forward(inner);
-    output.hidden_states = unpack(output.hidden_states);
-    if (!output.residual.empty()) output.residual = unpack(output.residual);
-    if (!output.lse.empty()) output.lse = unpack(output.lse);
+    output.hidden_states =
+        unpack(output.hidden_states, Tensor(output.hidden_states.dtype(), {batch_, seq_, config_.hidden_size}));
+    if (!output.residual.empty())
+      output.residual = unpack(output.residual, Tensor(output.residual.dtype(), input_.residual.shape()));
+    if (!output.lse.empty()) output.lse = unpack(output.lse, no_keys(output.lse.shape()[1]));
     if (input_.present_key_value)
       output.present_key_value = {.key = heads_first(output.present_key_value.key),
                                   .value = heads_first(output.present_key_value.value)};
@@ -133,8 +136,9 @@ class PaddedCall {
 
   // [batch, seq, width] -> [tokens, width]
   Tensor pack(ConstTensorView padded, int64_t tokens) const {
-    require(padded.shape() == input_.hidden_states.shape(), "attention: residual has shape {}, expected {}",
-            padded.shape().to_string(), input_.hidden_states.shape().to_string());
+    require(padded.shape() == input_.hidden_states.shape() && padded.is_dense(),
+            "attention: residual has shape {}, expected {}, dense", padded.shape().to_string(),
+            input_.hidden_states.shape().to_string());
     Tensor packed(padded.dtype(), {tokens, padded.size(2)});
     std::byte* to = packed.view().data();
     for (int64_t b = 0; b < batch_; ++b) {
@@ -148,9 +152,15 @@ class PaddedCall {
     return packed;
   }
 
-  // [tokens, width] -> [batch, seq, width], zeros where there is no token
-  Tensor unpack(const Tensor& packed) const {
-    Tensor padded(packed.dtype(), {batch_, seq_, packed.shape()[1]});
+  // Log-sum-exps of tokens that see nothing: what merges with others without changing them.
+  Tensor no_keys(int64_t heads) const {
+    Tensor lse(DType::f32, {batch_, seq_, heads});
+    std::ranges::fill(lse.elements<float>(), -std::numeric_limits<float>::infinity());
+    return lse;
+  }
+
+  // [tokens, width] -> [batch, seq, width]; where there is no token, `padded` keeps what it holds.
+  Tensor unpack(const Tensor& packed, Tensor padded) const {
     const std::byte* from = packed.view().data();
     for (int64_t b = 0; b < batch_; ++b) {
       const Row& row = rows_[static_cast<size_t>(b)];

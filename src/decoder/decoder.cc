@@ -22,7 +22,7 @@ std::vector<float> load_norm(const Checkpoint& checkpoint, const std::string& na
 
 Linear load_linear(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t columns,
                    const Threads& threads) {
-  const WeightView weight = checkpoint.tensor(name + ".weight").matrix();
+  const WeightView weight = read_matrix(checkpoint, name + ".weight");
   require(weight.rows == rows && weight.columns == columns,
           "checkpoint: tensor \"{}.weight\" has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns,
           rows, columns);

@@ -63,6 +63,25 @@ std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& 
   return values;
 }
 
+WeightView read_matrix(const Checkpoint& checkpoint, const std::string& name) {
+  const StoredTensor& stored = checkpoint.tensor(name);
+  switch (stored.type) {
+    case WeightType::f8_e4m3:
+    case WeightType::f8_e5m2:
+    case WeightType::i8:
+    case WeightType::u8:
+    case WeightType::i32:
+    case WeightType::i64:
+    case WeightType::boolean:
+      fail(
+          "checkpoint: tensor \"{}\" is a matrix of {}; such weights have scales in other tensors, which this version "
+          "does not read",
+          name, name_of(stored.type));
+    default:
+      return stored.matrix();
+  }
+}
+
 ModelConfig ModelConfig::from(const Checkpoint& checkpoint) { return family_of(checkpoint)->model(); }
 
 AttentionConfig AttentionConfig::from(const Checkpoint& checkpoint, int64_t layer) {
@@ -77,7 +96,7 @@ Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const Att
   check_layer(*family, layer);
   const AttentionConfig c = config.validated();
   const auto weight = [&](std::string_view part) {
-    return checkpoint.tensor(family->layer_tensor(layer, part) + ".weight").matrix();
+    return read_matrix(checkpoint, family->layer_tensor(layer, part) + ".weight");
   };
   const auto bias = [&](std::string_view part, bool expected) {
     return expected ? read_vector(checkpoint, family->layer_tensor(layer, part) + ".bias") : std::vector<float>();

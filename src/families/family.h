@@ -39,4 +39,7 @@ class Family {
 // A vector of a checkpoint as f32; empty if there is no such tensor. Throws Error if it holds NaN.
 [[nodiscard]] std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& name);
 
+// A weight matrix. Throws Error if there is none, or it is of a type that means nothing without scales beside it.
+[[nodiscard]] WeightView read_matrix(const Checkpoint& checkpoint, const std::string& name);
+
 }  // namespace regard

@@ -91,13 +91,16 @@ class LlamaGguf : public Family {
     rotary.factor = values_.number("rope.scaling.factor").value_or(1.0);
     rotary.original_max_position_embeddings =
         values_.integer("rope.scaling.original_context_length").value_or(values_.required_integer("context_length"));
-    if (scaling == "linear")
+    if (scaling == "linear") {
       rotary.scaling = RopeScaling::linear;
-    else if (scaling == "yarn")
+    } else if (scaling == "yarn") {
       rotary.scaling = RopeScaling::yarn;
-    else
+      rotary.beta_fast = values_.number("rope.scaling.yarn_beta_fast").value_or(32.0);
+      rotary.beta_slow = values_.number("rope.scaling.yarn_beta_slow").value_or(1.0);
+    } else {
       require(scaling == "none", "checkpoint: {}: llama.rope.scaling.type is \"{}\", expected none, linear or yarn",
               checkpoint_.path().string(), printable(scaling));
+    }
     // Llama 3's frequencies come as one divisor a pair.
     if (const auto divisors = read_vector(checkpoint_, "rope_freqs.weight"); !divisors.empty()) {
       rotary.scaling = RopeScaling::longrope;
@@ -194,6 +197,7 @@ class LlamaHuggingFace : public Family {
       rotary.scaling = RopeScaling::yarn;
       rotary.beta_fast = scaling.get<double>("beta_fast").value_or(32.0);
       rotary.beta_slow = scaling.get<double>("beta_slow").value_or(1.0);
+      rotary.truncate = scaling.get<bool>("truncate").value_or(true);
     } else if (type == "longrope") {
       rotary.scaling = RopeScaling::longrope;
       rotary.short_factor = scaling.required<std::vector<double>>("short_factor");

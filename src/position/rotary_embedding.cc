@@ -36,22 +36,27 @@ void scale_llama3(const RotaryConfig& config, std::vector<double>& frequencies) 
 // A ramp over the dimensions, from kept to stretched frequencies [POS-7].
 void scale_yarn(const RotaryConfig& config, std::vector<double>& frequencies) {
   if (config.factor <= 1.0) return;
-  const double half = static_cast<double>(config.rotary_dim) / 2.0;
+  const auto half = static_cast<double>(config.rotary_dim) / 2.0;
+  // The dimension whose wave turns so often over the length of the training.
   const auto dimension_of = [&](double rotations) {
     return half *
            std::log(static_cast<double>(config.original_max_position_embeddings) /
                     (2.0 * std::numbers::pi * rotations)) /
            std::log(config.rope_theta);
   };
-  const double low = dimension_of(config.beta_fast);
-  const double high = dimension_of(config.beta_slow);
-  require(low > 0 && low < high && high < half - 1,
-          "attention: rotary_emb with yarn ramps from dimension {} to {}, expected 0 < from < to < {}; check "
-          "beta_fast, beta_slow and "
-          "original_max_position_embeddings",
-          low, high, half - 1);
+  double low = dimension_of(config.beta_fast);
+  double high = dimension_of(config.beta_slow);
+  if (config.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, static_cast<double>(config.rotary_dim - 1));
+  // Where both ends meet, a step; the width only keeps the division defined.
+  constexpr double kLeastWidth = 0.001;
+  const double width = std::max(high - low, kLeastWidth);
   for (size_t i = 0; i < frequencies.size(); ++i) {
-    const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+    const double ramp = std::clamp((static_cast<double>(i) - low) / width, 0.0, 1.0);
     frequencies[i] = ramp * frequencies[i] / config.factor + (1.0 - ramp) * frequencies[i];
   }
 }
@@ -67,7 +72,7 @@ uint64_t mix(uint64_t hash, uint64_t value) {
 
 }  // namespace
 
-RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config)
+RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, int64_t max_length)
     : config_(config), frequencies_(plain_frequencies(config)) {
   switch (config.scaling) {
     case RopeScaling::none:
@@ -84,9 +89,8 @@ RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config)
           config.attention_factor.value_or(config.factor <= 1.0 ? 1.0 : 0.1 * std::log(config.factor) + 1.0);
       break;
     case RopeScaling::longrope:
-      long_frequencies_ = frequencies_;
-      divide(frequencies_, config.short_factor);
-      divide(long_frequencies_, config.long_factor);
+      divide(frequencies_,
+             max_length > config.original_max_position_embeddings ? config.long_factor : config.short_factor);
       attention_factor_ = config.attention_factor.value_or(
           config.factor <= 1.0
               ? 1.0
@@ -96,20 +100,14 @@ RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config)
   }
 }
 
-std::span<const double> RotaryEmbedding::frequencies(int64_t length) const {
-  const bool beyond = config_.scaling == RopeScaling::longrope && length > config_.original_max_position_embeddings;
-  return beyond ? long_frequencies_ : frequencies_;
-}
-
-RotaryAngles RotaryEmbedding::angles(std::span<const int64_t> positions, int64_t length) const {
-  const auto frequencies = this->frequencies(length);
-  const Shape shape{static_cast<int64_t>(positions.size()), static_cast<int64_t>(frequencies.size())};
-  const uint64_t hash = key(positions, length);
+RotaryAngles RotaryEmbedding::angles(std::span<const int64_t> positions) const {
+  const Shape shape{static_cast<int64_t>(positions.size()), static_cast<int64_t>(frequencies_.size())};
+  const uint64_t hash = key(positions);
   RotaryAngles angles{.cos = {Tensor(DType::f32, shape), hash}, .sin = {Tensor(DType::f32, shape), hash}};
   float* cos = angles.cos.values.view().as<float>();
   float* sin = angles.sin.values.view().as<float>();
   for (const int64_t position : positions) {
-    for (const double frequency : frequencies) {
+    for (const double frequency : frequencies_) {
       const double angle = static_cast<double>(position) * frequency;
       *cos++ = static_cast<float>(std::cos(angle) * attention_factor_);
       *sin++ = static_cast<float>(std::sin(angle) * attention_factor_);
@@ -118,14 +116,14 @@ RotaryAngles RotaryEmbedding::angles(std::span<const int64_t> positions, int64_t
   return angles;
 }
 
-bool RotaryEmbedding::matches(const RotaryAngles& angles, std::span<const int64_t> positions, int64_t length) const {
-  const uint64_t hash = key(positions, length);
+bool RotaryEmbedding::matches(const RotaryAngles& angles, std::span<const int64_t> positions) const {
+  const uint64_t hash = key(positions);
   return !angles.cos.empty() && !angles.sin.empty() && angles.cos.key == hash && angles.sin.key == hash;
 }
 
-uint64_t RotaryEmbedding::key(std::span<const int64_t> positions, int64_t length) const {
+uint64_t RotaryEmbedding::key(std::span<const int64_t> positions) const {
   uint64_t hash = mix(positions.size(), std::bit_cast<uint64_t>(attention_factor_));
-  for (const double frequency : frequencies(length)) hash = mix(hash, std::bit_cast<uint64_t>(frequency));
+  for (const double frequency : frequencies_) hash = mix(hash, std::bit_cast<uint64_t>(frequency));
   for (const int64_t position : positions) hash = mix(hash, static_cast<uint64_t>(position));
   return hash;
 }

@@ -109,7 +109,7 @@ TEST_F(Call, WithoutACacheSpansStartWhereTheySay) {
   const Attention chunked = test::random_layer(config, 101).load();
   const auto output = run(chunked, tokens(0, 6), {{.slot = 0, .first_position = 102, .count = 6}}, nullptr);
   const auto angles =
-      RotaryEmbedding(*config.validated().rotary_emb).angles(std::vector<int64_t>{102, 103, 104, 105, 106, 107}, 108);
+      RotaryEmbedding(*config.validated().rotary_emb, 108).angles(std::vector<int64_t>{102, 103, 104, 105, 106, 107});
   EXPECT_EQ(bytes_of(output.cos_cache.values), bytes_of(angles.cos.values));
   // Positions 104 .. 107 are a chunk, which the first two tokens are not in.
   const auto second = run(chunked, tokens(2, 4), {{.slot = 0, .first_position = 104, .count = 4}}, nullptr);

@@ -175,8 +175,8 @@ TEST(Oracle, LongropeDividesByTheListThatMaxLengthAsksFor) {
 
 TEST(Oracle, YarnRampsOverThePairsAndConcentrates) {  // [POS-7]
   IdentityLayer layer(32);
-  layer.config.rotary_emb =
-      RotaryConfig{.scaling = RopeScaling::yarn, .factor = 4, .original_max_position_embeddings = 4096};
+  layer.config.rotary_emb = RotaryConfig{
+      .scaling = RopeScaling::yarn, .factor = 4, .original_max_position_embeddings = 4096, .truncate = false};
   // low = 16 ln(4096 / (64 pi)) / ln 10000 = 5.24 and high = 16 ln(4096 / (2 pi)) / ln 10000 = 11.26.
   const double concentration = 0.1 * std::log(4.0) + 1.0;
   const auto angle_of = [&](size_t pair) {

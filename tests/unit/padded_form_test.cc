@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "regard/attention.h"
@@ -78,6 +79,7 @@ class Padded : public ::testing::Test {
       Tensor hidden(DType::f32, {kSeq, 12});
       Tensor keys(DType::f32, {2, kSeq, 6});
       Tensor lse(DType::f32, {kSeq, 4});
+      std::ranges::fill(lse.elements<float>(), -std::numeric_limits<float>::infinity());
       if (count > 0) {
         const auto expected = alone(b, count);
         std::ranges::copy(expected.hidden_states.elements<float>(), hidden.view()[first].as<float>());
@@ -263,7 +265,7 @@ TEST_F(Padded, RotaryPositionIdsAreTakenForTheRealTokens) {
   input.attention_mask = mask;
   input.rotary_position_ids = ids;
   const auto output = attention_.forward(input);
-  const auto expected = RotaryEmbedding(*attention_.config().rotary_emb).angles(std::vector<int64_t>{10, 20, 30}, 31);
+  const auto expected = RotaryEmbedding(*attention_.config().rotary_emb, 31).angles(std::vector<int64_t>{10, 20, 30});
   EXPECT_EQ(test::bytes_of(output.cos_cache.values), test::bytes_of(expected.cos.values));
   ids.pop_back();
   input.rotary_position_ids = ids;

@@ -18,7 +18,7 @@ long double plain_frequency(const RotaryConfig& config, int64_t i) {
 }
 
 double frequency(const RotaryConfig& config, size_t i, int64_t length = 1) {
-  return RotaryEmbedding(config).frequencies(length)[i];
+  return RotaryEmbedding(config, length).frequencies()[i];
 }
 
 constexpr double kRelative = 1e-13;
@@ -29,8 +29,8 @@ TEST(RotaryEmbedding, PlainFrequenciesFallFromOneByPowersOfTheBase) {
   const RotaryConfig config{.rotary_dim = 4};
   expect_close(frequency(config, 0), 1.0);
   expect_close(frequency(config, 1), 0.01);
-  EXPECT_EQ(RotaryEmbedding(config).frequencies(1).size(), 2U);
-  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.0);
+  EXPECT_EQ(RotaryEmbedding(config, 1).frequencies().size(), 2U);
+  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.0);
 }
 
 // [POS-5]
@@ -77,7 +77,8 @@ TEST(RotaryEmbedding, YarnRampsFromKeptToDividedFrequencies) {
                             .rope_theta = 150000,
                             .scaling = RopeScaling::yarn,
                             .factor = 32,
-                            .original_max_position_embeddings = 4096};
+                            .original_max_position_embeddings = 4096,
+                            .truncate = false};
   expect_close(frequency(config, 0), 1.0);
   expect_close(frequency(config, 8), 0.050813274815461475);
   expect_close(frequency(config, 9), 0.03170569618466377);
@@ -85,8 +86,8 @@ TEST(RotaryEmbedding, YarnRampsFromKeptToDividedFrequencies) {
   expect_close(frequency(config, 17), 0.0001293187012450632);
   expect_close(frequency(config, 18), 3.8308812373753384e-05);
   expect_close(frequency(config, 31), 3.0235114281192144e-07);
-  expect_close(RotaryEmbedding(config).attention_factor(), 1.3465735902799727);
-  const auto angles = RotaryEmbedding(config).angles(std::vector<int64_t>{0}, 1);
+  expect_close(RotaryEmbedding(config, 1).attention_factor(), 1.3465735902799727);
+  const auto angles = RotaryEmbedding(config, 1).angles(std::vector<int64_t>{0});
   EXPECT_EQ(angles.cos.values.elements<float>()[5], static_cast<float>(1.3465735902799727));
 }
 
@@ -95,25 +96,33 @@ TEST(RotaryEmbedding, YarnWithoutStretchIsPlain) {
   const RotaryConfig config{.rotary_dim = 64, .rope_theta = 150000, .scaling = RopeScaling::yarn, .factor = 1};
   for (size_t i = 0; i < 32; ++i)
     expect_close(frequency(config, i), static_cast<double>(plain_frequency(config, static_cast<int64_t>(i))));
-  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.0);
+  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.0);
 }
 
 TEST(RotaryEmbedding, YarnTakesAnAttentionFactorThatIsGiven) {
   RotaryConfig config{.rotary_dim = 64, .rope_theta = 150000, .scaling = RopeScaling::yarn, .factor = 32};
   config.attention_factor = 1.25;
-  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.25);
+  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.25);
 }
 
-// [POS-7]: 0 < low < high < D/2 - 1.
-TEST(RotaryEmbedding, YarnRefusesARampThatLeavesTheDimensions) {
+// Ends of the ramp that lie outside the dimensions are moved to the first or the last one.
+TEST(RotaryEmbedding, YarnKeepsItsRampInsideTheDimensions) {
   RotaryConfig config{.rotary_dim = 64, .rope_theta = 150000, .scaling = RopeScaling::yarn, .factor = 32};
-  config.original_max_position_embeddings = 100;  // low < 0
-  EXPECT_NE(test::error_of([&] { (void)RotaryEmbedding(config); }), "");
-  config.original_max_position_embeddings = int64_t{1} << 40;  // high > 31
-  EXPECT_NE(test::error_of([&] { (void)RotaryEmbedding(config); }), "");
+  config.original_max_position_embeddings = 100;  // low < 0, so that the first pair is the ramp's start
+  expect_close(frequency(config, 0), 1.0);
+  config.original_max_position_embeddings = int64_t{1} << 40;  // even the last pair turns often: the ramp ends at 63
+  EXPECT_GT(frequency(config, 31), static_cast<double>(plain_frequency(config, 31)) / 32);
+}
+
+// Both ends at one dimension: kept up to it, stretched behind it.
+TEST(RotaryEmbedding, YarnWithoutARampIsAStep) {
+  RotaryConfig config{.rotary_dim = 64, .rope_theta = 150000, .scaling = RopeScaling::yarn, .factor = 32};
   config.original_max_position_embeddings = 4096;
-  config.beta_slow = 32;  // low == high
-  EXPECT_NE(test::error_of([&] { (void)RotaryEmbedding(config); }), "");
+  config.beta_slow = config.beta_fast = 32;
+  config.truncate = false;
+  // 32 ln(4096 / (64 pi)) / ln 150000 = 8.09
+  expect_close(frequency(config, 8), static_cast<double>(plain_frequency(config, 8)));
+  expect_close(frequency(config, 9), static_cast<double>(plain_frequency(config, 9)) / 32);
 }
 
 TEST(RotaryEmbedding, LongropeTakesTheLongListBeyondTheLengthOfTheTraining) {
@@ -127,17 +136,17 @@ TEST(RotaryEmbedding, LongropeTakesTheLongListBeyondTheLengthOfTheTraining) {
   expect_close(frequency(config, 0, 4097), 1.0 / 4);
   expect_close(frequency(config, 1, 4097), 0.01 / 8);
   // sqrt(1 + ln 16 / ln 4096) = sqrt(1 + 1/3)
-  expect_close(RotaryEmbedding(config).attention_factor(), std::sqrt(4.0 / 3.0));
+  expect_close(RotaryEmbedding(config, 1).attention_factor(), std::sqrt(4.0 / 3.0));
 }
 
 TEST(RotaryEmbedding, LongropeTakesAnAttentionFactorThatIsGiven) {
   RotaryConfig config{
       .rotary_dim = 2, .scaling = RopeScaling::longrope, .factor = 16, .short_factor = {1.0}, .long_factor = {1.0}};
   config.attention_factor = 1.19;
-  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.19);
+  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.19);
   config.attention_factor.reset();
   config.factor = 1;
-  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.0);
+  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.0);
 }
 
 // Far out an angle in f32 would be off by whole radians.
@@ -145,7 +154,7 @@ TEST(RotaryEmbedding, AnglesKeepTheirDigitsAtAMillionTokens) {
   const std::vector<int64_t> positions = {0, 1, 4095, 4096, 131071, 524287, 999'999, 1'000'000};
   for (const double theta : {10000.0, 500000.0, 1e6}) {
     const RotaryConfig config{.rotary_dim = 128, .rope_theta = theta};
-    const auto angles = RotaryEmbedding(config).angles(positions, 1'000'001);
+    const auto angles = RotaryEmbedding(config, 1).angles(positions);
     ASSERT_EQ(angles.cos.values.shape(), (Shape{8, 64}));
     for (size_t t = 0; t < positions.size(); ++t)
       for (int64_t i = 0; i < 64; ++i) {
@@ -161,33 +170,32 @@ TEST(RotaryEmbedding, AnglesKeepTheirDigitsAtAMillionTokens) {
 TEST(RotaryEmbedding, TablesMatchOnlyTheirOwnRotationAndPositions) {
   const std::vector<int64_t> positions = {3, 4, 5};
   const RotaryConfig config{.rotary_dim = 8};
-  const RotaryEmbedding rotary(config);
-  const auto angles = rotary.angles(positions, 6);
-  EXPECT_TRUE(rotary.matches(angles, positions, 6));
-  EXPECT_TRUE(RotaryEmbedding(config).matches(angles, positions, 6));
-  EXPECT_TRUE(rotary.matches(angles, positions, 100));  // plain tables do not depend on the length
+  const RotaryEmbedding rotary(config, 100);
+  const auto angles = rotary.angles(positions);
+  EXPECT_TRUE(rotary.matches(angles, positions));
+  EXPECT_TRUE(RotaryEmbedding(config, 1).matches(angles, positions));
 
-  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 4, 6}, 7));
-  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 5, 4}, 6));
-  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 4}, 6));
-  EXPECT_FALSE(RotaryEmbedding({.rotary_dim = 8, .rope_theta = 1e6}).matches(angles, positions, 6));
-  EXPECT_FALSE(RotaryEmbedding({.rotary_dim = 4}).matches(angles, positions, 6));
+  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 4, 6}));
+  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 5, 4}));
+  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 4}));
+  EXPECT_FALSE(RotaryEmbedding({.rotary_dim = 8, .rope_theta = 1e6}, 100).matches(angles, positions));
+  EXPECT_FALSE(RotaryEmbedding({.rotary_dim = 4}, 100).matches(angles, positions));
   const RotaryConfig linear{.rotary_dim = 8, .scaling = RopeScaling::linear, .factor = 2};
-  EXPECT_FALSE(RotaryEmbedding(linear).matches(angles, positions, 6));
-  EXPECT_FALSE(rotary.matches({}, positions, 6));
-  EXPECT_FALSE(rotary.matches({.cos = angles.cos, .sin = {}}, positions, 6));
+  EXPECT_FALSE(RotaryEmbedding(linear, 100).matches(angles, positions));
+  EXPECT_FALSE(rotary.matches({}, positions));
+  EXPECT_FALSE(rotary.matches({.cos = angles.cos, .sin = {}}, positions));
 }
 
 TEST(RotaryEmbedding, LongropeTablesMatchOnlyOnTheirSideOfTheTrainingLength) {
-  const RotaryEmbedding rotary({.rotary_dim = 2,
-                                .scaling = RopeScaling::longrope,
-                                .original_max_position_embeddings = 100,
-                                .short_factor = {1.0},
-                                .long_factor = {2.0}});
+  const RotaryConfig config{.rotary_dim = 2,
+                            .scaling = RopeScaling::longrope,
+                            .original_max_position_embeddings = 100,
+                            .short_factor = {1.0},
+                            .long_factor = {2.0}};
   const std::vector<int64_t> positions = {5};
-  const auto angles = rotary.angles(positions, 100);
-  EXPECT_TRUE(rotary.matches(angles, positions, 6));
-  EXPECT_FALSE(rotary.matches(angles, positions, 101));
+  const auto angles = RotaryEmbedding(config, 100).angles(positions);
+  EXPECT_TRUE(RotaryEmbedding(config, 6).matches(angles, positions));
+  EXPECT_FALSE(RotaryEmbedding(config, 101).matches(angles, positions));
 }
 
 }  // namespace

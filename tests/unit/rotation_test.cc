@@ -18,7 +18,7 @@ namespace {
 constexpr double kTolerance = 5e-7;
 
 std::vector<float> rotated(const RotaryConfig& config, std::vector<float> head, int64_t position) {
-  const auto angles = RotaryEmbedding(config).angles(std::vector<int64_t>{position}, position + 1);
+  const auto angles = RotaryEmbedding(config, position + 1).angles(std::vector<int64_t>{position});
   kernels::rotate(config.style, angles.cos.values.view().as<float>(), angles.sin.values.view().as<float>(),
                   config.rotary_dim / 2, 1, static_cast<int64_t>(head.size()), head.data());
   return head;
