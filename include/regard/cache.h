@@ -8,6 +8,7 @@
 
 #include "regard/attention_config.h"
 #include "regard/tensor.h"
+#include "regard/threads.h"
 
 namespace regard {
 
@@ -58,7 +59,7 @@ class KvCache {
   void check(std::span<const Span> spans) const;
   /// Stores keys [count, kv_heads, head_dim] and values [count, kv_heads, v_head_dim], both f32, as one span's tokens.
   /// A slot of -1 is ignored. Throws Error, before anything is written, where `check` would or where shapes differ.
-  void append(const Span& span, ConstTensorView keys, ConstTensorView values);
+  void append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads = Threads(1));
   /// Forgets the tokens from `length` on. Throws Error if the slot holds fewer.
   void truncate(int64_t slot, int64_t length);
 

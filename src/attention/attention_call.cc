@@ -271,7 +271,7 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
     const auto rows = [&](TensorView matrix, int64_t width) {
       return matrix.slice(0, first, part.count).reshape({part.count, c.num_key_value_heads, width});
     };
-    cache_->append(part, rows(k, c.head_dim), rows(v, c.v_head_dim));
+    cache_->append(part, rows(k, c.head_dim), rows(v, c.v_head_dim), workspace_.threads());
   });
   if (!input_.present_key_value) return;
   const auto copy = [&](TensorView from, const Tensor& to) {

@@ -124,10 +124,11 @@ void KvCache::check(std::span<const Span> spans) const {
   }
 }
 
-void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView values) {
+void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads) {
   state_->check(span);
-  const Shape key_shape{span.count, state_->kv_heads, state_->head_dim};
-  const Shape value_shape{span.count, state_->kv_heads, state_->v_head_dim};
+  const State& s = *state_;
+  const Shape key_shape{span.count, s.kv_heads, s.head_dim};
+  const Shape value_shape{span.count, s.kv_heads, s.v_head_dim};
   require(keys.shape() == key_shape, "cache: keys have shape {}, expected {}", keys.shape().to_string(),
           key_shape.to_string());
   require(values.shape() == value_shape, "cache: values have shape {}, expected {}", values.shape().to_string(),
@@ -135,16 +136,23 @@ void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView val
   const float* key = keys.elements<float>().data();
   const float* value = values.elements<float>().data();
   if (span.slot == -1) return;
-  for (int64_t token = 0; token < span.count; ++token) {
-    const auto place = state_->place(span.slot, span.first_position + token);
-    for (int64_t head = 0; head < state_->kv_heads; ++head) {
-      kernels::store_key(key, state_->head_dim, place.token, dtype(), state_->key_panel(place.page, head));
-      kernels::store_value(value, state_->v_head_dim, place.token, state_->page_tokens, dtype(),
-                           state_->value_panel(place.page, head));
-      key += state_->head_dim;
-      value += state_->v_head_dim;
+  // A task is one head's part of a tile: its cache lines are written by one thread, one after the other.
+  const int64_t first_tile = span.first_position / kernels::kTile;
+  const int64_t tile_count = (span.first_position + span.count - 1) / kernels::kTile - first_tile + 1;
+  const auto store = [&](int64_t task, int) {
+    const int64_t head = task % s.kv_heads;
+    const int64_t start = (first_tile + task / s.kv_heads) * kernels::kTile;
+    const int64_t end = std::min(start + kernels::kTile, span.first_position + span.count);
+    for (int64_t position = std::max(start, span.first_position); position < end; ++position) {
+      const auto place = s.place(span.slot, position);
+      const int64_t row = (position - span.first_position) * s.kv_heads + head;
+      kernels::store_key(key + row * s.head_dim, s.head_dim, place.token, dtype(), s.key_panel(place.page, head));
+      kernels::store_value(value + row * s.v_head_dim, s.v_head_dim, place.token, s.page_tokens, dtype(),
+                           s.value_panel(place.page, head));
     }
-  }
+  };
+  // One tile is stored faster than a team of threads wakes up.
+  (tile_count == 1 ? Threads(1) : threads).for_each(tile_count * s.kv_heads, store);
   state_->lengths[static_cast<size_t>(span.slot)] = span.first_position + span.count;
 }
 

@@ -44,15 +44,17 @@ struct AttentionBench {
         sinks(s.sink ? static_cast<size_t>(s.heads) : 0) {
     for (int64_t slot = 0; slot < s.batch; ++slot) {
       spans.push_back({.slot = slot, .first_position = s.length - s.queries(), .count = s.queries()});
-      append(slot);
+      append(slot, Threads());
     }
   }
 
-  void append(int64_t slot) { cache.append({.slot = slot, .first_position = 0, .count = shape.length}, keys, values); }
+  void append(int64_t slot, const Threads& threads) {
+    cache.append({.slot = slot, .first_position = 0, .count = shape.length}, keys, values, threads);
+  }
 
   void run(Workspace& workspace) {
     if (shape.stage == AttentionShape::Stage::prefill)
-      for (const Span& span : spans) append(span.slot);
+      for (const Span& span : spans) append(span.slot, workspace.threads());
     attend({.queries = queries,
             .spans = spans,
             .cache = &cache,
