@@ -65,6 +65,13 @@ TEST(RotaryEmbedding, Llama3HasNoStepAtEitherEdge) {
     config.high_freq_factor = 2 * turns;
     EXPECT_NEAR(frequency(config, 0), 0.125, 1e-8);
   }
+  // Well outside the blend, with factors other than the defaults.
+  config.low_freq_factor = 2 * turns;
+  config.high_freq_factor = 3 * turns;
+  EXPECT_EQ(frequency(config, 0), 0.125);
+  config.low_freq_factor = turns / 4;
+  config.high_freq_factor = turns / 2;
+  EXPECT_EQ(frequency(config, 0), 1.0);
   // Halfway between the edges, in turns, the blend is half of each.
   config.low_freq_factor = turns / 2;
   config.high_freq_factor = turns * 3 / 2;
