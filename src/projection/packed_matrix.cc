@@ -93,11 +93,16 @@ class TileWriter {
     for (int64_t g = 0; g < columns_ / group; ++g, header += panel_.bytes_of(group)) {
       const float scale = values_[static_cast<size_t>(g)];
       const float minimum = minimums_[static_cast<size_t>(g)];
-      bad |= std::isnan(scale) || std::isnan(minimum);
+      bad |= std::isnan(scale) || std::isnan(minimum) || loses_minimum(minimum);
       write_header(header, lane, scale, minimum);
       write_integers(header + info_.header_bytes, lane, integers_.data() + g * group, group);
     }
     return bad;
+  }
+
+  // q4_0's minimum is computed, -8 times its f16 scale, and may be too large for the f16 that it is kept in.
+  [[nodiscard]] bool loses_minimum(float minimum) const {
+    return panel_.type == PanelType::u4 && std::isinf(static_cast<float>(Float16(minimum)));
   }
 
   void write_header(std::byte* header, int64_t lane, float scale, float minimum) const {
@@ -149,7 +154,8 @@ PackedMatrix PackedMatrix::pack(const WeightView& weight, const Threads& threads
       if (writer.write(weight, row_order.empty() ? row : row_order[static_cast<size_t>(row)], lane)) bad = true;
     }
   });
-  require(!bad, "weight: a {} matrix of shape [{}, {}] holds NaN", name_of(weight.type), weight.rows, weight.columns);
+  require(!bad, "weight: a {} matrix of shape [{}, {}] holds NaN or numbers beyond f16", name_of(weight.type),
+          weight.rows, weight.columns);
   return packed;
 }
 
