@@ -41,8 +41,8 @@ struct KvCache::State {
             "cache: first_position is {}, but slot {} holds {} tokens; expected 0 to {}", span.first_position,
             span.slot, stored, stored);
     require(span.count <= options.capacity - span.first_position,
-            "cache: slot {} would hold {} tokens, but its capacity is {}", span.slot, span.first_position + span.count,
-            options.capacity);
+            "cache: {} tokens from {} on do not fit into slot {}, whose capacity is {}", span.count,
+            span.first_position, span.slot, options.capacity);
   }
 
   struct Place {
@@ -158,7 +158,7 @@ void KvCache::truncate(int64_t slot, int64_t length) {
 std::pair<Tensor, Tensor> KvCache::read(int64_t slot, int64_t first, int64_t count) const {
   const int64_t stored = length(slot);
   require(first >= 0 && count >= 0 && first <= stored && count <= stored - first,
-          "cache: tokens {}..{} of slot {} are asked for, but it holds {}", first, first + count - 1, slot, stored);
+          "cache: {} tokens from {} on are asked for, but slot {} holds {}", count, first, slot, stored);
   Tensor keys(DType::f32, {count, state_->kv_heads, state_->head_dim});
   Tensor values(DType::f32, {count, state_->kv_heads, state_->v_head_dim});
   float* key = keys.view().as<float>();

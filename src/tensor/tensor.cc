@@ -63,8 +63,7 @@ template <class Byte>
 BasicTensorView<Byte> BasicTensorView<Byte>::slice(size_t axis, int64_t first, int64_t count) const {
   require(axis < shape_.rank(), "slice: axis is {}, but the tensor has shape {}", axis, shape_.to_string());
   require(first >= 0 && count >= 0 && first <= shape_[axis] && count <= shape_[axis] - first,
-          "slice: indices {}..{} of axis {} are not inside shape {}", first, first + count - 1, axis,
-          shape_.to_string());
+          "slice: {} indices of axis {} from {} on are not inside shape {}", count, axis, first, shape_.to_string());
   std::array<int64_t, Shape::kMaxRank> sizes{};
   std::copy(shape_.begin(), shape_.end(), sizes.begin());
   sizes[axis] = count;

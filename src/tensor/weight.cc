@@ -253,7 +253,7 @@ std::span<const std::byte> WeightView::row(int64_t index) const {
 
 WeightView WeightView::row_range(int64_t first, int64_t count) const {
   require(first >= 0 && count >= 0 && first <= rows && count <= rows - first,
-          "weight: rows {}..{} are asked for, but there are {}", first, first + count - 1, rows);
+          "weight: {} rows from {} on are asked for, but there are {}", count, first, rows);
   return {.type = type,
           .rows = count,
           .columns = columns,
