@@ -1,0 +1,185 @@
+// Whatever the input, the command says one sentence on one line and exits with 2.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "cli/child_process.h"
+#include "cli/model_folder.h"
+#include "regard/checkpoint.h"
+#include "support/broken_files.h"
+#include "support/byte_writer.h"
+#include "support/safetensors_builder.h"
+
+namespace regard::test {
+namespace {
+
+void expect_complaint(const std::vector<std::string>& arguments, std::string_view part, std::string_view input = {}) {
+  const Finished result = run_command(arguments, input);
+  std::string what;
+  for (const std::string& argument : arguments) what += argument.substr(0, 200) + " ";
+  EXPECT_EQ(result.exit_code, 2) << what << "signal " << result.signal << "\n" << result.err.substr(0, 2000);
+  EXPECT_EQ(result.out, "") << what;
+  EXPECT_TRUE(result.err.starts_with("regard: ")) << what << result.err;
+  EXPECT_EQ(std::ranges::count(result.err, '\n'), 1) << what << result.err;
+  EXPECT_TRUE(result.err.ends_with("\n")) << what;
+  EXPECT_NE(result.err.find(part), std::string::npos) << what << result.err;
+}
+
+TEST(BadInput, WrongOptionsAreRefused) {
+  const ModelFolder folder;
+  const std::string text = folder.write("text.txt", "the inn");
+  expect_complaint({}, "subcommand");
+  expect_complaint({"dance"}, "dance");
+  expect_complaint({"generate"}, "required");
+  expect_complaint({"generate", "-m", folder.gguf}, "--prompt");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--loud"}, "--loud");
+  expect_complaint({"score", "-m", folder.gguf}, "--file");
+  expect_complaint({"inspect"}, "model");
+  const auto generate = [&](const std::string& option, const std::string& value, std::string_view part) {
+    // One token, so that a value that is not refused fails fast.
+    expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "-n", "1", option, value}, part);
+  };
+  for (const char* threads : {"0", "-1", "1025", "99999999999999999999", "two", "", "1.5"})
+    generate("--threads", threads, "--threads");
+  for (const char* count : {"0", "-5", "99999999999999999999", "many", "1e3"})
+    expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "-n", count}, "--max-tokens");
+  for (const char* temperature : {"-1", "nan", "inf", "-inf"}) generate("--temperature", temperature, "temperature is");
+  generate("--temperature", "warm", "--temperature");
+  generate("--top-k", "-1", "top_k is -1");
+  generate("--top-k", "4294967297", "--top-k");
+  for (const char* top_p : {"0", "-0.5", "1.5", "nan"}) generate("--top-p", top_p, "top_p is");
+  for (const char* seed : {"-1", "18446744073709551616", "0x10", "1.5", "x", ""}) generate("--seed", seed, "--seed");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--system", "b"}, "--chat");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--chat"}, "chat template");
+  expect_complaint({"score", "-m", folder.gguf, "-f", text, "--max-tokens", "1"}, "--max-tokens");
+}
+
+TEST(BadInput, ModelsThatAreNotThereAreRefusedByEveryCommand) {
+  const ModelFolder folder;
+  const std::string text = folder.write("text.txt", "the inn");
+  const std::string empty = folder.write("empty.gguf", "");
+  for (const std::string& model : {folder.file("none.gguf"), folder.file("none/model.gguf"), std::string("/dev/null"),
+                                   std::string(), empty, text, std::string("two\nlines\x1B[2J.gguf")}) {
+    expect_complaint({"generate", "-m", model, "-p", "a"}, "checkpoint: ");
+    expect_complaint({"score", "-m", model, "-f", text}, "checkpoint: ");
+    expect_complaint({"inspect", model}, "checkpoint: ");
+    expect_complaint({"attend", "-m", model, "--layer", "0", "--input", text, "--output", folder.file("out")},
+                     "checkpoint: ");
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder.file("out")));
+}
+
+TEST(BadInput, BrokenModelFilesAreRefusedWithTheReason) {
+  const TempFolder folder;
+  for (const auto& files : {broken_ggufs(), broken_models()}) {
+    for (const BrokenFile& broken : files) {
+      SCOPED_TRACE(broken.name);
+      expect_complaint({"generate", "-m", folder.write("model.gguf", broken.bytes), "-p", "the inn", "--threads", "1"},
+                       broken.complaint);
+    }
+  }
+}
+
+TEST(BadInput, BrokenFoldersAreRefusedWithTheReason) {
+  const TempFolder folder;
+  TinyLlama().write_hugging_face(folder.path());
+  for (const BrokenFile& broken : broken_configs()) {
+    SCOPED_TRACE(broken.name);
+    folder.write("config.json", broken.bytes);
+    expect_complaint({"generate", "-m", folder.path(), "-p", "the inn", "--threads", "1"}, broken.complaint);
+  }
+  TinyLlama().write_hugging_face(folder.path());
+  for (const BrokenFile& broken : broken_tokenizers()) {
+    SCOPED_TRACE(broken.name);
+    folder.write("tokenizer.json", broken.bytes);
+    expect_complaint({"generate", "-m", folder.path(), "-p", "the inn", "--threads", "1"}, broken.complaint);
+  }
+  TinyLlama().write_hugging_face(folder.path());
+  for (const BrokenFile& broken : broken_safetensors()) {
+    SCOPED_TRACE(broken.name);
+    folder.write("model.safetensors", broken.bytes);
+    expect_complaint({"inspect", folder.path()}, broken.complaint);
+  }
+}
+
+TEST(BadInput, InspectRefusesModelsWithoutLayers) {
+  const TempFolder folder;
+  for (const uint32_t layers : {0U, 3U, 0xFFFFFFFFU}) {
+    GgufBuilder gguf = TinyLlama().gguf();
+    gguf.replace_raw("llama.block_count", gguf::u32, bytes_of(layers));
+    expect_complaint({"inspect", folder.write("model.gguf", gguf.build())}, layers == 3 ? "blk.2." : "layers is");
+  }
+}
+
+TEST(BadInput, PromptsAndTextsThatDoNotFitAreRefused) {
+  const ModelFolder folder;  // a context of 64
+  expect_complaint({"generate", "-m", folder.gguf, "-p", ""}, "the prompt has 0 tokens, expected 1 to 64");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", std::string(65, 'q')}, "65 tokens, expected 1 to 64");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "-"}, "1000000 tokens", std::string(1'000'000, 'q'));
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "-"}, "0 tokens", "");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "ab\xFF"}, "no valid UTF-8: byte 2");
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "-"}, "no valid UTF-8: byte 3", "ab\n\xC3");
+  const auto score = [&](std::string_view text, std::string_view part) {
+    expect_complaint({"score", "-m", folder.gguf, "-f", folder.write("text.txt", text)}, part);
+  };
+  score("", "the text has 0 tokens, expected 2 to 64");
+  score("q", "the text has 1 tokens");
+  score(std::string(65, 'q'), "the text has 65 tokens");
+  score("the \xE2\x82", "no valid UTF-8: byte 4");
+  expect_complaint({"score", "-m", folder.gguf, "-f", folder.file("none.txt")}, "none.txt can't be opened");
+  expect_complaint({"score", "-m", folder.gguf, "-f", folder.path()}, "can't be read");
+}
+
+TEST(BadInput, AttendRefusesWhatIsNoInputOfTheLayer) {
+  const ModelFolder folder;
+  const std::string out = folder.file("out.safetensors");
+  const auto attend = [&](const std::string& layer, const std::vector<SafeTensor>& tensors, std::string_view part) {
+    const std::string in = folder.write("in.safetensors", safetensors_bytes(tensors));
+    expect_complaint({"attend", "-m", folder.gguf, "--layer", layer, "--input", in, "--output", out}, part);
+  };
+  const SafeTensor good{.name = "hidden_states", .dtype = "F32", .shape = {1, 2, 32}, .data = std::string(256, '\0')};
+  for (const char* layer : {"2", "-1", "9223372036854775807"}) attend(layer, {good}, "expected 0 to 1");
+  attend("x", {good}, "--layer");
+  attend("0", {}, "no tensor \"hidden_states\"");
+  const auto changed = [&](std::vector<int64_t> shape, const char* dtype, size_t bytes) {
+    return SafeTensor{
+        .name = "hidden_states", .dtype = dtype, .shape = std::move(shape), .data = std::string(bytes, '\0')};
+  };
+  attend("0", {changed({2, 32}, "F32", 256)}, "hidden_states has shape [2, 32]");
+  attend("0", {changed({1, 2, 31}, "F32", 248)}, "hidden_states has shape");
+  attend("0", {changed({1, 2, 32}, "F64", 512)}, "f64");
+  attend("0", {changed({1, 2, 32}, "I32", 256)}, "i32");
+  attend("0", {changed({1, 65, 32}, "F32", 65 * 128)}, "65 tokens");
+  const auto with = [&](const char* name, const char* dtype, std::vector<int64_t> shape, std::string data) {
+    return std::vector<SafeTensor>{good,
+                                   {.name = name, .dtype = dtype, .shape = std::move(shape), .data = std::move(data)}};
+  };
+  const auto two = [](int64_t first, int64_t second) { return bytes_of(first) + bytes_of(second); };
+  attend("0", with("attention_mask", "I64", {1, 3}, two(1, 1) + bytes_of(int64_t{1})), "attention_mask has shape");
+  attend("0", with("attention_mask", "F32", {1, 2}, std::string(8, '\0')), "f32");
+  attend("0", with("position_ids", "I64", {2}, two(0, 1)), "position_ids has shape");
+  attend("0", with("position_ids", "I64", {1, 2}, two(0, 2)), "position_ids of row 0 has 2 at index 1");
+  attend("0", with("position_ids", "I64", {1, 2}, two(-1, 0)), "position");
+  EXPECT_FALSE(std::filesystem::exists(out));
+}
+
+TEST(BadInput, OutputsThatCanNotBeWrittenAreRefused) {
+  const ModelFolder folder;
+  const Tensor x(DType::f32, {1, 2, 32});
+  const std::string in = folder.file("in.safetensors");
+  save_safetensors(in, std::array<NamedTensor, 1>{{{"hidden_states", x}}});
+  for (const std::string& out : {folder.file("none/out.safetensors"), folder.path().string(), std::string("/proc/out"),
+                                 std::string("/dev/full/out"), std::string()})
+    expect_complaint({"attend", "-m", folder.gguf, "--layer", "0", "--input", in, "--output", out}, "can't be written");
+}
+
+TEST(BadInput, AFullStandardOutputIsSaid) {
+  const ModelFolder folder;
+  const Finished result = ChildProcess({"inspect", folder.gguf}, "/dev/full").finish();
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_TRUE(result.err.starts_with("regard: ")) << result.err;
+}
+
+}  // namespace
+}  // namespace regard::test

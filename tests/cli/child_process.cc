@@ -1,0 +1,126 @@
+#include "cli/child_process.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <csignal>
+#include <stdexcept>
+
+namespace regard::test {
+namespace {
+
+struct Pipe {
+  int read_end;
+  int write_end;
+};
+
+Pipe make_pipe() {
+  std::array<int, 2> ends{};
+  if (pipe2(ends.data(), O_CLOEXEC) != 0) throw std::runtime_error("no pipe can be made");
+  return {.read_end = ends[0], .write_end = ends[1]};
+}
+
+void close_end(int& end) {
+  if (end >= 0) close(end);
+  end = -1;
+}
+
+// Appends what can be read now; closes the end where there is nothing more to come.
+void drain(int& end, std::string& text) {
+  std::array<char, 65536> buffer{};
+  const ssize_t count = read(end, buffer.data(), buffer.size());
+  if (count > 0)
+    text.append(buffer.data(), static_cast<size_t>(count));
+  else
+    close_end(end);
+}
+
+}  // namespace
+
+ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const char* output) {
+  // A child that ends before it has read its input must not end the test.
+  std::signal(SIGPIPE, SIG_IGN);
+  Pipe in = make_pipe();
+  Pipe out = make_pipe();
+  Pipe err = make_pipe();
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, in.read_end, STDIN_FILENO);
+  if (output == nullptr)
+    posix_spawn_file_actions_adddup2(&actions, out.write_end, STDOUT_FILENO);
+  else
+    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, output, O_WRONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, err.write_end, STDERR_FILENO);
+  std::string command = REGARD_COMMAND;
+  std::vector<std::string> words = arguments;
+  std::vector<char*> argv = {command.data()};
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  const int error = posix_spawn(&child_, command.c_str(), &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(in.read_end);
+  close(out.write_end);
+  close(err.write_end);
+  in_ = in.write_end;
+  out_ = out.read_end;
+  err_ = err.read_end;
+  if (error != 0) throw std::runtime_error("the command can't be started");
+}
+
+ChildProcess::~ChildProcess() {
+  for (int* end : {&in_, &out_, &err_}) close_end(*end);
+  if (child_ <= 0) return;
+  kill(child_, SIGKILL);
+  waitpid(child_, nullptr, 0);
+}
+
+bool ChildProcess::pump(std::string_view& input) {
+  if (input.empty()) close_end(in_);
+  std::array<pollfd, 3> ends = {{{in_, POLLOUT, 0}, {out_, POLLIN, 0}, {err_, POLLIN, 0}}};
+  constexpr int kPatience = 60'000;
+  if (poll(ends.data(), ends.size(), kPatience) <= 0) throw std::runtime_error("the command does not end");
+  if (ends[0].revents != 0) {
+    // As much as a pipe takes without waiting.
+    const ssize_t count = write(in_, input.data(), std::min<size_t>(input.size(), PIPE_BUF));
+    if (count < 0)
+      input = {};
+    else
+      input.remove_prefix(static_cast<size_t>(count));
+  }
+  if (ends[1].revents != 0) drain(out_, result_.out);
+  if (ends[2].revents != 0) drain(err_, result_.err);
+  return out_ >= 0 || err_ >= 0;
+}
+
+void ChildProcess::wait_for_output(size_t bytes) {
+  std::string_view nothing;
+  while (result_.out.size() < bytes && pump(nothing)) {
+  }
+}
+
+void ChildProcess::send_signal(int signal) const { kill(child_, signal); }
+
+Finished ChildProcess::finish(std::string_view input) {
+  while (pump(input)) {
+  }
+  int status = 0;
+  waitpid(child_, &status, 0);
+  child_ = -1;
+  if (WIFEXITED(status))
+    result_.exit_code = WEXITSTATUS(status);
+  else
+    result_.signal = WTERMSIG(status);
+  return result_;
+}
+
+Finished run_command(const std::vector<std::string>& arguments, std::string_view input) {
+  return ChildProcess(arguments).finish(input);
+}
+
+}  // namespace regard::test

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace regard::test {
+
+struct Finished {
+  int exit_code = -1;  // -1: ended by a signal
+  int signal = 0;
+  std::string out;
+  std::string err;
+};
+
+// The `regard` command (REGARD_COMMAND) as a child process, its input and its outputs pipes.
+class ChildProcess {
+ public:
+  // `output`: a file that standard output goes to instead of the pipe.
+  explicit ChildProcess(const std::vector<std::string>& arguments, const char* output = nullptr);
+  ChildProcess(const ChildProcess&) = delete;
+  ChildProcess& operator=(const ChildProcess&) = delete;
+  ~ChildProcess();
+
+  // Waits until at least `bytes` bytes have come on standard output.
+  void wait_for_output(size_t bytes);
+  void send_signal(int signal) const;
+  // Gives `input` to the child, reads both outputs and waits for its end.
+  [[nodiscard]] Finished finish(std::string_view input = {});
+
+ private:
+  // Moves what can be moved through the pipes; false when both outputs are closed.
+  bool pump(std::string_view& input);
+
+  pid_t child_ = -1;
+  int in_ = -1;
+  int out_ = -1;
+  int err_ = -1;
+  Finished result_;
+};
+
+[[nodiscard]] Finished run_command(const std::vector<std::string>& arguments, std::string_view input = {});
+
+}  // namespace regard::test

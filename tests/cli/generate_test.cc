@@ -1,0 +1,142 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "cli/child_process.h"
+#include "cli/model_folder.h"
+#include "decoder/generator.h"
+#include "regard/decoder.h"
+#include "regard/tokenizer.h"
+
+namespace regard::test {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Ids = std::vector<int32_t>;
+
+const TinyLlama kEndless{.context = 256, .has_end_token = false};
+
+std::vector<std::string> keys_of(const Json& json) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : json.items()) keys.push_back(key);
+  return keys;
+}
+
+Json generate_json(std::vector<std::string> arguments, std::string_view input = {}) {
+  arguments.insert(arguments.begin(), "generate");
+  arguments.emplace_back("--json");
+  // Where the test does not care, one: a team waits long for a thread that a busy machine does not run.
+  if (std::ranges::find(arguments, "--threads") == arguments.end())
+    arguments.insert(arguments.end(), {"--threads", "1"});
+  const Finished result = run_command(arguments, input);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  EXPECT_EQ(result.out.find('\n'), result.out.size() - 1) << "one line of JSON";
+  return Json::parse(result.out);
+}
+
+TEST(GenerateCommand, JsonHasExactlyTheseKeysInThisOrder) {
+  const ModelFolder folder(kEndless);
+  const Json json = generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "5"});
+  EXPECT_EQ(keys_of(json), (std::vector<std::string>{"prompt_tokens", "tokens", "text", "prefill_tokens_per_second",
+                                                     "decode_tokens_per_second", "peak_memory_bytes"}));
+  EXPECT_EQ(json["tokens"].size(), 5U);
+  EXPECT_GT(json["prefill_tokens_per_second"].get<double>(), 0.0);
+  EXPECT_GT(json["decode_tokens_per_second"].get<double>(), 0.0);
+  EXPECT_GT(json["peak_memory_bytes"].get<int64_t>(), 100'000);
+}
+
+TEST(GenerateCommand, TokensAreThoseOfTheLibrary) {
+  const ModelFolder folder(kEndless);
+  const Json json = generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "20"});
+  const auto checkpoint = Checkpoint::open(folder.gguf);
+  const auto tokenizer = Tokenizer::from(checkpoint);
+  Workspace workspace(1);
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto prompt = tokenizer.encode("the inn");
+  const auto expected = regard::generate(decoder, tokenizer, prompt, {.max_tokens = 20, .sampler = {}}, workspace);
+  EXPECT_EQ(json["prompt_tokens"].get<Ids>(), prompt);
+  EXPECT_EQ(json["tokens"].get<Ids>(), expected.tokens);
+}
+
+TEST(GenerateCommand, TextIsPrintedAsItComesAndStatisticsGoToStandardError) {
+  const ModelFolder folder(kEndless);
+  const Finished result = run_command({"generate", "-m", folder.gguf, "-p", "the inn", "-n", "8", "--threads", "1"});
+  EXPECT_EQ(result.exit_code, 0);
+  const auto tokens = generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "8"})["tokens"].get<Ids>();
+  // The text of --json has U+FFFD for bytes that are no UTF-8; the stream has the bytes.
+  EXPECT_EQ(result.out, Tokenizer::from(Checkpoint::open(folder.gguf)).decode(tokens) + "\n");
+  EXPECT_TRUE(result.err.starts_with("[")) << result.err;
+  EXPECT_NE(result.err.find("8 generated"), std::string::npos) << result.err;
+}
+
+TEST(GenerateCommand, ThePromptMayComeFromStandardInput) {
+  const ModelFolder folder(kEndless);
+  const std::string prompt = "the inn and\n\na hen";
+  EXPECT_EQ(generate_json({"-m", folder.gguf, "-p", "-", "-n", "9"}, prompt)["tokens"],
+            generate_json({"-m", folder.gguf, "-p", prompt, "-n", "9"})["tokens"]);
+}
+
+TEST(GenerateCommand, ThreadsDoNotChangeTheTokens) {
+  const ModelFolder folder(kEndless);
+  const auto tokens_with = [&](const char* threads) {
+    return generate_json({"-m", folder.gguf, "-p", "the inn and the hen", "-n", "40", "--threads", threads})["tokens"];
+  };
+  const Json one = tokens_with("1");
+  EXPECT_EQ(one.size(), 40U);
+  EXPECT_EQ(tokens_with("2"), one);
+  EXPECT_EQ(tokens_with("5"), one);
+}
+
+TEST(GenerateCommand, TheSeedDecidesWhatIsDrawn) {
+  const ModelFolder folder(kEndless);
+  const auto tokens_with = [&](const char* seed) {
+    return generate_json(
+        {"-m", folder.gguf, "-p", "the", "-n", "30", "--temperature", "1.5", "--seed", seed})["tokens"];
+  };
+  const Json first = tokens_with("1");
+  EXPECT_EQ(tokens_with("1"), first);
+  EXPECT_NE(tokens_with("2"), first);
+}
+
+TEST(GenerateCommand, TopOneIsTheMostLikelyTokenWhateverTheTemperature) {
+  const ModelFolder folder(kEndless);
+  const auto greedy = generate_json({"-m", folder.gguf, "-p", "the", "-n", "20"})["tokens"];
+  EXPECT_EQ(generate_json({"-m", folder.gguf, "-p", "the", "-n", "20", "--temperature", "2", "--top-k", "1"})["tokens"],
+            greedy);
+  EXPECT_EQ(
+      generate_json({"-m", folder.gguf, "-p", "the", "-n", "20", "--temperature", "2", "--top-p", "0.0001"})["tokens"],
+      greedy);
+}
+
+TEST(GenerateCommand, TheContextEndsTheText) {
+  const ModelFolder folder(TinyLlama{.context = 16, .has_end_token = false});
+  const Json json = generate_json({"-m", folder.gguf, "-p", "qqqqqqqqqq", "-n", "1000"});
+  EXPECT_EQ(json["prompt_tokens"].size(), 10U);
+  EXPECT_EQ(json["tokens"].size(), 7U);  // the last one needs no place in the cache
+}
+
+TEST(GenerateCommand, AnEndTokenEndsTheTextAndIsNotShown) {
+  // Every token is the end where the head has the same row for all of them: the lowest id wins.
+  TinyLlama model;
+  GgufBuilder gguf = model.gguf();
+  gguf.tensor("output.weight").data.assign(gguf.tensor("output.weight").data.size(), '\0');
+  const TempFolder folder;
+  const std::string path = folder.write("model.gguf", gguf.build());
+  const Json json = generate_json({"-m", path, "-p", "the", "-n", "10"});
+  EXPECT_EQ(json["tokens"].get<Ids>(), Ids{0});
+  EXPECT_EQ(json["text"], "");
+  EXPECT_EQ(run_command({"generate", "-m", path, "-p", "the", "-n", "10"}).out, "\n");
+}
+
+TEST(GenerateCommand, AHuggingFaceFolderGivesTheTokensOfItsGgufForm) {
+  const ModelFolder folder(kEndless);
+  const TempFolder hugging_face;
+  kEndless.write_hugging_face(hugging_face.path(), 3);
+  EXPECT_EQ(generate_json({"-m", hugging_face.path(), "-p", "the inn", "-n", "20"})["tokens"],
+            generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "20"})["tokens"]);
+}
+
+}  // namespace
+}  // namespace regard::test

@@ -1,0 +1,70 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "cli/child_process.h"
+#include "cli/model_folder.h"
+#include "decoder/generator.h"
+#include "regard/decoder.h"
+#include "regard/tokenizer.h"
+
+namespace regard::test {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+TEST(ScoreCommand, JsonHasExactlyTheseKeysAndTheLibrarysNumber) {
+  const ModelFolder folder;
+  const std::string text = folder.write("text.txt", "the inn and the hen");
+  const Finished result = run_command({"score", "-m", folder.gguf, "-f", text, "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  const Json json = Json::parse(result.out);
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : json.items()) keys.push_back(key);
+  EXPECT_EQ(keys, (std::vector<std::string>{"tokens", "mean_nll", "tokens_per_second"}));
+
+  const auto checkpoint = Checkpoint::open(folder.gguf);
+  const auto tokens = Tokenizer::from(checkpoint).encode("the inn and the hen");
+  Workspace workspace(1);
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  EXPECT_EQ(json["tokens"], tokens.size());
+  EXPECT_EQ(json["mean_nll"].get<double>(), score(decoder, tokens, workspace, [](int64_t) {}).mean_nll);
+}
+
+// With a head of zeros every token is equally likely.
+TEST(ScoreCommand, AnUndecidedModelScoresTheLogarithmOfItsVocabulary) {
+  GgufBuilder gguf = TinyLlama().gguf();
+  gguf.tensor("output.weight").data.assign(gguf.tensor("output.weight").data.size(), '\0');
+  const TempFolder folder;
+  const std::string model = folder.write("model.gguf", gguf.build());
+  const Finished result = run_command({"score", "-m", model, "-f", folder.write("text.txt", "abcdef"), "--json"});
+  EXPECT_NEAR(Json::parse(result.out)["mean_nll"].get<double>(), std::log(267.0), 1e-6);
+}
+
+TEST(ScoreCommand, MaxTokensTakesTheBeginning) {
+  const ModelFolder folder;
+  const auto scored = [&](const std::string& text, const char* tokens) {
+    const std::string file = folder.write("text.txt", text);
+    return Json::parse(run_command({"score", "-m", folder.gguf, "-f", file, "--json", "--max-tokens", tokens}).out);
+  };
+  const Json beginning = scored("qwqwqw", "1000");
+  EXPECT_EQ(beginning["tokens"], 6);
+  // Longer than the context of 64, but only six of it are scored.
+  const Json cut = scored("qwqwqw" + std::string(500, 'z'), "6");
+  EXPECT_EQ(cut["tokens"], 6);
+  EXPECT_EQ(cut["mean_nll"], beginning["mean_nll"]);
+}
+
+TEST(ScoreCommand, PlainOutputIsOneLine) {
+  const ModelFolder folder;
+  const Finished result = run_command({"score", "-m", folder.gguf, "-f", folder.write("text.txt", "the inn")});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_TRUE(result.out.starts_with("5 tokens, mean negative log likelihood ")) << result.out;
+  EXPECT_EQ(result.out.find('\n'), result.out.size() - 1);
+  EXPECT_EQ(result.err, "");
+}
+
+}  // namespace
+}  // namespace regard::test
