@@ -104,11 +104,6 @@ class TileWriter {
     return bad;
   }
 
-  // q4_0's minimum is computed, -8 times its f16 scale, and may be too large for the f16 that it is kept in.
-  [[nodiscard]] bool loses_minimum(float minimum) const {
-    return panel_.type == PanelType::u4 && std::isinf(static_cast<float>(Float16(minimum)));
-  }
-
   void write_header(std::byte* header, int64_t lane, float scale, float minimum) const {
     if (panel_.type == PanelType::i8_wide || panel_.type == PanelType::u4_wide) {
       auto* out = reinterpret_cast<float*>(header);
