@@ -23,7 +23,8 @@ enum class RopeScaling : uint8_t {
   linear,    ///< all frequencies divided by `factor` [POS-5]
   llama3,    ///< low frequencies divided by `factor`, high ones kept, a blend between [POS-6]
   yarn,      ///< a ramp between both over the dimensions; cos and sin times an attention factor [POS-7]
-  longrope,  ///< each frequency divided by its own factor, of the short or of the long list
+  longrope,  ///< each frequency divided by its own factor: of the long list where max_length exceeds the training's
+             ///< length, else of the short one, so that a token's rotation never depends on its batch-mates
 };
 
 /// Rotary position embedding. Angles are computed in double precision.

@@ -114,7 +114,8 @@ void AttentionCall::resolve_angles() {
   if (positions.empty())
     for (size_t s = 0; s < spans_.size(); ++s)
       for (int64_t i = 0; i < spans_[s].count; ++i) positions.push_back(origins_[s] + spans_[s].first_position + i);
-  const int64_t length = *std::ranges::max_element(positions) + 1;
+  // The length that the layer is set up for, not one of this call: batch-mates must not change a token's rotation.
+  const int64_t length = config_.inference.max_length;
   if (input_.cos_cache != nullptr && input_.sin_cache != nullptr)
     angles_ = {.cos = *input_.cos_cache, .sin = *input_.sin_cache};
   if (!layer_.rotary_->matches(angles_, positions, length)) angles_ = layer_.rotary_->angles(positions, length);
