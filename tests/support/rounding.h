@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "regard/dtype.h"
 
 namespace regard::test {
@@ -11,7 +14,11 @@ inline float rounded(float number, DType dtype) {
   return number;
 }
 
-// The relative error of rounding to a type; 0 for f32, whose roundings the results are made of anyway.
-inline double rounding_of(DType dtype) { return dtype == DType::bf16 ? 0x1p-9 : dtype == DType::f16 ? 0x1p-11 : 0.0; }
+// The most that storing a number as f32, bf16 or f16 changes it; nothing for f32, in which results are computed.
+inline double storage_rounding(double number, DType dtype) {
+  if (dtype == DType::bf16) return std::fabs(number) * 0x1p-8;
+  if (dtype == DType::f16) return std::max(std::fabs(number) * 0x1p-11, 0x1p-25);  // half of its smallest number
+  return 0.0;
+}
 
 }  // namespace regard::test
