@@ -57,7 +57,7 @@ TEST(Schedule, TokenByTokenEqualsPrefill) {
 
 // Sequences that start, prefill and decode next to each other in the same calls.
 TEST(Schedule, ABatchOfAnySpansEqualsEachSequenceAlone) {
-  check_property(150, [] {
+  check_property(300, [] {
     const auto scene = *scenes(false, 700);
     const Layer layer(scene.layer);
     const auto count = *rc::gen::inRange<int64_t>(2, 6);
@@ -125,7 +125,7 @@ TEST(Schedule, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TEST(Schedule, PaddingOnEitherSideEqualsPackedTokens) {
-  check_property(150, [] {
+  check_property(300, [] {
     const auto scene = *scenes(true, 400);
     const Layer layer(scene.layer);
     const auto rows = *rc::gen::inRange<int64_t>(1, 5);
