@@ -20,7 +20,9 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
   const auto decoder = Decoder::load(checkpoint, workspace.threads());
   const auto golden = golden::read_json("smollm2_greedy.json");
   ASSERT_GE(golden["cases"].size(), 20U);
-  for (const auto& test : golden["cases"]) {
+  const size_t count = golden::kSanitized ? 2 : golden["cases"].size();
+  for (size_t index = 0; index < count; ++index) {
+    const auto& test = golden["cases"][index];
     SCOPED_TRACE(test["name"].get<std::string>());
     const auto prompt = tokenizer.encode(test["prompt"].get<std::string>());
     EXPECT_EQ(prompt, test["prompt_tokens"].get<std::vector<int32_t>>());
@@ -39,6 +41,7 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
 
 TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
   REGARD_REQUIRE_MODEL();
+  if (golden::kSanitized) GTEST_SKIP() << "24,000 tokens take an hour under a sanitizer";
   const auto checkpoint = Checkpoint::open(golden::model_path());
   const auto tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace;
