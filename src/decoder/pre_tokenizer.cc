@@ -110,9 +110,8 @@ struct PreTokenizer::Step {
       previous_match = is_match;
     }
     // What an empty match left.
-    const auto empty = std::ranges::remove_if(out.begin() + static_cast<std::ptrdiff_t>(begin), out.end(),
-                                              [](std::string_view piece) { return piece.empty(); });
-    out.erase(empty.begin(), empty.end());
+    const auto is_empty = [](std::string_view piece) { return piece.empty(); };
+    out.erase(std::remove_if(out.begin() + static_cast<std::ptrdiff_t>(begin), out.end(), is_empty), out.end());
   }
 };
 
