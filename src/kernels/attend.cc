@@ -80,14 +80,15 @@ class UnitKernel {
       const int64_t head = head_of(row);
       const int64_t token = unit_.first_token + row / layout_.group;
       std::byte* out = call_.out + (token * shape_.heads + head) * shape_.v_head_dim * element_bytes();
-      // Exponents in double: a score's may be beyond f32.
+      // Exponents in double: beside a sink a score stands alone, and rounding an exponent of 100 to f32 would cost
+      // its weight as many bits as the exponent has before the point.
       const double sink = shape_.sinks == nullptr ? kMinusInfinity : static_cast<double>(shape_.sinks[head]) * kLog2E;
       if (call_.visible[token].empty()) {
         std::memset(out, 0, static_cast<size_t>(shape_.v_head_dim * element_bytes()));
         write_lse(token, head, sink, sink == kMinusInfinity ? 0.0F : 1.0F);
         continue;
       }
-      const double exponent = static_cast<double>(state.maximum[row]) * static_cast<double>(scale_.factor);
+      const double exponent = static_cast<double>(state.maximum[row]) * scale_.exact_factor;
       const double maximum = std::max(exponent, sink);
       const float ours = power(exponent - maximum);
       const float sum = state.sum[row] * ours + (shape_.sinks == nullptr ? 0.0F : power(sink - maximum));
@@ -100,7 +101,11 @@ class UnitKernel {
   }
 
  private:
-  static float power(double x) { return hn::GetLane(exp2_nonpositive(F32(), hn::Set(F32(), static_cast<float>(x)))); }
+  // 2^x for x <= 0; 0 where that is no normal number, as everywhere.
+  static float power(double x) {
+    constexpr double kSmallest = -126.0;
+    return x == 0.0 ? 1.0F : x < kSmallest ? 0.0F : static_cast<float>(std::exp2(x));
+  }
 
   void write_lse(int64_t token, int64_t head, double exponent, float sum) const {
     if (call_.lse == nullptr) return;

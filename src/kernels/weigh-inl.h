@@ -20,11 +20,14 @@ namespace regard::kernels::HWY_NAMESPACE {
 
 // How scores become exponents of 2: factor * score; under a soft cap the score is tanh(inner * product) first.
 struct ScoreScale {
+  // Differences of scores are scaled in f32; a score itself, which may be far from 0, in double.
+  double exact_factor;
   float factor;
   float inner;  // 0: no soft cap
 
   ScoreScale(float scale, float soft_cap)
-      : factor(static_cast<float>(static_cast<double>(soft_cap == 0.0F ? scale : soft_cap) * kLog2E)),
+      : exact_factor(static_cast<double>(soft_cap == 0.0F ? scale : soft_cap) * kLog2E),
+        factor(static_cast<float>(exact_factor)),
         inner(soft_cap == 0.0F ? 0.0F : scale / soft_cap) {}
 };
 
