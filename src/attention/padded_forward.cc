@@ -125,6 +125,8 @@ class PaddedCall {
   int64_t first_position(int64_t b, const Row& row) const {
     if (input_.position_ids.empty()) return input_.cache == nullptr ? 0 : input_.cache->length(row.slot);
     const int64_t first = integer_at(input_.position_ids, b, row.first);
+    require(first >= 0 && first <= std::numeric_limits<int64_t>::max() - seq_,
+            "attention: position_ids of row {} starts at {}, expected a position from 0 on", b, first);
     for (int64_t i = 0; i < row.count; ++i) {
       const int64_t position = integer_at(input_.position_ids, b, row.first + i);
       require(position == first + i,

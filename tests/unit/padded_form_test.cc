@@ -1,4 +1,5 @@
 // Batches with padding: the same numbers as packed spans, and nothing from or for the padding.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -249,6 +250,19 @@ TEST_F(Padded, PositionIdsSayWhereARowStarts) {
   positions.elements<int32_t>()[1] = 6;
   EXPECT_THAT(error_of([&] { (void)attention_.forward(input); }),
               HasSubstr("position_ids of row 0 has 6 at index 1, expected 5"));
+}
+
+// Counting on from such a position would overflow.
+TEST_F(Padded, PositionsOutsideTheIntegersOfASequenceAreRefused) {
+  PaddedAttentionInput input;
+  input.hidden_states = real_;
+  for (const int64_t first : {std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::max() - kSeq + 1,
+                              int64_t{-1}, std::numeric_limits<int64_t>::min()}) {
+    const Tensor positions = test::tensor_of<int64_t>({kBatch, kSeq}, std::vector<int64_t>(kBatch * kSeq, first));
+    input.position_ids = positions;
+    EXPECT_THAT(error_of([&] { (void)attention_.forward(input); }),
+                HasSubstr(fmt::format("position_ids of row 0 starts at {}", first)));
+  }
 }
 
 // [POS-18]
