@@ -11,7 +11,6 @@ templates about one rule each, rendered with the first conversation. Where rende
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import jinja2
@@ -19,6 +18,8 @@ from gguf import GGUFReader
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from golden_writer import write
 
 HERE = Path(__file__).resolve().parent
 BOS, EOS = "<s>", "</s>"
@@ -385,12 +386,6 @@ def render(template: str, conversation: list) -> dict:
 
 def template_of_gguf(path: Path) -> str:
     return GGUFReader(path).fields["tokenizer.chat_template"].contents()
-
-
-def write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def main() -> None:

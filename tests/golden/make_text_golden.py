@@ -13,7 +13,6 @@ transformers (llama_plain.py); the run fails if the two disagree.
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from gguf_tokenizer import file_sha256, tokenizer_from_gguf
+from golden_writer import write
 from llama_plain import PlainLlama
 from prompts import PROMPTS
 
@@ -117,9 +117,7 @@ def write_json(path: Path, header: dict, cases: list[dict]) -> None:
     lines = ",\n".join("  " + json.dumps(c, ensure_ascii=False) for c in cases)
     body = json.dumps(header, indent=1, ensure_ascii=False)[:-2] + ',\n "cases": [\n' + lines + "\n ]\n}\n"
     json.loads(body)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(body, encoding="utf-8")
-    os.replace(temporary, path)
+    write(path, body)
 
 
 def main() -> None:

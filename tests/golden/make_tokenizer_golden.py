@@ -16,7 +16,6 @@ BOS is added; special tokens written in the text become their single ids in any 
 
 import argparse
 import json
-import os
 import random
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gguf_tokenizer import file_sha256, tokenizer_from_gguf
+from golden_writer import write
 
 HERE = Path(__file__).resolve().parent
 LICENSES = [Path("/usr/share/common-licenses") / name for name in ("GPL-3", "MPL-2.0", "Artistic")]
@@ -231,12 +231,6 @@ def cases_of(tokenizer: Tokenizer, which: str):
         yield case(tokenizer, which, f"random_{number}", text)
     for name, text in RULES[:3] + [("words", "the next word"), ("bos_written", "<|begin_of_text|>the<|endoftext|>")]:
         yield case(tokenizer, which, f"{name}_with_special_tokens", text, add_special_tokens=True)
-
-
-def write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def main() -> None:
