@@ -78,7 +78,8 @@ void expect_attention_equals(const std::string& path) {
   const int64_t heads = q.shape()[1];
   const int64_t width = v.shape()[2];
   std::vector<Interval> visible;
-  for (int64_t i = 0; i < tokens; ++i) visible.push_back({first.elements<int64_t>()[i], last.elements<int64_t>()[i]});
+  for (size_t i = 0; i < static_cast<size_t>(tokens); ++i)
+    visible.push_back({first.elements<int64_t>()[i], last.elements<int64_t>()[i]});
   std::vector<float> out(static_cast<size_t>(tokens * heads * width), NAN);
   std::vector<float> lse(static_cast<size_t>(tokens * heads), NAN);
   const kernels::AttendSpan span{.kv = pages.view, .first_token = 0, .count = tokens};
