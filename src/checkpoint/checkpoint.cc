@@ -103,11 +103,12 @@ struct Checkpoint::State {
     for (const std::string& name : names) {
       const size_t before = parsed.tensors.size();
       add(index.parent_path() / name);
-      for (size_t i = before; i < parsed.tensors.size(); ++i) read.insert(name + '/' + parsed.tensors[i].name);
+      for (size_t i = before; i < parsed.tensors.size(); ++i)
+        read.insert(fmt::format("{}/{}", name, parsed.tensors[i].name));
     }
     for (const auto& [tensor, file] : file_of)
-      require(read.contains(file + '/' + tensor), "checkpoint: {}: tensor \"{}\" is not in \"{}\"", index.string(),
-              printable(tensor), printable(file));
+      require(read.contains(fmt::format("{}/{}", file, tensor)), "checkpoint: {}: tensor \"{}\" is not in \"{}\"",
+              index.string(), printable(tensor), printable(file));
   }
 };
 

@@ -82,10 +82,11 @@ class UnitKernel {
       std::byte* out = call_.out + (token * shape_.heads + head) * shape_.v_head_dim * element_bytes();
       // Exponents in double: beside a sink a score stands alone, and rounding an exponent of 100 to f32 would cost
       // its weight as many bits as the exponent has before the point.
-      const double sink = shape_.sinks == nullptr ? kMinusInfinity : static_cast<double>(shape_.sinks[head]) * kLog2E;
+      const float logit = shape_.sinks == nullptr ? kMinusInfinity : shape_.sinks[head];
+      const double sink = static_cast<double>(logit) * kLog2E;
       if (call_.visible[token].empty()) {
         std::memset(out, 0, static_cast<size_t>(shape_.v_head_dim * element_bytes()));
-        write_lse(token, head, sink, sink == kMinusInfinity ? 0.0F : 1.0F);
+        write_lse(token, head, sink, logit == kMinusInfinity ? 0.0F : 1.0F);
         continue;
       }
       const double exponent = static_cast<double>(state.maximum[row]) * scale_.exact_factor;

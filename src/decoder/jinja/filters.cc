@@ -252,7 +252,7 @@ const std::vector<Builtin>& map_methods() {
        {"key", "default"},
        1,
        [](const Call& call) {
-         const Value found = call.subject.entry(call.text(0));
+         Value found = call.subject.entry(call.text(0));
          if (!found.is_undefined()) return found;
          return call.arguments[1].is_undefined() ? Value(Value::None()) : call.arguments[1];
        }},
