@@ -28,13 +28,19 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
-# build PRESET [TARGET]: configures where needed and builds; quiet unless something fails.
+# configure PRESET TESTS: with or without the tests (ON or OFF), which need packages of their own.
+configure() {
+  local log=build/$1/configure.log
+  mkdir -p "build/$1"
+  cmake --preset "$1" -DREGARD_BUILD_TESTS="$2" >"$log" 2>&1 || { cat "$log" >&2 && return 1; }
+}
+
+# build PRESET [TARGET]: builds, configured without tests if it is not yet; quiet unless something fails.
 build() {
   local preset=$1 log
   shift
   log=build/$preset/build.log
-  mkdir -p "build/$preset"
-  [ -f "build/$preset/build.ninja" ] || cmake --preset "$preset" >"$log" 2>&1 || { cat "$log" >&2 && return 1; }
+  [ -f "build/$preset/build.ninja" ] || configure "$preset" OFF
   say "building $preset (the first time takes a few minutes)"
   cmake --build --preset "$preset" ${1:+--target "$1"} >"$log" 2>&1 || { cat "$log" >&2 && return 1; }
 }
