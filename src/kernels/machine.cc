@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <vector>
 
+#include "kernels/cache_sizes.h"
 #include "regard/tensor.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -60,46 +60,42 @@ namespace {
 HWY_EXPORT(run_fmas);
 HWY_EXPORT(sum_floats);
 
-template <class Work>
-double fastest_seconds(int repeats, Work work) {
-  double best = 1e30;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    work();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return best;
-}
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kPiece = int64_t{1} << 16;
 
 }  // namespace
 
-MachineLimits measure_machine(const Threads& threads) {
-  constexpr int64_t kRounds = 4'000'000;
-  constexpr int64_t kFloats = int64_t{1} << 26;  // 256 MB
-  constexpr int64_t kPiece = int64_t{1} << 16;
-  constexpr int kRepeats = 5;
-  MachineLimits limits;
-  std::vector<double> operations(static_cast<size_t>(threads.count()));
-  const double fma_seconds = fastest_seconds(kRepeats, [&] {
-    threads.for_each(threads.count(), [&](int64_t task, int) {
-      float sink[2] = {0.999F, 1e-3F};
-      operations[static_cast<size_t>(task)] =
-          HWY_DYNAMIC_DISPATCH(run_fmas)(kRounds, sink) + 0.0 * static_cast<double>(sink[0]);
-    });
-  });
-  for (const double count : operations) limits.fma_gflops += count / fma_seconds * 1e-9;
+MachineProbe::MachineProbe(const Threads& threads)
+    : threads_(threads), memory_(static_cast<size_t>(std::max(int64_t{1} << 28, 4 * cache_sizes().last_level))) {
+  auto* floats = reinterpret_cast<float*>(memory_.data());
+  const auto pieces = static_cast<int64_t>(memory_.size() / sizeof(float)) / kPiece;
+  threads.for_each(pieces, [&](int64_t piece, int) { std::fill_n(floats + piece * kPiece, kPiece, 1.0F); });
+}
 
-  const Buffer memory(kFloats * sizeof(float));
-  auto* floats = reinterpret_cast<float*>(memory.data());
-  threads.for_each(kFloats / kPiece, [&](int64_t piece, int) { std::fill_n(floats + piece * kPiece, kPiece, 1.0F); });
-  std::atomic<float> total = 0;
-  const double read_seconds = fastest_seconds(kRepeats, [&] {
-    threads.for_each(kFloats / kPiece, [&](int64_t piece, int) {
-      total = total + HWY_DYNAMIC_DISPATCH(sum_floats)(floats + piece * kPiece, kPiece);
-    });
+MachineLimits MachineProbe::measure() { return {.fma_gflops = fma_gflops(), .read_gbs = read_gbs()}; }
+
+double MachineProbe::fma_gflops() {
+  constexpr int64_t kRounds = 2'000'000;
+  std::atomic<double> operations = 0;
+  const auto start = Clock::now();
+  threads_.for_each(threads_.count(), [&](int64_t, int) {
+    float sink[2] = {0.999F, 1e-3F};
+    const double done = HWY_DYNAMIC_DISPATCH(run_fmas)(kRounds, sink);
+    operations = operations + done + 0.0 * static_cast<double>(sink[0]);
   });
-  limits.read_gbs = static_cast<double>(kFloats) * sizeof(float) / read_seconds * 1e-9;
-  return limits;
+  return operations / std::chrono::duration<double>(Clock::now() - start).count() * 1e-9;
+}
+
+double MachineProbe::read_gbs() {
+  const auto* floats = reinterpret_cast<const float*>(memory_.data());
+  const auto pieces = static_cast<int64_t>(memory_.size() / sizeof(float)) / kPiece;
+  std::atomic<float> total = 0;
+  const auto start = Clock::now();
+  threads_.for_each(pieces, [&](int64_t piece, int) {
+    total = total + HWY_DYNAMIC_DISPATCH(sum_floats)(floats + piece * kPiece, kPiece);
+  });
+  return static_cast<double>(memory_.size()) / std::chrono::duration<double>(Clock::now() - start).count() * 1e-9;
 }
 
 }  // namespace regard::kernels

@@ -15,14 +15,18 @@ namespace {
 struct Options {
   std::string suite = "attention";
   std::string filter;
-  std::string shape;
+  std::vector<std::string> shapes;
   std::string model;
   int threads = 0;
   bool json = false;
 };
 
 std::vector<BenchCase> chosen_cases(const Options& options) {
-  if (!options.shape.empty()) return {attention_case(options.shape)};
+  if (!options.shapes.empty()) {
+    std::vector<BenchCase> cases;
+    for (const std::string& shape : options.shapes) cases.push_back(attention_case(shape));
+    return cases;
+  }
   auto cases = bench_suite(options.suite, options.model);
   std::erase_if(cases, [&](const BenchCase& bench) { return bench.shape.find(options.filter) == std::string::npos; });
   require(!cases.empty(), "bench: no case of suite \"{}\" has \"{}\" in its name", options.suite, options.filter);
@@ -32,34 +36,36 @@ std::vector<BenchCase> chosen_cases(const Options& options) {
 void run(const Options& options) {
   const auto cases = chosen_cases(options);
   Workspace workspace(options.threads);
-  const auto limits = kernels::measure_machine(workspace.threads());
+  kernels::MachineProbe probe(workspace.threads());
   nlohmann::ordered_json results = nlohmann::ordered_json::array();
-  if (!options.json) {
-    fmt::print("{} threads, {}: {:.0f} GFLOP/s f32 multiply-add, {:.1f} GB/s reading\n", workspace.threads().count(),
-               kernels::target_name(), limits.fma_gflops, limits.read_gbs);
-    fmt::print("{:<46} {:>12} {:>10} {:>8} {:>10}\n", "case", "milliseconds", "GFLOP/s", "GB/s", "% of limit");
-  }
+  if (!options.json)
+    fmt::print("{} threads, {}\n{:<46} {:>12} {:>9} {:>7} {:>11} {:>7} {:>11}\n", workspace.threads().count(),
+               kernels::target_name(), "case", "milliseconds", "GFLOP/s", "of", "GB/s", "of", "% of limit");
   for (const BenchCase& bench : cases) {
-    const BenchResult result = measure(bench, limits, workspace);
+    const BenchResult result = measure(bench, probe, workspace);
     if (options.json) {
       results.push_back({{"shape", result.shape},
                          {"milliseconds", result.milliseconds},
                          {"gflops", result.gflops},
                          {"gbs", result.gbs},
+                         {"fma_gflops", result.limits.fma_gflops},
+                         {"read_gbs", result.limits.read_gbs},
                          {"percent_of_limit", result.percent_of_limit}});
       continue;
     }
-    fmt::print("{:<46} {:>12.3f} {:>10.1f} {:>8.2f} {:>10.1f}\n", result.shape, result.milliseconds, result.gflops,
-               result.gbs, result.percent_of_limit);
+    fmt::print("{:<46} {:>12.3f} {:>9.1f} {:>7.0f} {:>11.2f} {:>7.1f} {:>11.1f}\n", result.shape, result.milliseconds,
+               result.gflops, result.limits.fma_gflops, result.gbs, result.limits.read_gbs, result.percent_of_limit);
     std::fflush(stdout);
   }
-  if (options.json)
+  if (options.json) {
+    const auto limits = probe.measure();
     print_json({{"machine",
                  {{"fma_gflops", limits.fma_gflops},
                   {"read_gbs", limits.read_gbs},
                   {"threads", workspace.threads().count()},
                   {"target", kernels::target_name()}}},
                 {"cases", results}});
+  }
 }
 
 }  // namespace
@@ -71,7 +77,7 @@ void add_bench(CLI::App& app) {
                     ->check(CLI::IsMember({"attention", "layer", "decoder"}));
   command.add_option("--filter", options->filter, "Only cases with this text in their name");
   command
-      .add_option("--shape", options->shape,
+      .add_option("--shape", options->shapes,
                   "One attention case: prefill or decode, dtype, then b (batch), h (query heads), kv (KV heads), d "
                   "(head_dim), s or l (tokens); perhaps v (v_head_dim), w (window), c (chunk), sink")
       ->excludes(suite);

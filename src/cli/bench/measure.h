@@ -21,13 +21,15 @@ struct BenchCase {
 
 struct BenchResult {
   std::string shape;
-  double milliseconds = 0;  ///< Median.
+  double milliseconds = 0;
   double gflops = 0;
   double gbs = 0;
-  double percent_of_limit = 0;  ///< Of the roofline: the larger of operations / peak and bytes / bandwidth.
+  kernels::MachineLimits limits;  ///< Measured between the runs.
+  double percent_of_limit = 0;    ///< Of the roofline: the larger of operations / peak and bytes / bandwidth.
 };
 
-[[nodiscard]] BenchResult measure(const BenchCase& bench, const kernels::MachineLimits& limits, Workspace& workspace);
+/// Runs and measurements of the machine in turns; every figure is the median of its own.
+[[nodiscard]] BenchResult measure(const BenchCase& bench, kernels::MachineProbe& probe, Workspace& workspace);
 
 /// The cases of a suite: "attention", "layer" or "decoder". `model` is a checkpoint for the decoder suite; empty: a
 /// random model of SmolLM2-135M's shape.

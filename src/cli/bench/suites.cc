@@ -7,6 +7,7 @@
 
 #include "cli/bench/measure.h"
 #include "cli/bench/shape.h"
+#include "kernels/cache_sizes.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
@@ -29,32 +30,43 @@ Tensor random_tensor(DType dtype, const Shape& shape, float scale = 1.0F) {
 
 struct AttentionBench {
   AttentionShape shape;
-  KvCache cache;
+  std::vector<KvCache> caches;
+  size_t next = 0;
   Tensor queries, keys, values, output;
   std::vector<float> sinks;
   std::vector<Span> spans;
 
   explicit AttentionBench(const AttentionShape& s)
       : shape(s),
-        cache(KvCache::contiguous({.slots = s.batch, .capacity = s.length, .dtype = s.dtype}, config(s))),
         queries(random_tensor(activation(s), {s.batch * s.queries(), s.heads, s.head_dim}, 2)),
         keys(random_tensor(DType::f32, {s.length, s.kv_heads, s.head_dim}, 2)),
         values(random_tensor(DType::f32, {s.length, s.kv_heads, s.v_head_dim})),
         output(activation(s), {s.batch * s.queries(), s.heads, s.v_head_dim}),
         sinks(s.sink ? static_cast<size_t>(s.heads) : 0) {
-    for (int64_t slot = 0; slot < s.batch; ++slot) {
+    for (int64_t slot = 0; slot < s.batch; ++slot)
       spans.push_back({.slot = slot, .first_position = s.length - s.queries(), .count = s.queries()});
-      append(slot, Threads());
+    for (int64_t i = 0; i < cache_count(s); ++i) {
+      caches.push_back(KvCache::contiguous({.slots = s.batch, .capacity = s.length, .dtype = s.dtype}, config(s)));
+      append(caches.back(), Threads());
     }
   }
 
-  void append(int64_t slot, const Threads& threads) {
-    cache.append({.slot = slot, .first_position = 0, .count = shape.length}, keys, values, threads);
+  // Decode goes round as many caches as memory beyond the last level holds, as the layers of a model do: a cache that
+  // stays in the processor would be read faster than any model can.
+  static int64_t cache_count(const AttentionShape& s) {
+    if (s.stage == AttentionShape::Stage::prefill) return 1;
+    return 1 + 4 * kernels::cache_sizes().last_level / static_cast<int64_t>(s.bytes());
+  }
+
+  void append(KvCache& cache, const Threads& threads) const {
+    for (int64_t slot = 0; slot < shape.batch; ++slot)
+      cache.append({.slot = slot, .first_position = 0, .count = shape.length}, keys, values, threads);
   }
 
   void run(Workspace& workspace) {
-    if (shape.stage == AttentionShape::Stage::prefill)
-      for (const Span& span : spans) append(span.slot, workspace.threads());
+    KvCache& cache = caches[next];
+    next = (next + 1) % caches.size();
+    if (shape.stage == AttentionShape::Stage::prefill) append(cache, workspace.threads());
     attend({.queries = queries,
             .spans = spans,
             .cache = &cache,
