@@ -26,9 +26,11 @@ struct Span {
 
 /// Where a contiguous cache keeps its numbers, and how many. A 0 stands for the default that the comment gives.
 struct ContiguousCache {
-  int64_t slots = 0;           ///< Sequences; the config's kv_cache_batch_size.
-  int64_t capacity = 0;        ///< Tokens a sequence may hold; the config's max_length.
-  std::optional<DType> dtype;  ///< f32, bf16 or f16; the config's attention_dtype [KV-5].
+  int64_t slots = 0;     ///< Sequences; the config's kv_cache_batch_size.
+  int64_t capacity = 0;  ///< Tokens a sequence may hold; the config's max_length.
+  /// f32, bf16, f16, f8_e4m3, f8_e5m2 or i8; the config's attention_dtype [KV-5]. The 8-bit types keep a scale a token
+  /// and head, which makes its largest element the type's largest number; an infinity or a NaN makes all of it NaN.
+  std::optional<DType> dtype;
 };
 
 /// The keys and values of one layer's sequences. Keys are stored rotated and normalised [POS-2]. A sequence is the

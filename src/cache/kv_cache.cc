@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "kernels/attend.h"
-#include "kernels/rows.h"
+#include "kernels/cache_rows.h"
 #include "regard/cache.h"
 #include "tensor/fail.h"
 
@@ -19,6 +19,8 @@ struct KvCache::State {
   int64_t pages = 0;  // of a slot
   Buffer keys;
   Buffer values;
+  Buffer key_scales;  // [slots * pages][kv_heads][page_tokens]; empty: the type has none
+  Buffer value_scales;
   std::vector<int64_t> lengths;
 
   [[nodiscard]] int64_t element_bytes() const { return static_cast<int64_t>(size_of(*options.dtype)); }
@@ -52,11 +54,23 @@ struct KvCache::State {
   [[nodiscard]] Place place(int64_t slot, int64_t position) const {
     return {.page = slot * pages + position / page_tokens, .token = position % page_tokens};
   }
-  [[nodiscard]] std::byte* key_panel(int64_t page, int64_t head) const {
-    return keys.data() + (page * kv_heads + head) * key_head_bytes();
+  [[nodiscard]] kernels::HeadPanel key_panel(int64_t page, int64_t head) const {
+    return {.data = keys.data() + (page * kv_heads + head) * key_head_bytes(),
+            .scales = scales_at(key_scales, page, head),
+            .dtype = *options.dtype,
+            .page_tokens = page_tokens};
   }
-  [[nodiscard]] std::byte* value_panel(int64_t page, int64_t head) const {
-    return values.data() + (page * kv_heads + head) * value_head_bytes();
+  [[nodiscard]] kernels::HeadPanel value_panel(int64_t page, int64_t head) const {
+    return {.data = values.data() + (page * kv_heads + head) * value_head_bytes(),
+            .scales = scales_at(value_scales, page, head),
+            .dtype = *options.dtype,
+            .page_tokens = page_tokens};
+  }
+
+ private:
+  [[nodiscard]] float* scales_at(const Buffer& scales, int64_t page, int64_t head) const {
+    if (scales.size() == 0) return nullptr;
+    return reinterpret_cast<float*>(scales.data()) + (page * kv_heads + head) * page_tokens;
   }
 };
 
@@ -77,8 +91,8 @@ KvCache KvCache::contiguous(const ContiguousCache& options, const AttentionConfi
   require(filled.slots >= 1 && filled.slots <= kMost, "cache: slots is {}, expected 1 or more", filled.slots);
   require(filled.capacity >= 1 && filled.capacity <= kMost, "cache: capacity is {}, expected 1 or more",
           filled.capacity);
-  require(*filled.dtype == DType::f32 || *filled.dtype == DType::bf16 || *filled.dtype == DType::f16,
-          "cache: dtype is {}, expected f32, bf16 or f16", name_of(*filled.dtype));
+  require(kernels::is_cache_type(*filled.dtype), "cache: dtype is {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2 or i8",
+          name_of(*filled.dtype));
   state->kv_heads = layer.num_key_value_heads;
   state->head_dim = layer.head_dim;
   state->v_head_dim = layer.v_head_dim;
@@ -94,6 +108,11 @@ KvCache KvCache::contiguous(const ContiguousCache& options, const AttentionConfi
   };
   state->keys = Buffer(bytes(state->key_head_bytes()));
   state->values = Buffer(bytes(state->value_head_bytes()));
+  if (kernels::has_token_scales(*filled.dtype)) {
+    const auto scale_bytes = bytes(state->page_tokens * static_cast<int64_t>(sizeof(float)));
+    state->key_scales = Buffer(scale_bytes);
+    state->value_scales = Buffer(scale_bytes);
+  }
   state->lengths.assign(static_cast<size_t>(filled.slots), 0);
   return KvCache(std::move(state));
 }
@@ -106,8 +125,9 @@ int64_t KvCache::head_dim() const { return state_->head_dim; }
 int64_t KvCache::v_head_dim() const { return state_->v_head_dim; }
 
 int64_t KvCache::bytes_per_token() const {
-  return state_->kv_heads * (state_->head_dim + kernels::round_up(state_->v_head_dim, kernels::kTile)) *
-         state_->element_bytes();
+  const int64_t scale_bytes = kernels::has_token_scales(dtype()) ? 2 * sizeof(float) : 0;
+  const int64_t elements = state_->head_dim + kernels::round_up(state_->v_head_dim, kernels::kTile);
+  return state_->kv_heads * (elements * state_->element_bytes() + scale_bytes);
 }
 
 int64_t KvCache::length(int64_t slot) const {
@@ -142,14 +162,17 @@ void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView val
   const auto store = [&](int64_t task, int) {
     const int64_t head = task % s.kv_heads;
     const int64_t start = (first_tile + task / s.kv_heads) * kernels::kTile;
-    const int64_t end = std::min(start + kernels::kTile, span.first_position + span.count);
-    for (int64_t position = std::max(start, span.first_position); position < end; ++position) {
-      const auto place = s.place(span.slot, position);
-      const int64_t row = (position - span.first_position) * s.kv_heads + head;
-      kernels::store_key(key + row * s.head_dim, s.head_dim, place.token, dtype(), s.key_panel(place.page, head));
-      kernels::store_value(value + row * s.v_head_dim, s.v_head_dim, place.token, s.page_tokens, dtype(),
-                           s.value_panel(place.page, head));
-    }
+    const int64_t first = std::max(start, span.first_position);
+    const int64_t count = std::min(start + kernels::kTile, span.first_position + span.count) - first;
+    const auto place = s.place(span.slot, first);
+    const auto rows = [&](const float* all, int64_t width) {
+      return kernels::TokenRows{.data = all + ((first - span.first_position) * s.kv_heads + head) * width,
+                                .stride = s.kv_heads * width,
+                                .count = count,
+                                .width = width};
+    };
+    kernels::store_keys(rows(key, s.head_dim), place.token, s.key_panel(place.page, head));
+    kernels::store_values(rows(value, s.v_head_dim), place.token, s.value_panel(place.page, head));
   };
   // One tile is stored faster than a team of threads wakes up.
   (tile_count == 1 ? Threads(1) : threads).for_each(tile_count * s.kv_heads, store);
@@ -171,21 +194,13 @@ std::pair<Tensor, Tensor> KvCache::read(int64_t slot, int64_t first, int64_t cou
   Tensor values(DType::f32, {count, state_->kv_heads, state_->v_head_dim});
   float* key = keys.view().as<float>();
   float* value = values.view().as<float>();
-  const auto bytes = state_->element_bytes();
   for (int64_t token = 0; token < count; ++token) {
     const auto place = state_->place(slot, first + token);
-    const auto [tile, lane] = std::pair{place.token / kernels::kTile, place.token % kernels::kTile};
     for (int64_t head = 0; head < state_->kv_heads; ++head) {
-      const std::byte* panel =
-          state_->key_panel(place.page, head) + (tile * state_->head_dim * kernels::kTile + lane) * bytes;
-      for (int64_t d = 0; d < state_->head_dim; ++d)
-        kernels::load_floats(panel + d * kernels::kTile * bytes, dtype(), 1, key++);
-      panel = state_->value_panel(place.page, head) + place.token * kernels::kTile * bytes;
-      for (int64_t d = 0; d < state_->v_head_dim; d += kernels::kTile) {
-        const int64_t width = std::min(kernels::kTile, state_->v_head_dim - d);
-        kernels::load_floats(panel + d * state_->page_tokens * bytes, dtype(), width, value);
-        value += width;
-      }
+      kernels::load_key(state_->key_panel(place.page, head), place.token, state_->head_dim, key);
+      kernels::load_value(state_->value_panel(place.page, head), place.token, state_->v_head_dim, value);
+      key += state_->head_dim;
+      value += state_->v_head_dim;
     }
   }
   return {std::move(keys), std::move(values)};
@@ -193,13 +208,15 @@ std::pair<Tensor, Tensor> KvCache::read(int64_t slot, int64_t first, int64_t cou
 
 kernels::KvPages KvCache::view(int64_t slot) const {
   state_->require_slot(slot);
-  const auto type = dtype() == DType::f32    ? kernels::PanelType::f32
-                    : dtype() == DType::bf16 ? kernels::PanelType::bf16
-                                             : kernels::PanelType::f16;
+  const auto type = kernels::panel_type_of_cache(dtype());
+  const auto keys = state_->key_panel(slot * state_->pages, 0);
+  const auto values = state_->value_panel(slot * state_->pages, 0);
   return {.key_type = type,
           .value_type = type,
-          .keys = state_->key_panel(slot * state_->pages, 0),
-          .values = state_->value_panel(slot * state_->pages, 0),
+          .keys = keys.data,
+          .values = values.data,
+          .key_scales = keys.scales,
+          .value_scales = values.scales,
           .page_tokens = state_->page_tokens,
           .key_head_bytes = state_->key_head_bytes(),
           .value_head_bytes = state_->value_head_bytes(),

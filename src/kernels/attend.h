@@ -14,12 +14,14 @@ namespace regard::kernels {
 
 /// The cached keys and values of one sequence in one layer. A page holds page_tokens positions, a divisor or a multiple
 /// of kBlock and a multiple of kTile: for each KV head a key panel [page_tokens/16][head_dim][16], and a value panel
-/// [v_head_dim/16][page_tokens][16].
+/// [v_head_dim/16][page_tokens][16]. 8-bit types come with a scale a token and head, [pages][kv_heads][page_tokens].
 struct KvPages {
   PanelType key_type = PanelType::f32;
   PanelType value_type = PanelType::f32;
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
+  const float* key_scales = nullptr;    ///< They multiply scores; null: none
+  const float* value_scales = nullptr;  ///< They multiply weights.
   int64_t page_tokens = 0;
   int64_t key_head_bytes = 0;  ///< From one KV head's panel to the next inside a page.
   int64_t value_head_bytes = 0;
@@ -55,6 +57,28 @@ struct AttendCall {
   float* lse = nullptr;                ///< [tokens][heads], or null: log of the sum of exp(scores), sink included
 };
 
+/// How a call is cut into work for threads.
+struct AttendWork {
+  /// Rows of one span against one KV head: what needs nothing from others.
+  struct Unit {
+    const AttendSpan* span;
+    int64_t kv_head;
+    int64_t first_token;
+    int64_t tokens;
+    int64_t first_block;  ///< Key blocks that any row sees, as positions / kBlock.
+    int64_t block_count;
+    int64_t first_partial;  ///< Of the partials in shared memory, when units are split.
+  };
+  /// What a thread takes at a time: a unit, or some of its blocks.
+  struct Piece {
+    size_t unit;
+    int64_t first_block;
+    int64_t block_count;
+  };
+  std::vector<Unit> units;
+  std::vector<Piece> pieces;
+};
+
 /// Memory that calls reuse; it grows to what the largest call needs and stays.
 class AttendScratch {
  public:
@@ -64,23 +88,7 @@ class AttendScratch {
   [[nodiscard]] float* shared(size_t count);
   void reserve(int threads, size_t count_per_thread);
 
-  /// A block of rows of one span against one KV head: the unit of work that needs nothing from others.
-  struct Unit {
-    const AttendSpan* span;
-    int64_t kv_head;
-    int64_t first_token;
-    int64_t tokens;
-    int64_t first_block;  ///< Key blocks that any row sees, as positions / kBlock.
-    int64_t block_count;
-    int64_t first_partial;  ///< Of the partials in shared memory, when the unit is split.
-  };
-  std::vector<Unit> units;
-  struct Piece {
-    int64_t unit;
-    int64_t first_block;
-    int64_t block_count;
-  };
-  std::vector<Piece> pieces;
+  AttendWork work;
 
  private:
   std::vector<Buffer> threads_;

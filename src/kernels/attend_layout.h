@@ -9,7 +9,8 @@
 // Sizes and places that follow from an attend call, the same for every target.
 namespace regard::kernels {
 
-using Unit = AttendScratch::Unit;
+using Unit = AttendWork::Unit;
+using Piece = AttendWork::Piece;
 
 /// Rows (tokens times query heads of a group) a unit aims at: enough to use each key block many times, few enough that
 /// scores, partials and a key block share the L2 cache. A multiple of every target's row tile.
@@ -73,7 +74,7 @@ struct AttendLayout {
         value_floats(kBlock * value_width) {}
 
   [[nodiscard]] int64_t thread_floats() const {
-    return query_floats + score_floats + 2 * partial_floats + key_floats + value_floats + 4 * row_floats;
+    return query_floats + score_floats + 2 * partial_floats + key_floats + value_floats + 4 * row_floats + 2 * kBlock;
   }
   [[nodiscard]] Partial partial_at(float* memory) const {
     return {.weighted = memory,
@@ -90,8 +91,10 @@ struct ThreadMemory {
   Partial partial;
   float* keys;
   float* values;
-  float* factors;  ///< 2 * row_floats
-  KeyRange* seen;  ///< [rows]
+  float* factors;       ///< 2 * row_floats
+  float* key_scales;    ///< [kBlock]
+  float* value_scales;  ///< [kBlock]
+  KeyRange* seen;       ///< [rows]
 
   ThreadMemory(float* memory, const AttendLayout& layout)
       : queries(memory),
@@ -101,7 +104,9 @@ struct ThreadMemory {
         keys(scores + layout.score_floats + 2 * layout.partial_floats),
         values(keys + layout.key_floats),
         factors(values + layout.value_floats),
-        seen(reinterpret_cast<KeyRange*>(factors + 2 * layout.row_floats)) {}
+        key_scales(factors + 2 * layout.row_floats),
+        value_scales(key_scales + kBlock),
+        seen(reinterpret_cast<KeyRange*>(value_scales + kBlock)) {}
 };
 
 }  // namespace regard::kernels

@@ -35,13 +35,26 @@ using Vec = hn::Vec<F32>;
 inline constexpr size_t kLanes = hn::MaxLanes(F32());
 inline constexpr size_t kVectors = kTile / kLanes;  // of one panel row
 
-// Sixteen running sums, by index modulo 16 whatever the vector width, added in a fixed tree.
+// The sum of a vector's lanes: i and i + n / 2 first, down to one.
+template <class D>
+HWY_INLINE float sum_of_lanes([[maybe_unused]] D d, hn::Vec<D> v) {
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (hn::MaxLanes(D()) > 1) {
+    const hn::Half<D> half;
+    return sum_of_lanes(half, hn::Add(hn::LowerHalf(half, v), hn::LowerHalf(half, hn::ConcatUpperUpper(d, v, v))));
+  }
+#endif
+  return hn::GetLane(v);
+}
+
+// Sixteen running sums, by index modulo 16 whatever the vector width, added in a fixed tree: i and i + 8, then i and
+// i + 4, 2, 1.
 HWY_INLINE float sum_of_tile(const Vec (&sums)[kVectors]) {
-  alignas(64) float running[kTile];
-  for (size_t v = 0; v < kVectors; ++v) hn::Store(sums[v], F32(), running + v * kLanes);
-  for (int64_t width = kTile / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) running[i] += running[i + width];
-  return running[0];
+  Vec all[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) all[v] = sums[v];
+  for (size_t width = kVectors / 2; width > 0; width /= 2)
+    for (size_t v = 0; v < width; ++v) all[v] = hn::Add(all[v], all[v + width]);
+  return sum_of_lanes(F32(), all[0]);
 }
 
 // Rows and tiles whose accumulators fill the register file without spilling: 24 of 32 registers, or 12 of 16.
@@ -82,6 +95,45 @@ struct PlainF16 {
   static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
     const hn::Rebind<hwy::float16_t, F32> narrow;
     return hn::PromoteTo(F32(), hn::LoadU(narrow, reinterpret_cast<const hwy::float16_t*>(row) + vector * kLanes));
+  }
+};
+
+struct PlainI8 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 16;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<int8_t, F32> narrow;
+    const hn::RebindToSigned<F32> wide;
+    return hn::ConvertTo(
+        F32(), hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const int8_t*>(row) + vector * kLanes)));
+  }
+};
+
+// Both kinds of fp8 go through f16. e5m2 is the upper half of one. The exponent of e4m3 has another bias: moved into
+// place its bits mean 2^-8 of the number (and NaN, which only the scale beside it can tell, means 1.875).
+struct PlainE5M2 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 16;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<uint8_t, F32> narrow;
+    const hn::Rebind<uint16_t, F32> bits;
+    const hn::Rebind<hwy::float16_t, F32> half;
+    const auto bytes = hn::PromoteTo(bits, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(row) + vector * kLanes));
+    return hn::PromoteTo(F32(), hn::BitCast(half, hn::ShiftLeft<8>(bytes)));
+  }
+};
+
+struct PlainE4M3 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 16;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<int8_t, F32> narrow;
+    const hn::Rebind<int16_t, F32> bits;
+    const hn::Rebind<hwy::float16_t, F32> half;
+    // The sign is extended to the top bit and the one below it, which the mask clears.
+    const auto bytes = hn::PromoteTo(bits, hn::LoadU(narrow, reinterpret_cast<const int8_t*>(row) + vector * kLanes));
+    const auto placed = hn::And(hn::ShiftLeft<7>(bytes), hn::Set(bits, static_cast<int16_t>(0xBFFF)));
+    return hn::PromoteTo(F32(), hn::BitCast(half, placed));
   }
 };
 
@@ -179,6 +231,9 @@ struct Accumulators {
   }
 };
 
+// Into the L2 cache: what comes next is larger than L1, and would push out what is in use (measured: a third slower).
+HWY_INLINE void prefetch(const std::byte* data) { __builtin_prefetch(data, 0, 2); }
+
 // kRows rows of A (kBlock floats apart) times kTiles tiles of B, over `depth` k's. C's rows are c_stride floats apart,
 // its tiles 16.
 template <class Element, int kRows, int kTiles>
@@ -209,8 +264,11 @@ HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const PanelView& p
       }
     }
   } else {
-    for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes) {
+    const std::byte* next = b + panel.ahead;
+    for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes, next += Element::kRowBytes) {
       Vec row[kTiles * kVectors];
+      REGARD_UNROLL
+      for (size_t tile = 0; tile < kTiles; ++tile) prefetch(next + tile * tile_bytes);
       REGARD_UNROLL
       for (size_t v = 0; v < kTiles * kVectors; ++v)
         row[v] = Element::load(b + v / kVectors * tile_bytes, v % kVectors);
@@ -256,6 +314,12 @@ inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
       return kKernels<PlainBF16>[index];
     case PanelType::f16:
       return kKernels<PlainF16>[index];
+    case PanelType::f8_e4m3:
+      return kKernels<PlainE4M3>[index];
+    case PanelType::f8_e5m2:
+      return kKernels<PlainE5M2>[index];
+    case PanelType::i8_unscaled:
+      return kKernels<PlainI8>[index];
     case PanelType::i8:
       return kKernels<GroupedI8<PlainF16, false>>[index];
     case PanelType::i8_wide:
@@ -298,8 +362,10 @@ void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t depth, flo
         }
       }
     } else {
-      for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes, out += kTile)
+      for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes, out += kTile) {
+        prefetch(b + panel.ahead);
         for (size_t v = 0; v < kVectors; ++v) hn::StoreU(Element::load(b, v), F32(), out + v * kLanes);
+      }
     }
   }
 }
@@ -314,6 +380,15 @@ inline PanelView decoded(const PanelView& panel, int64_t tile_count, int64_t dep
       break;
     case PanelType::f16:
       decode_tiles<PlainF16>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::f8_e4m3:
+      decode_tiles<PlainE4M3>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::f8_e5m2:
+      decode_tiles<PlainE5M2>(panel, tile_count, depth, scratch);
+      break;
+    case PanelType::i8_unscaled:
+      decode_tiles<PlainI8>(panel, tile_count, depth, scratch);
       break;
     case PanelType::i8:
       decode_tiles<GroupedI8<PlainF16, false>>(panel, tile_count, depth, scratch);

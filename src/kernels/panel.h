@@ -24,12 +24,16 @@ inline constexpr int64_t kBlock = 256;
 [[nodiscard]] constexpr int64_t blocks(int64_t depth) { return (depth + kBlock - 1) / kBlock; }
 
 /// How the elements of a panel are stored. A tile holds, for each k, 16 rows' elements side by side.
-/// The quantised types cut k into groups; a group of a tile is: 16 scales, 16 minimums if the type has them, then the
+/// The 8-bit types of caches have no scales inside: a token's scale multiplies its scores, or its weights.
+/// The grouped types cut k into groups; a group of a tile is: 16 scales, 16 minimums if the type has them, then the
 /// integers; value = scale * integer + minimum.
 enum class PanelType : uint8_t {
   f32,
   bf16,
   f16,
+  f8_e4m3,  ///< read as 2^-8 of its number, NaN as a number: whoever stores it sees to both
+  f8_e5m2,
+  i8_unscaled,
   i8,       ///< int8, f16 scales, no minimum
   i8_wide,  ///< int8, f32 scales and minimums
   u4,       ///< unsigned 4 bits, f16 scales and minimums; a byte holds k in its low half and k + 1 in its high half
@@ -48,6 +52,10 @@ struct PanelTypeInfo {
     case PanelType::bf16:
     case PanelType::f16:
       return {0, 64};
+    case PanelType::f8_e4m3:
+    case PanelType::f8_e5m2:
+    case PanelType::i8_unscaled:
+      return {0, 32};
     case PanelType::i8:
       return {32, 32};
     case PanelType::i8_wide:
@@ -66,6 +74,7 @@ struct PanelView {
   int32_t group = 0;  ///< k's that share a scale, even; 0 for plain types.
   const std::byte* data = nullptr;
   int64_t tile_bytes = 0;  ///< From one tile to the next.
+  int64_t ahead = 0;       ///< Bytes from here to what will be read next of this kind: it is prefetched meanwhile.
 
   [[nodiscard]] bool is_grouped() const { return group != 0; }
   /// Bytes of `depth` k's of one tile.

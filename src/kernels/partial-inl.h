@@ -7,22 +7,12 @@
 #define REGARD_KERNELS_PARTIAL_INL_H_
 #endif
 
-#include <algorithm>
-#include <cstring>
-
 #include "kernels/attend_layout.h"
 #include "kernels/exp2-inl.h"
 #include "kernels/microkernel-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
-
-// The partial of no keys at all.
-inline void clear(const Partial& state, int64_t rows, int64_t width) {
-  std::memset(state.weighted, 0, static_cast<size_t>(rows * width) * sizeof(float));
-  std::fill_n(state.maximum, round_up(rows, kTile), kMinusInfinity);
-  std::fill_n(state.sum, round_up(rows, kTile), 0.0F);
-}
 
 // state = state merged with partial, in this order. Rows whose partial has no keys stay as they are. `factor` turns
 // scores into exponents of 2; `factors` holds 2 * round_up(rows, kTile) numbers.

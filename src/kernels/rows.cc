@@ -113,34 +113,6 @@ void silu_times(const float* up, int64_t count, float* gate) {
   for (; i < count; ++i) gate[i] = hn::GetLane(silu(hn::Set(F32(), gate[i]))) * up[i];
 }
 
-template <class T>
-void scatter_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel) {
-  // Converted in runs, so that rounding is vector work.
-  constexpr int64_t kRun = 64;
-  T run[kRun];
-  T* out = reinterpret_cast<T*>(panel) + token / kTile * head_dim * kTile + token % kTile;
-  for (int64_t first = 0; first < head_dim; first += kRun) {
-    const int64_t count = std::min(kRun, head_dim - first);
-    store_row(key + first, count, dtype, reinterpret_cast<std::byte*>(run));
-    for (int64_t i = 0; i < count; ++i) out[(first + i) * kTile] = run[i];
-  }
-}
-
-void store_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel) {
-  if (dtype == DType::f32)
-    scatter_key<float>(key, head_dim, token, dtype, panel);
-  else
-    scatter_key<uint16_t>(key, head_dim, token, dtype, panel);
-}
-
-void store_value(const float* value, int64_t v_head_dim, int64_t token, int64_t page_tokens, DType dtype,
-                 std::byte* panel) {
-  const auto bytes = static_cast<int64_t>(size_of(dtype));
-  for (int64_t first = 0; first < v_head_dim; first += kTile)
-    store_row(value + first, std::min(kTile, v_head_dim - first), dtype,
-              panel + (first * page_tokens + token * kTile) * bytes);
-}
-
 }  // namespace
 }  // namespace regard::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -154,8 +126,6 @@ HWY_EXPORT(rotate);
 HWY_EXPORT(silu_times);
 HWY_EXPORT(store_row);
 HWY_EXPORT(load_row);
-HWY_EXPORT(store_key);
-HWY_EXPORT(store_value);
 }  // namespace
 
 void normalize(NormKind kind, double eps, const float* weight, const float* bias, int64_t count, float* row) {
@@ -174,13 +144,6 @@ void store_floats(const float* from, int64_t count, DType dtype, std::byte* to) 
 }
 void load_floats(const std::byte* from, DType dtype, int64_t count, float* to) {
   HWY_DYNAMIC_DISPATCH(load_row)(from, dtype, count, to);
-}
-void store_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel) {
-  HWY_DYNAMIC_DISPATCH(store_key)(key, head_dim, token, dtype, panel);
-}
-void store_value(const float* value, int64_t v_head_dim, int64_t token, int64_t page_tokens, DType dtype,
-                 std::byte* panel) {
-  HWY_DYNAMIC_DISPATCH(store_value)(value, v_head_dim, token, page_tokens, dtype, panel);
 }
 
 }  // namespace regard::kernels

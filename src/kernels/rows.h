@@ -5,7 +5,7 @@
 #include "regard/attention_config.h"
 #include "regard/dtype.h"
 
-// Work on single rows: norms, rotation, activation, storage in the cache's panels. Every sum runs in 16 fixed lanes.
+// Work on single rows: norms, rotation, activation, conversion. Every sum runs in 16 fixed lanes.
 namespace regard::kernels {
 
 /// Normalises `count` elements in place; weight and bias have as many, or are null.
@@ -26,11 +26,5 @@ void silu_times(const float* up, int64_t count, float* gate);
 void store_floats(const float* from, int64_t count, DType dtype, std::byte* to);
 /// to[i] = from[i] as f32; f32, bf16 or f16.
 void load_floats(const std::byte* from, DType dtype, int64_t count, float* to);
-
-/// Writes one token's key of one head into a key panel: element d of the token goes to [token/16][d][token%16].
-void store_key(const float* key, int64_t head_dim, int64_t token, DType dtype, std::byte* panel);
-/// Writes one token's value of one head into a value panel [v_head_dim/16][page_tokens][16].
-void store_value(const float* value, int64_t v_head_dim, int64_t token, int64_t page_tokens, DType dtype,
-                 std::byte* panel);
 
 }  // namespace regard::kernels

@@ -31,6 +31,12 @@ struct ScoreScale {
         inner(soft_cap == 0.0F ? 0.0F : scale / soft_cap) {}
 };
 
+// numbers[key] *= scales[key]
+inline void scale_keys(float* HWY_RESTRICT numbers, int64_t begin, int64_t end, const float* HWY_RESTRICT scales) {
+  for (int64_t key = begin; key < end; key += static_cast<int64_t>(kLanes))
+    hn::StoreU(hn::Mul(hn::LoadU(F32(), numbers + key), hn::LoadU(F32(), scales + key)), F32(), numbers + key);
+}
+
 inline void cap_scores(float* HWY_RESTRICT scores, int64_t begin, int64_t end, float inner) {
   for (int64_t key = begin; key < end; key += static_cast<int64_t>(kLanes))
     hn::StoreU(hn::Tanh(F32(), hn::Mul(hn::LoadU(F32(), scores + key), hn::Set(F32(), inner))), F32(), scores + key);
@@ -38,10 +44,13 @@ inline void cap_scores(float* HWY_RESTRICT scores, int64_t begin, int64_t end, f
 
 // Turns the scores of a block's keys into weights 2^(factor * (score - maximum)), 0 outside `seen` up to the next
 // multiple of kTile on both sides. The 16 running sums are those of the keys with equal index modulo 16, whatever the
-// vector width. A NaN among the visible scores makes its own weight NaN, and so the sum and the output.
-inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& scale, float& maximum, float& sum) {
+// vector width. A NaN among the visible scores makes its own weight NaN, and so the sum and the output. The scales, by
+// key or null, are those of 8-bit caches: the keys' multiply the scores, the values' the weights, after the sum.
+inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& scale, const float* key_scales,
+                  const float* value_scales, float& maximum, float& sum) {
   const int64_t begin = seen.first / kTile * kTile;
   const int64_t end = round_up(seen.last + 1, kTile);
+  if (key_scales != nullptr) scale_keys(scores, begin, end, key_scales);
   if (scale.inner != 0.0F) cap_scores(scores, begin, end, scale.inner);
   std::fill(scores + begin, scores + seen.first, kMinusInfinity);
   std::fill(scores + seen.last + 1, scores + end, kMinusInfinity);
@@ -71,6 +80,7 @@ inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& s
   }
   maximum = hn::GetLane(largest_score);
   sum = sum_of_tile(sums);
+  if (value_scales != nullptr) scale_keys(scores, begin, end, value_scales);
 }
 
 }  // namespace regard::kernels::HWY_NAMESPACE

@@ -9,7 +9,7 @@
 
 #include "golden/golden_files.h"
 #include "kernels/attend.h"
-#include "kernels/rows.h"
+#include "kernels/cache_rows.h"
 #include "regard/checkpoint.h"
 
 namespace regard {
@@ -52,10 +52,14 @@ Pages make_pages(const Tensor& k, const Tensor& v, DType dtype) {
   for (int64_t token = 0; token < tokens; ++token)
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t page = token / view.page_tokens;
-      kernels::store_key(k.view()[token][head].as<float>(), head_dim, token % view.page_tokens, dtype,
-                         pages.keys.data() + page * view.key_page_bytes + head * view.key_head_bytes);
-      kernels::store_value(v.view()[token][head].as<float>(), v_head_dim, token % view.page_tokens, view.page_tokens,
-                           dtype, pages.values.data() + page * view.value_page_bytes + head * view.value_head_bytes);
+      const auto store = [&](auto&& store_rows, const Tensor& rows, std::byte* panel) {
+        const ConstTensorView row = rows.view()[token][head];
+        store_rows({.data = row.as<float>(), .count = 1, .width = row.size(0)}, token % view.page_tokens,
+                   {.data = panel, .dtype = dtype, .page_tokens = view.page_tokens});
+      };
+      store(kernels::store_keys, k, pages.keys.data() + page * view.key_page_bytes + head * view.key_head_bytes);
+      store(kernels::store_values, v,
+            pages.values.data() + page * view.value_page_bytes + head * view.value_head_bytes);
     }
   return pages;
 }

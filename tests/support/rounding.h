@@ -7,10 +7,13 @@
 
 namespace regard::test {
 
-// The nearest number that a type holds: f32, bf16 or f16.
+// The nearest number that a floating-point type holds, or whole number for i8.
 inline float rounded(float number, DType dtype) {
   if (dtype == DType::bf16) return static_cast<float>(BFloat16(number));
   if (dtype == DType::f16) return static_cast<float>(Float16(number));
+  if (dtype == DType::f8_e4m3) return static_cast<float>(Float8E4M3(number));
+  if (dtype == DType::f8_e5m2) return static_cast<float>(Float8E5M2(number));
+  if (dtype == DType::i8) return std::nearbyint(number);
   return number;
 }
 

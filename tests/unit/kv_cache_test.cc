@@ -224,6 +224,12 @@ TEST(KvCache, ReadsOnlyWhatIsStored) {
   EXPECT_THROW((void)cache.length(2), Error);
 }
 
+// 8-bit types add two scales, of key and value, a head.
+TEST(KvCache, CountsTheBytesOfScales) {
+  for (const DType dtype : {DType::i8, DType::f8_e4m3, DType::f8_e5m2})
+    EXPECT_EQ(cache_of(1, 10, dtype).bytes_per_token(), 2 * (20 + 16 + 8)) << name_of(dtype);
+}
+
 // [KV-2], [KV-5], [CFG-44], [CFG-48], [CFG-59]
 TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
   AttentionConfig config = layer();
@@ -246,7 +252,7 @@ TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
   };
   EXPECT_THAT(refusal({.slots = -1, .capacity = 8}), HasSubstr("slots is -1"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = -8}), HasSubstr("capacity is -8"));
-  EXPECT_THAT(refusal({.slots = 1, .capacity = 8, .dtype = DType::i8}), HasSubstr("dtype is i8"));
+  EXPECT_THAT(refusal({.slots = 1, .capacity = 8, .dtype = DType::i32}), HasSubstr("dtype is i32"));
   EXPECT_THAT(refusal({.slots = int64_t{1} << 31, .capacity = int64_t{1} << 31}), HasSubstr("address space"));
 }
 

@@ -1,4 +1,4 @@
-// Kernels on single rows that no other test reaches by themselves: activation, conversion, storage in panels.
+// Kernels on single rows that no other test reaches by themselves: activation and conversion.
 #include "kernels/rows.h"
 
 #include <gtest/gtest.h>
@@ -7,7 +7,6 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/panel.h"
 #include "support/numbers.h"
 
 namespace regard {
@@ -89,30 +88,6 @@ TEST(StoreFloats, NaNStaysNaN) {
     kernels::store_floats(nan.data(), 20, dtype, stored.data());
     kernels::load_floats(stored.data(), dtype, 20, loaded.data());
     for (const float value : loaded) EXPECT_TRUE(std::isnan(value));
-  }
-}
-
-// [token/16][d][token%16] for keys, [d/16][token][d%16] for values.
-TEST(Panels, KeysAndValuesLieWhereTheKernelsReadThem) {
-  constexpr int64_t kKeyWidth = 70;
-  constexpr int64_t kValueWidth = 20;
-  constexpr int64_t kTokens = 32;
-  std::vector<float> keys(static_cast<size_t>(kTokens * kKeyWidth));
-  std::vector<float> values(static_cast<size_t>(kTokens * 32), -1.0F);
-  for (int64_t token = 0; token < kTokens; ++token) {
-    std::vector<float> row(static_cast<size_t>(kKeyWidth));
-    for (int64_t d = 0; d < kKeyWidth; ++d) row[static_cast<size_t>(d)] = static_cast<float>(100 * token + d);
-    kernels::store_key(row.data(), kKeyWidth, token, DType::f32, reinterpret_cast<std::byte*>(keys.data()));
-    kernels::store_value(row.data(), kValueWidth, token, kTokens, DType::f32,
-                         reinterpret_cast<std::byte*>(values.data()));
-  }
-  for (int64_t token = 0; token < kTokens; ++token) {
-    for (int64_t d = 0; d < kKeyWidth; ++d)
-      EXPECT_EQ(keys[static_cast<size_t>(token / 16 * kKeyWidth * 16 + d * 16 + token % 16)],
-                static_cast<float>(100 * token + d));
-    for (int64_t d = 0; d < kValueWidth; ++d)
-      EXPECT_EQ(values[static_cast<size_t>(d / 16 * kTokens * 16 + token * 16 + d % 16)],
-                static_cast<float>(100 * token + d));
   }
 }
 

@@ -150,7 +150,7 @@ AttentionConfig plain_layer(int64_t head_dim) {
 
 TEST(Targets, AttentionHasEqualBitsForEveryCacheType) {
   for (const int64_t head_dim : {20, 64, 128})
-    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8_e4m3, DType::f8_e5m2}) {
       SCOPED_TRACE(::testing::Message() << head_dim << ' ' << name_of(dtype));
       const auto layer = test::random_layer(plain_layer(head_dim), 148);
       expect_equal_bits([&] { return prefill_and_decode(layer, dtype); });

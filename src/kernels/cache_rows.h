@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/panel.h"
+#include "regard/dtype.h"
+
+// How tokens get into the panels of a cache, and out again.
+namespace regard::kernels {
+
+/// Whether each token of each head has a scale of its own: the 8-bit types. The largest element then becomes the
+/// largest number of the type.
+[[nodiscard]] constexpr bool has_token_scales(DType dtype) {
+  return dtype == DType::i8 || dtype == DType::f8_e4m3 || dtype == DType::f8_e5m2;
+}
+
+/// What a cache may hold.
+[[nodiscard]] constexpr bool is_cache_type(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 || has_token_scales(dtype);
+}
+[[nodiscard]] PanelType panel_type_of_cache(DType dtype);
+
+/// One head's rows of some tokens, f32.
+struct TokenRows {
+  const float* data = nullptr;
+  int64_t stride = 0;  ///< Floats from one token to the next.
+  int64_t count = 0;   ///< Tokens.
+  int64_t width = 0;   ///< head_dim or v_head_dim
+};
+
+/// One head's panel in a page, and the scales of the page's tokens (null: the type has none). A token with an infinite
+/// or NaN element has the scale NaN.
+struct HeadPanel {
+  std::byte* data = nullptr;
+  float* scales = nullptr;
+  DType dtype = DType::f32;
+  int64_t page_tokens = 0;
+};
+
+/// Writes keys into a panel [page_tokens/16][head_dim][16], as tokens token.. of the page; all lie in one tile. What
+/// is written does not depend on how many come together.
+void store_keys(const TokenRows& rows, int64_t token, const HeadPanel& panel);
+/// The same for values, into a panel [v_head_dim/16][page_tokens][16].
+void store_values(const TokenRows& rows, int64_t token, const HeadPanel& panel);
+
+/// One token's key, or value, as f32: `width` numbers.
+void load_key(const HeadPanel& panel, int64_t token, int64_t width, float* out);
+void load_value(const HeadPanel& panel, int64_t token, int64_t width, float* out);
+
+}  // namespace regard::kernels
