@@ -42,6 +42,13 @@ struct BlockOfUnit {
   int64_t block = 0;
 };
 
+// Rows of a unit that pass by the keys together.
+struct RowTile {
+  int64_t row;
+  int64_t rows;
+  int64_t index;
+};
+
 // Work on one unit by one thread.
 class UnitKernel {
  public:
@@ -58,27 +65,35 @@ class UnitKernel {
     for (int64_t block = 0; block < blocks(shape_.head_dim); ++block) {
       const int64_t count = std::min(kBlock, shape_.head_dim - block * kBlock);
       for (int64_t row = 0; row < rows_; ++row)
-        load_row(query(row) + block * kBlock * element_bytes(), call_.dtype, count,
+        load_row(query(unit_, row) + block * kBlock * element_bytes(), call_.dtype, count,
                  memory_.queries + (block * rows_ + row) * kBlock);
     }
   }
 
-  // Attention of all rows over one block of keys. Rows that see none of them get an empty partial; their values are
-  // written (with zeros) only in the unit's first block, whose partial the others are merged into. Meanwhile the keys
-  // and values of `next` are fetched.
-  void attend_block(int64_t block, const BlockOfUnit& next, const Partial& partial) const {
+  // Attention of all rows over one block of keys: into `into` where that is the partial of this block alone, else
+  // merged into it. Meanwhile the keys and values of `next` are fetched. Tile by tile of rows, so that a tile's scores
+  // never leave the L1 cache.
+  void attend_block(int64_t block, const BlockOfUnit& next, const Partial& into, bool alone) const {
     const KeyRange needed = find_seen(block);
-    std::fill_n(partial.maximum, layout_.row_floats, kMinusInfinity);
-    std::fill_n(partial.sum, layout_.row_floats, 0.0F);
-    if (block == unit_.first_block) clear_unseen(partial.weighted);
-    if (needed.empty()) return;
+    if (needed.empty()) {
+      if (alone) clear(into, 0, rows_);
+      return;
+    }
     const BlockKeys keys = find_keys(block, next, needed);
-    score(keys);
-    for (int64_t row = 0; row < rows_; ++row)
-      if (!memory_.seen[row].empty())
-        weigh(memory_.scores + row * kBlock, memory_.seen[row], scale_, keys.key_scales, keys.value_scales,
-              partial.maximum[row], partial.sum[row]);
-    add_values(keys, partial.weighted);
+    const PanelType type = keys.segments[0].keys.type;
+    int64_t index = 0;
+    for (int64_t row = 0; row < rows_; ++index) {
+      const RowTile tile{.row = row, .rows = rows_from(row, type), .index = index};
+      if (next.unit != nullptr && next.unit != &unit_) fetch_queries(*next.unit, tile);
+      if (alone) {
+        attend_tile(keys, tile, layout_.rows_of(into, row));
+      } else {
+        attend_tile(keys, tile, memory_.partial);
+        merge(memory_.partial, layout_.rows_of(into, row), tile.rows, layout_.value_width, scale_.factor,
+              memory_.factors);
+      }
+      row += tile.rows;
+    }
   }
 
   void merge_into(const Partial& state, const Partial& partial) const {
@@ -104,11 +119,7 @@ class UnitKernel {
       const double maximum = std::max(exponent, sink);
       const float ours = power(exponent - maximum);
       const float sum = state.sum[row] * ours + (shape_.sinks == nullptr ? 0.0F : power(sink - maximum));
-      const auto factor = hn::Set(F32(), ours / sum);
-      float* HWY_RESTRICT weighted = state.weighted + row * layout_.value_width;
-      for (int64_t i = 0; i < layout_.value_width; i += static_cast<int64_t>(kLanes))
-        hn::StoreU(hn::Mul(hn::LoadU(F32(), weighted + i), factor), F32(), weighted + i);
-      store_row(weighted, shape_.v_head_dim, call_.dtype, out);
+      store_scaled(state.weighted + row * layout_.value_width, ours / sum, out);
       write_lse(token, head, maximum, sum);
     }
   }
@@ -124,6 +135,15 @@ class UnitKernel {
     return fraction * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23);
   }
 
+  // weighted * factor, as the output's type.
+  void store_scaled(float* HWY_RESTRICT weighted, float factor, std::byte* out) const {
+    const bool direct = call_.dtype == DType::f32 && shape_.v_head_dim == layout_.value_width;
+    float* HWY_RESTRICT to = direct ? reinterpret_cast<float*>(out) : weighted;
+    for (int64_t i = 0; i < layout_.value_width; i += static_cast<int64_t>(kLanes))
+      hn::StoreU(hn::Mul(hn::LoadU(F32(), weighted + i), hn::Set(F32(), factor)), F32(), to + i);
+    if (!direct) store_row(weighted, shape_.v_head_dim, call_.dtype, out);
+  }
+
   void write_lse(int64_t token, int64_t head, double exponent, float sum) const {
     if (call_.lse == nullptr) return;
     constexpr double kLn2 = 0.693147180559945309;
@@ -133,8 +153,9 @@ class UnitKernel {
 
   [[nodiscard]] int64_t head_of(int64_t row) const { return unit_.kv_head * layout_.group + row % layout_.group; }
   [[nodiscard]] int64_t element_bytes() const { return static_cast<int64_t>(size_of(call_.dtype)); }
-  [[nodiscard]] const std::byte* query(int64_t row) const {
-    const int64_t index = (unit_.first_token + row / layout_.group) * shape_.heads + head_of(row);
+  [[nodiscard]] const std::byte* query(const Unit& unit, int64_t row) const {
+    const int64_t head = unit.kv_head * layout_.group + row % layout_.group;
+    const int64_t index = (unit.first_token + row / layout_.group) * shape_.heads + head;
     return call_.queries + index * shape_.head_dim * element_bytes();
   }
   // Whether keys are read by so many rows that decoding them once is cheaper than at each use.
@@ -155,10 +176,18 @@ class UnitKernel {
     return needed;
   }
 
-  // Rows without visible keys in the unit's first block: nothing else writes their values there.
-  void clear_unseen(float* weighted) const {
-    for (int64_t row = 0; row < rows_; ++row)
-      if (memory_.seen[row].empty()) std::fill_n(weighted + row * layout_.value_width, layout_.value_width, 0.0F);
+  // A share of the queries that this thread will load next, tile by tile: all at once would fill the queue to memory.
+  void fetch_queries(const Unit& unit, const RowTile& tile) const {
+    const int64_t bytes = shape_.head_dim * element_bytes();
+    for (int64_t row = tile.row; row < std::min(tile.row + tile.rows, unit.tokens * layout_.group); ++row)
+      for (int64_t byte = 0; byte < bytes; byte += 64) prefetch(query(unit, row) + byte);
+  }
+
+  // The partial of no keys at all.
+  void clear(const Partial& partial, int64_t first, int64_t count) const {
+    std::fill_n(partial.maximum + first, count, kMinusInfinity);
+    std::fill_n(partial.sum + first, count, 0.0F);
+    std::fill_n(partial.weighted + first * layout_.value_width, count * layout_.value_width, 0.0F);
   }
 
   // The panels of a unit's KV head, from the page of `position` on.
@@ -232,131 +261,130 @@ class UnitKernel {
     return std::min((group + parts - 1) / parts, group - row % group);
   }
 
-  // The `part`-th of the calls that read a panel. All rows pass by the same panel: one tile of rows fetches what
-  // comes next, each part by another tile.
-  [[nodiscard]] PanelView fetching(PanelView panel, int64_t part, int64_t row_tile, int64_t row_tiles) const {
-    if (row_tile != part % row_tiles) panel.ahead = 0;
-    return panel;
-  }
-  [[nodiscard]] int64_t count_row_tiles(PanelType type) const {
-    return (rows_ + rows_from(0, type) - 1) / rows_from(0, type);
+  // All rows pass by the same panels: one tile of rows fetches what comes next, the `part`-th part by another tile.
+  [[nodiscard]] bool fetches(const RowTile& tile, int64_t part) const {
+    const int64_t tile_count = rows_ / tile.rows;
+    return tile.index == part % std::max<int64_t>(1, tile_count);
   }
 
-  // scores[row][key] = q . k for every key that some row of the row's tile sees.
-  void score(const BlockKeys& found) const {
-    // Keys at a time: their panel stays in the L1 cache while all rows pass by.
+  // The tile's partial over these keys. `partial` is the tile's own: its rows count from 0.
+  void attend_tile(const BlockKeys& keys, const RowTile& tile, const Partial& partial) const {
+    const KeyRange* seen = memory_.seen + tile.row;
+    std::fill_n(partial.maximum, AttendLayout::kMostRows, kMinusInfinity);
+    std::fill_n(partial.sum, AttendLayout::kMostRows, 0.0F);
+    score(keys, tile);
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      if (seen[row].empty())
+        clear(partial, row, 1);
+      else
+        weigh(memory_.scores + row * kBlock, seen[row], scale_, keys.key_scales, keys.value_scales,
+              partial.maximum[row], partial.sum[row]);
+    }
+    add_values(keys, tile, partial.weighted);
+  }
+
+  // scores[row][key] = q . k for every key that some row of the tile sees.
+  void score(const BlockKeys& keys, const RowTile& tile) const {
+    // As many keys at a time as the kernel takes tiles.
     constexpr int32_t kKeys = 4 * kTile;
-    for (int s = 0; s < found.count; ++s) {
-      Segment segment = found.segments[s];
-      const PanelView keys = segment.keys;
-      const int64_t row_tiles = count_row_tiles(keys.type);
-      for (int32_t first = 0; first < segment.count; first += kKeys) {
-        const KeyRange part = segment.range().intersect({segment.first + first, segment.first + first + kKeys - 1});
-        int64_t row_tile = 0;
-        for (int64_t row = 0; row < rows_; ++row_tile) {
-          const int64_t count = rows_from(row, keys.type);
-          segment.keys = fetching(keys, first / kKeys, row_tile, row_tiles);
-          score_tile(segment, part, row, count);
-          row += count;
-        }
+    KeyRange all;
+    for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) all = all.unite(memory_.seen[row]);
+    for (int s = 0; s < keys.count; ++s) {
+      const Segment& segment = keys.segments[s];
+      const KeyRange own = all.intersect(segment.range());
+      if (own.empty()) continue;
+      const int32_t end = own.last + 1;
+      for (auto first = static_cast<int32_t>(own.first / kTile * kTile); first < end; first += kKeys) {
+        PanelView panel = segment.keys.from((first - segment.first) / kTile, 0);
+        if (!fetches(tile, first / kKeys)) panel.ahead = 0;
+        score_keys(panel, tiles(std::min(kKeys, end - first)), tile, memory_.scores + first);
       }
     }
   }
 
-  void score_tile(const Segment& segment, KeyRange part, int64_t row, int64_t count) const {
-    KeyRange seen;
-    for (int64_t r = row; r < row + count; ++r) seen = seen.unite(memory_.seen[r].intersect(part));
-    if (seen.empty()) return;
-    const int64_t first = seen.first / kTile * kTile;
-    const int64_t tile_count = tiles(seen.last + 1 - first);
-    float* out = memory_.scores + row * kBlock + first;
+  void score_keys(const PanelView& keys, int64_t tile_count, const RowTile& tile, float* out) const {
     for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock) {
-      const float* queries = memory_.queries + (k / kBlock * rows_ + row) * kBlock + k % kBlock;
-      multiply(queries, count, segment.keys.from((first - segment.first) / kTile, k), tile_count,
-               std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+      const float* queries = memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
+      multiply(queries, tile.rows, keys.from(0, k), tile_count, std::min(kScoreBlock, shape_.head_dim - k),
+               k == 0 ? Sum::start : Sum::add, out, kBlock);
     }
   }
 
   // weighted[row] = sum over the row's visible keys of weight * value, in order of position. Only visible keys are
   // touched: what a masked slot holds, even NaN, changes nothing.
-  void add_values(const BlockKeys& found, float* weighted) const {
-    const PanelType type = found.segments[0].values.type;
-    const int64_t row_tiles = count_row_tiles(type);
-    // Value tiles at a time: 64 KB of f32, shared by all rows.
+  void add_values(const BlockKeys& keys, const RowTile& tile, float* weighted) const {
+    // As many value tiles at a time as the kernel takes.
     constexpr int64_t kValueTiles = 4;
-    for (int64_t tile = 0; tile < tiles(shape_.v_head_dim); tile += kValueTiles) {
-      const int64_t tile_count = std::min(kValueTiles, tiles(shape_.v_head_dim) - tile);
-      int64_t row_tile = 0;
-      for (int64_t row = 0; row < rows_; ++row_tile) {
-        const int64_t end = row + rows_from(row, type);
-        const bool fetches = row_tile == tile / kValueTiles % row_tiles;
-        while (row < end) {
-          int64_t count = 0;
-          while (row + count < end && !memory_.seen[row + count].empty()) ++count;
-          if (count > 0) add_row_tile(found, {row, count, tile, tile_count, fetches}, weighted);
-          row += std::max<int64_t>(1, count);
-        }
+    for (int64_t first = 0; first < tiles(shape_.v_head_dim); first += kValueTiles) {
+      const int64_t tile_count = std::min(kValueTiles, tiles(shape_.v_head_dim) - first);
+      const bool fetching = fetches(tile, first / kValueTiles);
+      for (int64_t row = 0; row < tile.rows;) {
+        int64_t count = 0;
+        while (row + count < tile.rows && !memory_.seen[tile.row + row + count].empty()) ++count;
+        if (count > 0) add_row_tile(keys, tile, {row, count, first, tile_count, fetching}, weighted);
+        row += std::max<int64_t>(1, count);
       }
     }
   }
 
-  // Rows times value tiles.
+  // Rows of a row tile times value tiles.
   struct ValueTile {
     int64_t row;
     int64_t rows;
     int64_t tile;
     int64_t tiles;
-    bool fetches;  // what comes next
+    bool fetching;  // what comes next
 
     [[nodiscard]] ValueTile of_rows(int64_t first, int64_t count) const { return {first, count, tile, tiles, false}; }
   };
 
   // Keys that all rows of the tile see go through the wide kernel; the ragged ends before and after, token by token.
-  void add_row_tile(const BlockKeys& found, const ValueTile& all_rows, float* weighted) const {
+  void add_row_tile(const BlockKeys& keys, const RowTile& tile, const ValueTile& all_rows, float* weighted) const {
+    const KeyRange* seen = memory_.seen + tile.row;
     KeyRange common{0, kBlock - 1};
     KeyRange all;
     const int64_t end = all_rows.row + all_rows.rows;
     for (int64_t r = all_rows.row; r < end; ++r) {
-      common = common.intersect(memory_.seen[r]);
-      all = all.unite(memory_.seen[r]);
+      common = common.intersect(seen[r]);
+      all = all.unite(seen[r]);
     }
     // Rows of one token see the same keys and go together.
     const auto for_each_token = [&](auto&& visit) {
       for (int64_t r = all_rows.row; r < end;) {
-        const int64_t n = std::min(layout_.group - r % layout_.group, end - r);
-        visit(all_rows.of_rows(r, n), memory_.seen[r]);
+        const int64_t n = std::min(layout_.group - (tile.row + r) % layout_.group, end - r);
+        visit(all_rows.of_rows(r, n), seen[r]);
         r += n;
       }
     };
     if (common.empty()) {
-      for_each_token([&](const ValueTile& rows, KeyRange seen) { add_keys(found, rows, seen, Sum::start, weighted); });
+      for_each_token([&](const ValueTile& rows, KeyRange own) { add_keys(keys, rows, own, Sum::start, weighted); });
       return;
     }
     const bool ragged_start = all.first < common.first;
     if (ragged_start)
-      for_each_token([&](const ValueTile& rows, KeyRange seen) {
-        add_keys(found, rows, {seen.first, common.first - 1}, Sum::start, weighted);
+      for_each_token([&](const ValueTile& rows, KeyRange own) {
+        add_keys(keys, rows, {own.first, common.first - 1}, Sum::start, weighted);
       });
-    add_keys(found, all_rows, common, ragged_start ? Sum::resume : Sum::start, weighted);
+    add_keys(keys, all_rows, common, ragged_start ? Sum::resume : Sum::start, weighted);
     if (all.last > common.last)
-      for_each_token([&](const ValueTile& rows, KeyRange seen) {
-        if (seen.last > common.last) add_keys(found, rows, {common.last + 1, seen.last}, Sum::resume, weighted);
+      for_each_token([&](const ValueTile& rows, KeyRange own) {
+        if (own.last > common.last) add_keys(keys, rows, {common.last + 1, own.last}, Sum::resume, weighted);
       });
   }
 
   // One chain over the keys of `part`, which may be empty: then Sum::start leaves zeros.
-  void add_keys(const BlockKeys& found, const ValueTile& at, KeyRange part, Sum mode, float* weighted) const {
+  void add_keys(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* weighted) const {
     float* out = weighted + at.row * layout_.value_width + at.tile * kTile;
     if (part.empty()) {
       for (int64_t r = 0; r < at.rows; ++r) std::fill_n(out + r * layout_.value_width, at.tiles * kTile, 0.0F);
       return;
     }
-    for (int s = 0; s < found.count; ++s) {
-      const Segment& segment = found.segments[s];
+    for (int s = 0; s < keys.count; ++s) {
+      const Segment& segment = keys.segments[s];
       const KeyRange own = part.intersect(segment.range());
       if (own.empty()) continue;
       PanelView values = segment.values.from(at.tile, own.first - segment.first);
-      if (!at.fetches) values.ahead = 0;
+      if (!at.fetching) values.ahead = 0;
       multiply(memory_.scores + at.row * kBlock + own.first, at.rows, values, at.tiles, own.size(), mode, out,
                static_cast<size_t>(layout_.value_width));
       mode = Sum::resume;
@@ -388,14 +416,11 @@ void attend_piece(const AttendCall& call, const AttendLayout& layout, const Atte
       next = {&unit, block + 1};
     else if (later != nullptr && later->block_count > 0)
       next = {&work.units[later->unit], later->first_block};
-    if (!whole) {
-      float* partial = partials + (unit.first_partial + block - unit.first_block) * layout.partial_floats;
-      kernel.attend_block(block, next, layout.partial_at(partial));
-    } else if (block == unit.first_block) {
-      kernel.attend_block(block, next, places.state);
+    if (whole) {
+      kernel.attend_block(block, next, places.state, block == unit.first_block);
     } else {
-      kernel.attend_block(block, next, places.partial);
-      kernel.merge_into(places.state, places.partial);
+      float* partial = partials + (unit.first_partial + block - unit.first_block) * layout.partial_floats;
+      kernel.attend_block(block, next, layout.partial_at(partial), true);
     }
   }
   if (whole) kernel.finish(places.state);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "kernels/attend.h"
 
@@ -13,7 +14,7 @@ using Unit = AttendWork::Unit;
 using Piece = AttendWork::Piece;
 
 /// Rows (tokens times query heads of a group) a unit aims at: enough to use each key block many times, few enough that
-/// scores, partials and a key block share the L2 cache. A multiple of every target's row tile.
+/// queries, partials and two key blocks share the L2 cache. A multiple of every target's row tile.
 inline constexpr int64_t kUnitRows = 240;
 
 /// Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
@@ -58,37 +59,46 @@ struct AttendLayout {
   int64_t row_floats;      ///< one number a row, padded to whole tiles
   int64_t partial_floats;  ///< of one Partial
   int64_t query_floats;
-  int64_t score_floats;
   int64_t key_floats;  ///< of a decoded key block
   int64_t value_floats;
+
+  /// The most rows that pass by the keys together, on any target.
+  static constexpr int64_t kMostRows = kTile;
 
   AttendLayout(const AttendShape& shape, int64_t longest_span)
       : group(shape.heads / shape.kv_heads),
         unit_rows(group * std::clamp<int64_t>(kUnitRows / group, 1, longest_span)),
         value_width(round_up(shape.v_head_dim, kTile)),
-        row_floats(round_up(unit_rows, kTile)),
+        // A vector of rows may start at the last one.
+        row_floats(round_up(unit_rows, kTile) + kTile),
         partial_floats(unit_rows * value_width + 2 * row_floats),
         query_floats(blocks(shape.head_dim) * unit_rows * kBlock),
-        score_floats(unit_rows * kBlock),
         key_floats(kBlock * shape.head_dim),
         value_floats(kBlock * value_width) {}
 
+  [[nodiscard]] int64_t tile_floats() const { return kMostRows * value_width + 2 * kMostRows; }
   [[nodiscard]] int64_t thread_floats() const {
-    return query_floats + score_floats + 2 * partial_floats + key_floats + value_floats + 4 * row_floats + 2 * kBlock;
+    return query_floats + kMostRows * kBlock + partial_floats + tile_floats() + key_floats + value_floats +
+           4 * row_floats + 2 * kBlock;
   }
   [[nodiscard]] Partial partial_at(float* memory) const {
     return {.weighted = memory,
             .maximum = memory + unit_rows * value_width,
             .sum = memory + unit_rows * value_width + row_floats};
   }
+  [[nodiscard]] Partial rows_of(const Partial& partial, int64_t first) const {
+    return {.weighted = partial.weighted + first * value_width,
+            .maximum = partial.maximum + first,
+            .sum = partial.sum + first};
+  }
 };
 
 /// A thread's scratch memory, cut into its pieces.
 struct ThreadMemory {
   float* queries;
-  float* scores;
+  float* scores;  ///< [kMostRows][kBlock], of one tile of rows
   Partial state;
-  Partial partial;
+  Partial partial;  ///< Of one tile of rows
   float* keys;
   float* values;
   float* factors;       ///< 2 * row_floats
@@ -96,17 +106,21 @@ struct ThreadMemory {
   float* value_scales;  ///< [kBlock]
   KeyRange* seen;       ///< [rows]
 
-  ThreadMemory(float* memory, const AttendLayout& layout)
-      : queries(memory),
-        scores(queries + layout.query_floats),
-        state(layout.partial_at(scores + layout.score_floats)),
-        partial(layout.partial_at(scores + layout.score_floats + layout.partial_floats)),
-        keys(scores + layout.score_floats + 2 * layout.partial_floats),
-        values(keys + layout.key_floats),
-        factors(values + layout.value_floats),
-        key_scales(factors + 2 * layout.row_floats),
-        value_scales(key_scales + kBlock),
-        seen(reinterpret_cast<KeyRange*>(value_scales + kBlock)) {}
+  ThreadMemory(float* memory, const AttendLayout& layout) {
+    const auto take = [&](int64_t count) { return std::exchange(memory, memory + count); };
+    queries = take(layout.query_floats);
+    scores = take(AttendLayout::kMostRows * kBlock);
+    state = layout.partial_at(take(layout.partial_floats));
+    partial.weighted = take(AttendLayout::kMostRows * layout.value_width);
+    partial.maximum = take(AttendLayout::kMostRows);
+    partial.sum = take(AttendLayout::kMostRows);
+    keys = take(layout.key_floats);
+    values = take(layout.value_floats);
+    factors = take(2 * layout.row_floats);
+    key_scales = take(kBlock);
+    value_scales = take(kBlock);
+    seen = reinterpret_cast<KeyRange*>(memory);
+  }
 };
 
 }  // namespace regard::kernels

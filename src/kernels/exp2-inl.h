@@ -13,9 +13,9 @@ HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// For x <= 1/2 and NaN: what a softmax needs. Below 2^-126 the result is 0, so that no denormal number ever slows a sum;
-// NaN stays NaN. The polynomial of degree 6 is the minimax fit of the relative
-// error to 2^r on [-1/2, 1/2] (2e-9, far below f32's rounding).
+// For x <= 1/2 and NaN: what a softmax needs. Below 2^-126 the result is 0, so that no denormal number ever slows a
+// sum; NaN stays NaN. The polynomial of degree 6 is the minimax fit of the relative error to 2^r on [-1/2, 1/2] (2e-9,
+// far below f32's rounding).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2_nonpositive(D d, V x) {
   const hn::RebindToSigned<D> di;

@@ -20,7 +20,7 @@ inline void merge(const Partial& partial, const Partial& state, int64_t rows, in
                   float* factors) {
   float* ours = factors;
   float* theirs = factors + round_up(rows, kTile);
-  // The row vectors are padded to whole tiles, so that a vector may run over the last row.
+  // A vector may run over the last row. Where the rows are part of a partial, those after them merge with no keys.
   for (int64_t row = 0; row < rows; row += static_cast<int64_t>(kLanes)) {
     const auto old = hn::LoadU(F32(), state.maximum + row);
     const auto added = hn::LoadU(F32(), partial.maximum + row);
