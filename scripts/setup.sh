@@ -4,7 +4,7 @@
 BUILD_PACKAGES=(cmake ninja-build ccache pkg-config g++ libhwy-dev libfmt-dev libpcre2-dev nlohmann-json3-dev
   libcli11-dev)
 TEST_PACKAGES=(clang-format libgtest-dev libgmock-dev librapidcheck-dev)
-SANITIZER_PACKAGES=(clang clang-tidy libclang-rt-14-dev libomp-14-dev)
+SANITIZER_PACKAGES=(clang clang-tidy libclang-rt-14-dev)
 
 MODEL_NAME=SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_BYTES=98362432

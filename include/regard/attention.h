@@ -48,7 +48,8 @@ struct AttentionOutput {
   /// caller named an output to write to.
   Tensor hidden_states;
   KeyValue present_key_value;  ///< Empty where the caller did not want it.
-  AngleTable cos_cache;        ///< For the next layer [OUT-8]; empty without rotation.
+  AngleTable cos_cache;        ///< For the next layer [OUT-8]; empty without rotation or where not wanted. A workspace
+                               ///< keeps them too: layers that share it need not be handed them.
   AngleTable sin_cache;
   Tensor residual;                  ///< With rmsnorm: input + residual, else the residual as it came [OUT-6].
   Tensor attn_input_hidden_states;  ///< Only chunked context parallelism fills it [OUT-7].
@@ -90,6 +91,7 @@ struct AttentionOptions {
   std::span<const int64_t>
       rotary_position_ids;         ///< One a token: rotates by these instead of by the positions [POS-18].
   bool present_key_value = true;   ///< Whether the call returns the new keys and values.
+  bool angles = true;              ///< Whether the call returns cos_cache and sin_cache.
   bool lse = false;                ///< Whether the call returns log-sum-exps.
   Workspace* workspace = nullptr;  ///< None: one of its own for this call, with a thread per core.
 };

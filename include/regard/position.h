@@ -38,17 +38,18 @@ class RotaryEmbedding {
   /// What cos and sin are multiplied by [POS-7].
   [[nodiscard]] double attention_factor() const { return attention_factor_; }
 
+  /// What the angles of these positions under this rotation are known by.
+  [[nodiscard]] uint64_t key(std::span<const int64_t> positions) const;
   /// cos and sin for tokens at `positions`; computed in double.
   [[nodiscard]] RotaryAngles angles(std::span<const int64_t> positions) const;
-  /// Whether `angles` are those of these positions under this rotation.
-  [[nodiscard]] bool matches(const RotaryAngles& angles, std::span<const int64_t> positions) const;
+  /// The same, written to cos and sin: f32 [positions, rotary_dim / 2].
+  void write_angles(std::span<const int64_t> positions, TensorView cos, TensorView sin) const;
 
  private:
-  [[nodiscard]] uint64_t key(std::span<const int64_t> positions) const;
-
   RotaryConfig config_;
   double attention_factor_ = 1.0;
   std::vector<double> frequencies_;
+  uint64_t rotation_key_ = 0;
 };
 
 }  // namespace regard

@@ -15,7 +15,7 @@ void check(const AttendInput& input) {
   const KvCache& cache = *input.cache;
   const ConstTensorView& q = input.queries;
   require(q.shape().rank() == 3 && q.size(2) == cache.head_dim() && q.is_dense(),
-          "attend: queries has shape {}, expected [tokens, heads, {}], dense", q.shape().to_string(), cache.head_dim());
+          "attend: queries has shape {}, expected [tokens, heads, {}], dense", q.shape(), cache.head_dim());
   require(is_activation(q.dtype()), "attend: queries has dtype {}, expected f32, bf16 or f16", name_of(q.dtype()));
   const int64_t heads = q.size(1);
   require(heads > 0 && heads % cache.num_key_value_heads() == 0,
@@ -23,12 +23,12 @@ void check(const AttendInput& input) {
           cache.num_key_value_heads());
   const Shape out{q.size(0), heads, cache.v_head_dim()};
   require(input.output.shape() == out && input.output.dtype() == q.dtype() && input.output.is_dense(),
-          "attend: output has shape {} and dtype {}, expected {} and {}, dense", input.output.shape().to_string(),
-          name_of(input.output.dtype()), out.to_string(), name_of(q.dtype()));
+          "attend: output has shape {} and dtype {}, expected {} and {}, dense", input.output.shape(),
+          name_of(input.output.dtype()), out, name_of(q.dtype()));
   const Shape lse{q.size(0), heads};
   require(input.lse.empty() || (input.lse.shape() == lse && input.lse.dtype() == DType::f32 && input.lse.is_dense()),
-          "attend: lse has shape {} and dtype {}, expected {} and f32, dense", input.lse.shape().to_string(),
-          name_of(input.lse.dtype()), lse.to_string());
+          "attend: lse has shape {} and dtype {}, expected {} and f32, dense", input.lse.shape(),
+          name_of(input.lse.dtype()), lse);
   require(input.sinks.empty() || static_cast<int64_t>(input.sinks.size()) == heads,
           "attend: sinks has {} numbers, expected {}, one a query head", input.sinks.size(), heads);
   require(std::isfinite(input.softmax_scale) && input.softmax_scale >= 0,

@@ -44,21 +44,19 @@ AttentionOutput AttentionCall::run() {
 void AttentionCall::check_input() const {
   const ConstTensorView& x = input_.hidden_states;
   require(x.shape().rank() == 2 && x.size(1) == config_.input_size() && x.is_dense(),
-          "attention: hidden_states has shape {}, expected [tokens, {}], dense", x.shape().to_string(),
-          config_.input_size());
+          "attention: hidden_states has shape {}, expected [tokens, {}], dense", x.shape(), config_.input_size());
   require(is_activation(x.dtype()), "attention: hidden_states has dtype {}, expected f32, bf16 or f16",
           name_of(x.dtype()));
   if (!input_.rmsnorm.empty()) {
     require(config_.rms_norm_eps.has_value(), "attention: rmsnorm is given, but rms_norm_eps is not set");
     require(input_.rmsnorm.shape() == Shape{config_.input_size()}, "attention: rmsnorm has shape {}, expected [{}]",
-            input_.rmsnorm.shape().to_string(), config_.input_size());
+            input_.rmsnorm.shape(), config_.input_size());
     (void)input_.rmsnorm.elements<float>();
   }
   if (!input_.residual.empty())
     require(input_.residual.shape() == x.shape() && input_.residual.dtype() == x.dtype() && input_.residual.is_dense(),
             "attention: residual has shape {} and dtype {}, expected those of hidden_states: {}, {}",
-            input_.residual.shape().to_string(), name_of(input_.residual.dtype()), x.shape().to_string(),
-            name_of(x.dtype()));
+            input_.residual.shape(), name_of(input_.residual.dtype()), x.shape(), name_of(x.dtype()));
   require(input_.rotary_position_ids.empty() || static_cast<int64_t>(input_.rotary_position_ids.size()) == x.size(0),
           "attention: rotary_position_ids has {} entries, expected {}, one a token", input_.rotary_position_ids.size(),
           x.size(0));
@@ -84,14 +82,15 @@ void AttentionCall::resolve_spans() {
 
 void AttentionCall::resolve_cache() {
   cache_ = input_.cache;
-  origins_.assign(spans_.size(), 0);
+  // The position that a span's first position 0 stands for; only without a cache is it not 0.
+  memory_.origins.assign(spans_.size(), 0);
   if (cache_ == nullptr) {
     // Without a cache every span is a sequence of its own, kept for the call.
     if (own_spans_.empty()) own_spans_.assign(spans_.begin(), spans_.end());
     int64_t longest = 1;
     for (size_t i = 0; i < own_spans_.size(); ++i) {
       Span& span = own_spans_[i];
-      origins_[i] = span.first_position;
+      memory_.origins[i] = span.first_position;
       span.first_position = 0;
       if (span.slot != -1) span.slot = static_cast<int64_t>(i);
       longest = std::max(longest, span.count);
@@ -116,10 +115,46 @@ void AttentionCall::resolve_angles() {
   positions.assign(input_.rotary_position_ids.begin(), input_.rotary_position_ids.end());
   if (positions.empty())
     for (size_t s = 0; s < spans_.size(); ++s)
-      for (int64_t i = 0; i < spans_[s].count; ++i) positions.push_back(origins_[s] + spans_[s].first_position + i);
-  if (input_.cos_cache != nullptr && input_.sin_cache != nullptr)
-    angles_ = {.cos = *input_.cos_cache, .sin = *input_.sin_cache};
-  if (!layer_.rotary_->matches(angles_, positions)) angles_ = layer_.rotary_->angles(positions);
+      for (int64_t i = 0; i < spans_[s].count; ++i)
+        positions.push_back(memory_.origins[s] + spans_[s].first_position + i);
+  const uint64_t key = layer_.rotary_->key(positions);
+  const auto fits = [&](const AngleTable* table) { return table != nullptr && !table->empty() && table->key == key; };
+  const auto use_all = [&](const AngleTable& cos, const AngleTable& sin) {
+    angles_ = {.cos = cos.values, .sin = sin.values, .first = 0, .count = tokens_};
+  };
+  if (fits(input_.cos_cache) && fits(input_.sin_cache)) use_all(*input_.cos_cache, *input_.sin_cache);
+  if (!input_.angles) return;
+  RotaryAngles own =
+      angles_.count > 0 ? RotaryAngles{*input_.cos_cache, *input_.sin_cache} : layer_.rotary_->angles(positions);
+  output_.cos_cache = std::move(own.cos);
+  output_.sin_cache = std::move(own.sin);
+  use_all(output_.cos_cache, output_.sin_cache);
+}
+
+// Makes angles_ hold those of the piece. The workspace keeps the last ones, because the next layer most often wants the
+// same; of long calls only a part, as memory must not grow with the sequence.
+void AttentionCall::find_angles(const Piece& piece) {
+  if (!layer_.rotary_ || (piece.first >= angles_.first && piece.first + piece.count <= angles_.first + angles_.count))
+    return;
+  constexpr int64_t kMostTokens = 8192;
+  constexpr int64_t kRun = 64;
+  const int64_t count = std::min(std::max(piece.count, kMostTokens), tokens_ - piece.first);
+  const auto positions =
+      std::span<const int64_t>(memory_.positions).subspan(static_cast<size_t>(piece.first), static_cast<size_t>(count));
+  const int64_t half = config_.rotary_emb->rotary_dim / 2;
+  const TensorView cos = memory_.matrix(Memory::Piece::cos, count, half);
+  const TensorView sin = memory_.matrix(Memory::Piece::sin, count, half);
+  angles_ = {.cos = cos, .sin = sin, .first = piece.first, .count = count};
+  const uint64_t key = layer_.rotary_->key(positions);
+  if (memory_.angles_key == key) return;
+  // A cosine takes as long as some 50 multiply-adds.
+  workspace_.threads().for_work(100 * count * half).for_each((count + kRun - 1) / kRun, [&](int64_t run, int) {
+    const int64_t first = run * kRun;
+    const int64_t length = std::min(kRun, count - first);
+    layer_.rotary_->write_angles(positions.subspan(static_cast<size_t>(first), static_cast<size_t>(length)),
+                                 cos.slice(0, first, length), sin.slice(0, first, length));
+  });
+  memory_.angles_key = key;
 }
 
 void AttentionCall::make_outputs() {
@@ -127,8 +162,8 @@ void AttentionCall::make_outputs() {
   const DType dtype = input_.hidden_states.dtype();
   if (!input_.output.empty()) {
     require(input_.output.shape() == shape && input_.output.dtype() == dtype && input_.output.is_dense(),
-            "attention: output has shape {} and dtype {}, expected {} and {}, dense", input_.output.shape().to_string(),
-            name_of(input_.output.dtype()), shape.to_string(), name_of(dtype));
+            "attention: output has shape {} and dtype {}, expected {} and {}, dense", input_.output.shape(),
+            name_of(input_.output.dtype()), shape, name_of(dtype));
     hidden_ = input_.output;
   } else {
     output_.hidden_states = Tensor(dtype, shape);
@@ -139,8 +174,6 @@ void AttentionCall::make_outputs() {
         .key = Tensor(DType::f32, {tokens_, config_.num_key_value_heads, config_.head_dim}),
         .value = Tensor(DType::f32, {tokens_, config_.num_key_value_heads, config_.v_head_dim})};
   if (input_.lse) output_.lse = Tensor(DType::f32, {tokens_, config_.num_attention_heads});
-  output_.cos_cache = angles_.cos;
-  output_.sin_cache = angles_.sin;
   if (!input_.residual.empty()) output_.residual = convert(input_.residual, dtype);
 }
 
@@ -167,6 +200,7 @@ void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
 
 void AttentionCall::run_piece(const Piece& piece) {
   const auto& c = config_;
+  find_angles(piece);
   const TensorView q = memory_.matrix(Memory::Piece::queries, piece.count, c.num_attention_heads * c.head_dim);
   const TensorView k = memory_.matrix(Memory::Piece::keys, piece.count, c.num_key_value_heads * c.head_dim);
   const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
@@ -239,8 +273,9 @@ void AttentionCall::prepare_heads(const Piece& piece, TensorView q, TensorView k
     float* values = v.as<float>() + token * v.size(1);
     if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE) norm(queries, keys);
     if (half > 0) {
-      const float* cos = angles_.cos.values.view().as<float>() + (piece.first + token) * half;
-      const float* sin = angles_.sin.values.view().as<float>() + (piece.first + token) * half;
+      const int64_t row = piece.first + token - angles_.first;
+      const float* cos = angles_.cos.as<float>() + row * half;
+      const float* sin = angles_.sin.as<float>() + row * half;
       kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_attention_heads, c.head_dim, queries);
       kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_key_value_heads, c.head_dim, keys);
     }
@@ -256,11 +291,12 @@ void AttentionCall::prepare_heads(const Piece& piece, TensorView q, TensorView k
       for (int64_t i = 0; i < v.size(1); ++i) values[i] *= static_cast<float>(c.value_scale);
   };
   for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
-    // Small runs are done before a team of threads has woken up.
     constexpr int64_t kRun = 16;
-    workspace_.threads().for_each((part.count + kRun - 1) / kRun, [&](int64_t run, int) {
+    const int64_t numbers = part.count * (q.size(1) + k.size(1) + v.size(1));
+    // A number that is normed and rotated costs some ten operations.
+    workspace_.threads().for_work(10 * numbers).for_each((part.count + kRun - 1) / kRun, [&](int64_t run, int) {
       for (int64_t i = run * kRun; i < std::min((run + 1) * kRun, part.count); ++i)
-        prepare(first + i, origins_[index] + part.first_position + i);
+        prepare(first + i, memory_.origins[index] + part.first_position + i);
     });
   });
 }
@@ -290,7 +326,7 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
     if (span.slot == -1)
       rows.skip(first, part.count);
     else
-      rows.add(first, part, cache_->view(span.slot), mask, span.first_position + span.count, origins_[index]);
+      rows.add(first, part, cache_->view(span.slot), mask, span.first_position + span.count, memory_.origins[index]);
   });
   kernels::attend(
       {.shape = {.heads = config_.num_attention_heads,

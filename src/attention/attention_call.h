@@ -26,6 +26,7 @@ class AttentionCall {
   void resolve_spans();
   void resolve_cache();
   void resolve_angles();
+  void find_angles(const Piece& piece);
   void make_outputs();
   [[nodiscard]] int64_t piece_tokens() const;
 
@@ -50,11 +51,16 @@ class AttentionCall {
   int64_t tokens_ = 0;
   std::vector<Span> own_spans_;
   std::span<const Span> spans_;
-  // The position that a span's first position 0 stands for; only without a cache is it not 0.
-  std::vector<int64_t> origins_;
   std::optional<KvCache> own_cache_;
   KvCache* cache_ = nullptr;
-  RotaryAngles angles_;
+  // Of tokens first .. first+count-1 of the call.
+  struct Angles {
+    ConstTensorView cos;
+    ConstTensorView sin;
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+  Angles angles_;
   AttentionOutput output_;
   TensorView hidden_;  // where hidden states go
 };

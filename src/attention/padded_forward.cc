@@ -39,8 +39,7 @@ class PaddedCall {
       : attention_(attention), config_(attention.config()), input_(input) {
     const ConstTensorView& x = input.hidden_states;
     require(x.shape().rank() == 3 && x.size(2) == config_.input_size() && x.is_dense(),
-            "attention: hidden_states has shape {}, expected [batch, seq, {}], dense", x.shape().to_string(),
-            config_.input_size());
+            "attention: hidden_states has shape {}, expected [batch, seq, {}], dense", x.shape(), config_.input_size());
     batch_ = x.size(0);
     seq_ = x.size(1);
     check_matrix("attention_mask", input.attention_mask);
@@ -90,7 +89,7 @@ class PaddedCall {
  private:
   void check_matrix(const char* name, ConstTensorView view) const {
     require(view.empty() || view.shape() == Shape{batch_, seq_}, "attention: {} has shape {}, expected [{}, {}]", name,
-            view.shape().to_string(), batch_, seq_);
+            view.shape(), batch_, seq_);
   }
 
   Row find_row(int64_t b) const {
@@ -139,8 +138,7 @@ class PaddedCall {
   // [batch, seq, width] -> [tokens, width]
   Tensor pack(ConstTensorView padded, int64_t tokens) const {
     require(padded.shape() == input_.hidden_states.shape() && padded.is_dense(),
-            "attention: residual has shape {}, expected {}, dense", padded.shape().to_string(),
-            input_.hidden_states.shape().to_string());
+            "attention: residual has shape {}, expected {}, dense", padded.shape(), input_.hidden_states.shape());
     Tensor packed(padded.dtype(), {tokens, padded.size(2)});
     std::byte* to = packed.view().data();
     for (int64_t b = 0; b < batch_; ++b) {

@@ -149,10 +149,8 @@ void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView val
   const State& s = *state_;
   const Shape key_shape{span.count, s.kv_heads, s.head_dim};
   const Shape value_shape{span.count, s.kv_heads, s.v_head_dim};
-  require(keys.shape() == key_shape, "cache: keys have shape {}, expected {}", keys.shape().to_string(),
-          key_shape.to_string());
-  require(values.shape() == value_shape, "cache: values have shape {}, expected {}", values.shape().to_string(),
-          value_shape.to_string());
+  require(keys.shape() == key_shape, "cache: keys have shape {}, expected {}", keys.shape(), key_shape);
+  require(values.shape() == value_shape, "cache: values have shape {}, expected {}", values.shape(), value_shape);
   const float* key = keys.elements<float>().data();
   const float* value = values.elements<float>().data();
   if (span.slot == -1) return;
@@ -174,8 +172,7 @@ void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView val
     kernels::store_keys(rows(key, s.head_dim), place.token, s.key_panel(place.page, head));
     kernels::store_values(rows(value, s.v_head_dim), place.token, s.value_panel(place.page, head));
   };
-  // One tile is stored faster than a team of threads wakes up.
-  (tile_count == 1 ? Threads(1) : threads).for_each(tile_count * s.kv_heads, store);
+  threads.for_work(10 * span.count * s.kv_heads * (s.head_dim + s.v_head_dim)).for_each(tile_count * s.kv_heads, store);
   state_->lengths[static_cast<size_t>(span.slot)] = span.first_position + span.count;
 }
 

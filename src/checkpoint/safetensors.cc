@@ -128,7 +128,7 @@ class Reader {
     require(!__builtin_mul_overflow(tensor.shape.elements(), block_of(tensor.type).bytes, &bytes) &&
                 bytes == offsets[1] - offsets[0],
             "checkpoint: {}: tensor \"{}\" has {} bytes, but shape {} of {} needs another number", name_,
-            printable(name), offsets[1] - offsets[0], tensor.shape.to_string(), name_of(tensor.type));
+            printable(name), offsets[1] - offsets[0], tensor.shape, name_of(tensor.type));
     tensor.bytes = data_.subspan(static_cast<size_t>(offsets[0]), static_cast<size_t>(bytes));
     parsed_.tensors.push_back(std::move(tensor));
   }
@@ -145,7 +145,7 @@ std::string make_header(std::span<const NamedTensor> tensors, const std::map<std
   int64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
     require(!header.contains(name), "safetensors: tensor \"{}\" comes twice", name);
-    require(tensor.is_dense(), "safetensors: tensor \"{}\" of shape {} is not dense", name, tensor.shape().to_string());
+    require(tensor.is_dense(), "safetensors: tensor \"{}\" of shape {} is not dense", name, tensor.shape());
     const WeightType type = weight_type_of(tensor.dtype());
     const int64_t bytes = tensor.shape().elements() * static_cast<int64_t>(size_of(tensor.dtype()));
     std::string_view type_name;

@@ -152,7 +152,6 @@ void Decoder::run_layers(std::span<const int32_t> tokens, std::span<const Span> 
                                                                     static_cast<size_t>(config_.hidden_size)});
   });
   const TensorView branch = workspace.memory().matrix(Memory::Piece::branch, hidden.size(0), config_.hidden_size);
-  RotaryAngles angles;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     AttentionInput input;
@@ -161,12 +160,10 @@ void Decoder::run_layers(std::span<const int32_t> tokens, std::span<const Span> 
     input.output = branch;
     input.cache = &caches[i];
     input.rmsnorm = ConstTensorView(layer.attention_norm.data(), {config_.hidden_size});
-    input.cos_cache = &angles.cos;
-    input.sin_cache = &angles.sin;
     input.present_key_value = false;
+    input.angles = false;
     input.workspace = &workspace;
-    AttentionOutput output = layer.attention.forward(input);
-    angles = {.cos = std::move(output.cos_cache), .sin = std::move(output.sin_cache)};
+    (void)layer.attention.forward(input);
     add_rows(branch, hidden, workspace.threads());
     run_mlp(layer, hidden, workspace);
   }

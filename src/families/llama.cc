@@ -23,7 +23,7 @@ class LlamaGguf : public Family {
   ModelConfig model() const override {
     const StoredTensor& embedding = checkpoint_.tensor("token_embd.weight");
     require(embedding.shape.rank() == 2, "checkpoint: tensor \"token_embd.weight\" has shape {}, expected two axes",
-            embedding.shape.to_string());
+            embedding.shape);
     const ModelConfig model{.family = "llama",
                             .num_layers = values_.required_integer("block_count"),
                             .hidden_size = values_.required_integer("embedding_length"),

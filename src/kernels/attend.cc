@@ -479,9 +479,7 @@ void plan_units(const AttendCall& call, const AttendLayout& layout, std::vector<
 constexpr int64_t kUnitsPerThread = 4;
 
 // One piece a unit; or, where units are few, several, whose partials are merged afterwards: then true.
-bool plan_pieces(AttendWork& work, const Threads& threads) {
-  int64_t all_blocks = 0;
-  for (const Unit& unit : work.units) all_blocks += unit.block_count;
+bool plan_pieces(AttendWork& work, int64_t all_blocks, const Threads& threads) {
   const auto units = static_cast<int64_t>(work.units.size());
   const bool split = threads.count() > 1 && units < kUnitsPerThread * threads.count() && all_blocks > units;
   const int64_t most =
@@ -520,17 +518,20 @@ void AttendScratch::reserve(int threads, size_t count_per_thread) {
   for (int thread = 0; thread < threads; ++thread) (void)of_thread(thread, count_per_thread);
 }
 
-void attend(const AttendCall& call, AttendScratch& scratch, const Threads& threads) {
+void attend(const AttendCall& call, AttendScratch& scratch, const Threads& team) {
   int64_t longest_span = 1;
   for (const AttendSpan& span : call.spans) longest_span = std::max(longest_span, span.count);
   const AttendLayout layout(call.shape, longest_span);
-  const auto floats = static_cast<size_t>(layout.thread_floats());
-  scratch.reserve(threads.count(), floats);
   AttendWork& work = scratch.work;
   plan_units(call, layout, work.units);
-  if (work.units.empty()) return;
+  int64_t all_blocks = 0;
+  for (const Unit& unit : work.units) all_blocks += unit.block_count;
+  const Threads threads =
+      team.for_work(all_blocks * kBlock * layout.unit_rows * (call.shape.head_dim + call.shape.v_head_dim));
+  const auto floats = static_cast<size_t>(layout.thread_floats());
+  scratch.reserve(team.count(), floats);
   float* partials = nullptr;
-  if (plan_pieces(work, threads)) {
+  if (plan_pieces(work, all_blocks, threads)) {
     const Unit& last = work.units.back();
     partials = scratch.shared(static_cast<size_t>((last.first_partial + last.block_count) * layout.partial_floats));
   }

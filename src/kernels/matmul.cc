@@ -139,18 +139,18 @@ void matmul(const InputRows& input, std::span<const Product> products, MatmulScr
   scratch.reserve(threads.count(), static_cast<size_t>(kDecodedTiles * kTile * kBlock + kRowsAtOnce * kTile));
   const int64_t size = run_tiles(products, threads);
   int64_t runs = 0;
-  for (const Product& product : products) runs += (tiles(product.columns) + size - 1) / size;
+  int64_t columns = 0;
+  for (const Product& product : products) {
+    runs += (tiles(product.columns) + size - 1) / size;
+    columns += product.columns;
+  }
   for (int64_t first = 0; first < input.rows; first += kRowsAtOnce) {
     const int64_t rows = std::min(kRowsAtOnce, input.rows - first);
     float* packed = scratch.rows(static_cast<size_t>(rows * blocks(input.depth) * kBlock));
     const auto pack = [&](int64_t row, int) { HWY_DYNAMIC_DISPATCH(pack_row)(input, first + row, rows, row, packed); };
-    // A few rows are copied faster than a team of threads wakes up.
-    if (rows < 2 * threads.count())
-      for (int64_t row = 0; row < rows; ++row) pack(row, 0);
-    else
-      threads.for_each(rows, pack);
+    threads.for_work(rows * input.depth).for_each(rows, pack);
     const RowBlocks blocks{.data = packed, .rows = rows};
-    threads.for_each(runs, [&](int64_t index, int thread) {
+    threads.for_work(rows * input.depth * columns).for_each(runs, [&](int64_t index, int thread) {
       HWY_DYNAMIC_DISPATCH(multiply_run)
       (blocks, input.depth, find_run(products, size, index), first, scratch.of_thread(thread));
     });

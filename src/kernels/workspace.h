@@ -11,13 +11,29 @@ namespace regard {
 
 /// Named pieces of memory, each as large as the largest call asked for.
 struct Workspace::Memory {
-  enum class Piece : uint8_t { queries, keys, values, attended, normed, hidden, branch, gate, up, logits, count };
+  enum class Piece : uint8_t {
+    queries,
+    keys,
+    values,
+    attended,
+    normed,
+    cos,
+    sin,
+    hidden,
+    branch,
+    gate,
+    up,
+    logits,
+    count
+  };
 
   kernels::MatmulScratch matmul;
   kernels::AttendScratch attend;
   std::vector<kernels::AttendSpan> spans;
   std::vector<Interval> visible;
   std::vector<int64_t> positions;
+  std::vector<int64_t> origins;
+  uint64_t angles_key = 0;  ///< Of what cos and sin hold: the next layer most often wants the same.
   std::vector<float> row;
 
   /// Piece as an f32 matrix of that shape. What it held before is lost.

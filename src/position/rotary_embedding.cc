@@ -98,14 +98,21 @@ RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, int64_t max_length)
                                     std::log(static_cast<double>(config.original_max_position_embeddings))));
       break;
   }
+  rotation_key_ = std::bit_cast<uint64_t>(attention_factor_);
+  for (const double frequency : frequencies_) rotation_key_ = mix(rotation_key_, std::bit_cast<uint64_t>(frequency));
 }
 
 RotaryAngles RotaryEmbedding::angles(std::span<const int64_t> positions) const {
   const Shape shape{static_cast<int64_t>(positions.size()), static_cast<int64_t>(frequencies_.size())};
   const uint64_t hash = key(positions);
   RotaryAngles angles{.cos = {Tensor(DType::f32, shape), hash}, .sin = {Tensor(DType::f32, shape), hash}};
-  float* cos = angles.cos.values.view().as<float>();
-  float* sin = angles.sin.values.view().as<float>();
+  write_angles(positions, angles.cos.values, angles.sin.values);
+  return angles;
+}
+
+void RotaryEmbedding::write_angles(std::span<const int64_t> positions, TensorView cos_out, TensorView sin_out) const {
+  float* cos = cos_out.as<float>();
+  float* sin = sin_out.as<float>();
   for (const int64_t position : positions) {
     for (const double frequency : frequencies_) {
       const double angle = static_cast<double>(position) * frequency;
@@ -113,17 +120,10 @@ RotaryAngles RotaryEmbedding::angles(std::span<const int64_t> positions) const {
       *sin++ = static_cast<float>(std::sin(angle) * attention_factor_);
     }
   }
-  return angles;
-}
-
-bool RotaryEmbedding::matches(const RotaryAngles& angles, std::span<const int64_t> positions) const {
-  const uint64_t hash = key(positions);
-  return !angles.cos.empty() && !angles.sin.empty() && angles.cos.key == hash && angles.sin.key == hash;
 }
 
 uint64_t RotaryEmbedding::key(std::span<const int64_t> positions) const {
-  uint64_t hash = mix(positions.size(), std::bit_cast<uint64_t>(attention_factor_));
-  for (const double frequency : frequencies_) hash = mix(hash, std::bit_cast<uint64_t>(frequency));
+  uint64_t hash = mix(rotation_key_, positions.size());
   for (const int64_t position : positions) hash = mix(hash, static_cast<uint64_t>(position));
   return hash;
 }

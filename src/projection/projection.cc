@@ -63,7 +63,7 @@ void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<c
   require(layers.size() == outs.size() && layers.size() <= kMost,
           "projection: {} layers have {} outputs, expected as many, at most {}", layers.size(), outs.size(), kMost);
   require(x.shape().rank() == 2 && (x.size(1) <= 1 || x.stride(1) == 1),
-          "projection: input has shape {}, expected [tokens, columns], dense rows", x.shape().to_string());
+          "projection: input has shape {}, expected [tokens, columns], dense rows", x.shape());
   require(x.dtype() == DType::f32 || x.dtype() == DType::bf16 || x.dtype() == DType::f16,
           "projection: input has dtype {}, expected f32, bf16 or f16", name_of(x.dtype()));
   std::array<kernels::Product, kMost> products;
@@ -72,8 +72,7 @@ void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<c
     const Shape expected{x.size(0), layer.weight.rows()};
     require(layer.weight.columns() == x.size(1), "projection: input has {} columns, expected {}", x.size(1),
             layer.weight.columns());
-    require(outs[i].shape() == expected, "projection: output has shape {}, expected {}", outs[i].shape().to_string(),
-            expected.to_string());
+    require(outs[i].shape() == expected, "projection: output has shape {}, expected {}", outs[i].shape(), expected);
     products[i] = {.weights = layer.weight.panel(),
                    .columns = layer.weight.rows(),
                    .bias = layer.bias.empty() ? nullptr : layer.bias.data(),

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "regard/error.h"
+#include "regard/tensor.h"
 
 namespace regard {
 
@@ -27,3 +28,11 @@ void require(bool condition, fmt::format_string<Args...> format, Args&&... args)
 [[nodiscard]] std::string printable(std::string_view text);
 
 }  // namespace regard
+
+/// Shapes print as "[2, 3]".
+template <>
+struct fmt::formatter<regard::Shape> : fmt::formatter<std::string> {
+  auto format(const regard::Shape& shape, fmt::format_context& context) const {
+    return fmt::formatter<std::string>::format(shape.to_string(), context);
+  }
+};

@@ -63,9 +63,9 @@ bool BasicTensorView<Byte>::is_dense() const {
 
 template <class Byte>
 BasicTensorView<Byte> BasicTensorView<Byte>::slice(size_t axis, int64_t first, int64_t count) const {
-  require(axis < shape_.rank(), "slice: axis is {}, but the tensor has shape {}", axis, shape_.to_string());
+  require(axis < shape_.rank(), "slice: axis is {}, but the tensor has shape {}", axis, shape_);
   require(first >= 0 && count >= 0 && first <= shape_[axis] && count <= shape_[axis] - first,
-          "slice: {} indices from {} of axis {} are not inside shape {}", count, first, axis, shape_.to_string());
+          "slice: {} indices from {} of axis {} are not inside shape {}", count, first, axis, shape_);
   std::array<int64_t, Shape::kMaxRank> sizes{};
   std::copy(shape_.begin(), shape_.end(), sizes.begin());
   sizes[axis] = count;
@@ -84,8 +84,8 @@ BasicTensorView<Byte> BasicTensorView<Byte>::operator[](int64_t index) const {
 template <class Byte>
 BasicTensorView<Byte> BasicTensorView<Byte>::reshape(const Shape& shape) const {
   require_dense();
-  require(shape.elements() == shape_.elements(), "reshape: shape {} has {} elements, but {} has {}", shape.to_string(),
-          shape.elements(), shape_.to_string(), shape_.elements());
+  require(shape.elements() == shape_.elements(), "reshape: shape {} has {} elements, but {} has {}", shape,
+          shape.elements(), shape_, shape_.elements());
   return BasicTensorView(data_, dtype_, shape);
 }
 
@@ -96,7 +96,7 @@ void BasicTensorView<Byte>::require_dtype(DType wanted) const {
 
 template <class Byte>
 void BasicTensorView<Byte>::require_dense() const {
-  require(is_dense(), "tensor of shape {} is not dense", shape_.to_string());
+  require(is_dense(), "tensor of shape {} is not dense", shape_);
 }
 
 template class BasicTensorView<std::byte>;

@@ -179,18 +179,16 @@ TEST(RotaryEmbedding, TablesMatchOnlyTheirOwnRotationAndPositions) {
   const RotaryConfig config{.rotary_dim = 8};
   const RotaryEmbedding rotary(config, 100);
   const auto angles = rotary.angles(positions);
-  EXPECT_TRUE(rotary.matches(angles, positions));
-  EXPECT_TRUE(RotaryEmbedding(config, 1).matches(angles, positions));
+  EXPECT_EQ(angles.cos.key, rotary.key(positions));
+  EXPECT_EQ(angles.cos.key, RotaryEmbedding(config, 1).key(positions));
 
-  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 4, 6}));
-  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 5, 4}));
-  EXPECT_FALSE(rotary.matches(angles, std::vector<int64_t>{3, 4}));
-  EXPECT_FALSE(RotaryEmbedding({.rotary_dim = 8, .rope_theta = 1e6}, 100).matches(angles, positions));
-  EXPECT_FALSE(RotaryEmbedding({.rotary_dim = 4}, 100).matches(angles, positions));
+  EXPECT_NE(angles.cos.key, rotary.key(std::vector<int64_t>{3, 4, 6}));
+  EXPECT_NE(angles.cos.key, rotary.key(std::vector<int64_t>{3, 5, 4}));
+  EXPECT_NE(angles.cos.key, rotary.key(std::vector<int64_t>{3, 4}));
+  EXPECT_NE(RotaryEmbedding({.rotary_dim = 8, .rope_theta = 1e6}, 100).key(positions), angles.cos.key);
+  EXPECT_NE(RotaryEmbedding({.rotary_dim = 4}, 100).key(positions), angles.cos.key);
   const RotaryConfig linear{.rotary_dim = 8, .scaling = RopeScaling::linear, .factor = 2};
-  EXPECT_FALSE(RotaryEmbedding(linear, 100).matches(angles, positions));
-  EXPECT_FALSE(rotary.matches({}, positions));
-  EXPECT_FALSE(rotary.matches({.cos = angles.cos, .sin = {}}, positions));
+  EXPECT_NE(RotaryEmbedding(linear, 100).key(positions), angles.cos.key);
 }
 
 TEST(RotaryEmbedding, LongropeTablesMatchOnlyOnTheirSideOfTheTrainingLength) {
@@ -201,8 +199,8 @@ TEST(RotaryEmbedding, LongropeTablesMatchOnlyOnTheirSideOfTheTrainingLength) {
                             .long_factor = {2.0}};
   const std::vector<int64_t> positions = {5};
   const auto angles = RotaryEmbedding(config, 100).angles(positions);
-  EXPECT_TRUE(RotaryEmbedding(config, 6).matches(angles, positions));
-  EXPECT_FALSE(RotaryEmbedding(config, 101).matches(angles, positions));
+  EXPECT_EQ(RotaryEmbedding(config, 6).key(positions), angles.cos.key);
+  EXPECT_NE(RotaryEmbedding(config, 101).key(positions), angles.cos.key);
 }
 
 }  // namespace

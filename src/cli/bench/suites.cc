@@ -143,6 +143,7 @@ struct LayerBench {
     input.spans = {&span, 1};
     input.cache = &cache;
     input.present_key_value = false;
+    input.angles = false;
     input.output = output;
     input.workspace = &workspace;
     (void)attention.forward(input);
