@@ -86,7 +86,7 @@ void attend(const AttendInput& input) {
                    .visible = memory.visible.data(),
                    .out = input.output.data(),
                    .lse = input.lse.empty() ? nullptr : input.lse.as<float>()},
-                  memory.attend, workspace.threads());
+                  memory.attend, workspace.threads(), workspace.options());
 }
 
 }  // namespace regard

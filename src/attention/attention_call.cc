@@ -341,7 +341,7 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
        .visible = memory_.visible.data(),
        .out = attended.data(),
        .lse = input_.lse ? output_.lse.view().as<float>() + piece.first * config_.num_attention_heads : nullptr},
-      memory_.attend, workspace_.threads());
+      memory_.attend, workspace_.threads(), workspace_.options());
 }
 
 void AttentionCall::write_hidden(const Piece& piece, ConstTensorView attended) {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/attend_layout.h"
+#include "kernels/bf16_products.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attend.cc"
@@ -62,11 +63,23 @@ class UnitKernel {
         rows_(unit.tokens * layout.group) {}
 
   void load_queries() const {
+    if (layout_.pairs) return load_bf16_queries();
     for (int64_t block = 0; block < blocks(shape_.head_dim); ++block) {
       const int64_t count = std::min(kBlock, shape_.head_dim - block * kBlock);
       for (int64_t row = 0; row < rows_; ++row)
         load_row(query(unit_, row) + block * kBlock * element_bytes(), call_.dtype, count,
                  memory_.queries + (block * rows_ + row) * kBlock);
+    }
+  }
+
+  void load_bf16_queries() const {
+    for (int64_t block = 0; block < blocks(shape_.head_dim); ++block) {
+      const int64_t count = std::min(kBlock, shape_.head_dim - block * kBlock);
+      for (int64_t row = 0; row < rows_; ++row) {
+        float* wide = memory_.scores;
+        load_row(query(unit_, row) + block * kBlock * element_bytes(), call_.dtype, count, wide);
+        store_row(wide, count, DType::bf16, reinterpret_cast<std::byte*>(bf16_queries(block, row)));
+      }
     }
   }
 
@@ -159,7 +172,10 @@ class UnitKernel {
     return call_.queries + index * shape_.head_dim * element_bytes();
   }
   // Whether keys are read by so many rows that decoding them once is cheaper than at each use.
-  [[nodiscard]] bool decodes() const { return rows_ > kFusedRows; }
+  [[nodiscard]] bool decodes() const { return rows_ > kFusedRows && !layout_.pairs; }
+  [[nodiscard]] uint16_t* bf16_queries(int64_t block, int64_t row) const {
+    return reinterpret_cast<uint16_t*>(memory_.queries) + (block * rows_ + row) * kBlock;
+  }
 
   // Fills memory_.seen; returns the keys that any row sees.
   KeyRange find_seen(int64_t block) const {
@@ -254,7 +270,7 @@ class UnitKernel {
   // Rows that go through the kernel together. They hold whole tokens, or part of one: rows of one token see the same
   // keys, and of several tokens not, which leaves ragged ends.
   [[nodiscard]] int64_t rows_from(int64_t row, PanelType type) const {
-    const int64_t most = type == PanelType::f32 ? kMaxRows : kFusedRows;
+    const int64_t most = type == PanelType::f32 || layout_.pairs ? kMaxRows : kFusedRows;
     const int64_t group = layout_.group;
     if (group <= most) return std::min(most / group * group, rows_ - row);
     const int64_t parts = (group + most - 1) / most;
@@ -280,6 +296,8 @@ class UnitKernel {
         weigh(memory_.scores + row * kBlock, seen[row], scale_, keys.key_scales, keys.value_scales,
               partial.maximum[row], partial.sum[row]);
     }
+    if (layout_.pairs)
+      store_row(memory_.scores, tile.rows * kBlock, DType::bf16, reinterpret_cast<std::byte*>(memory_.bf16_weights));
     add_values(keys, tile, partial.weighted);
   }
 
@@ -303,6 +321,13 @@ class UnitKernel {
   }
 
   void score_keys(const PanelView& keys, int64_t tile_count, const RowTile& tile, float* out) const {
+    if (layout_.pairs) {
+      for (int64_t block = 0; block < blocks(shape_.head_dim); ++block)
+        multiply_bf16({bf16_queries(block, tile.row), tile.rows}, keys.from(0, block * kBlock), tile_count, 0,
+                      std::min(kBlock, shape_.head_dim - block * kBlock) - 1, block == 0 ? Sum::start : Sum::add, out,
+                      kBlock);
+      return;
+    }
     for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock) {
       const float* queries = memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
       multiply(queries, tile.rows, keys.from(0, k), tile_count, std::min(kScoreBlock, shape_.head_dim - k),
@@ -348,6 +373,7 @@ class UnitKernel {
       common = common.intersect(seen[r]);
       all = all.unite(seen[r]);
     }
+    if (layout_.pairs) common = whole_pairs(common, all);
     // Rows of one token see the same keys and go together.
     const auto for_each_token = [&](auto&& visit) {
       for (int64_t r = all_rows.row; r < end;) {
@@ -372,6 +398,13 @@ class UnitKernel {
       });
   }
 
+  // Pairs of keys are added at once: a ragged end must not cut one.
+  [[nodiscard]] static KeyRange whole_pairs(KeyRange common, KeyRange all) {
+    if (all.first < common.first) common.first += common.first % 2;
+    if (all.last > common.last) common.last -= 1 - common.last % 2;
+    return common;
+  }
+
   // One chain over the keys of `part`, which may be empty: then Sum::start leaves zeros.
   void add_keys(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* weighted) const {
     float* out = weighted + at.row * layout_.value_width + at.tile * kTile;
@@ -383,8 +416,15 @@ class UnitKernel {
       const Segment& segment = keys.segments[s];
       const KeyRange own = part.intersect(segment.range());
       if (own.empty()) continue;
-      PanelView values = segment.values.from(at.tile, own.first - segment.first);
+      const int64_t first = own.first - segment.first;
+      PanelView values = segment.values.from(at.tile, layout_.pairs ? 0 : first);
       if (!at.fetching) values.ahead = 0;
+      if (layout_.pairs) {
+        multiply_bf16({memory_.bf16_weights + at.row * kBlock + segment.first, at.rows}, values, at.tiles, first,
+                      own.last - segment.first, mode, out, layout_.value_width);
+        mode = Sum::resume;
+        continue;
+      }
       multiply(memory_.scores + at.row * kBlock + own.first, at.rows, values, at.tiles, own.size(), mode, out,
                static_cast<size_t>(layout_.value_width));
       mode = Sum::resume;
@@ -500,6 +540,14 @@ bool plan_pieces(AttendWork& work, int64_t all_blocks, const Threads& threads) {
   return split;
 }
 
+// Whether both products of the call can be of bf16 pairs.
+bool can_pair(const AttendCall& call) {
+  return call.shape.head_dim % 2 == 0 && std::ranges::all_of(call.spans, [](const AttendSpan& span) {
+           return span.kv.keys == nullptr ||
+                  (span.kv.key_type == PanelType::bf16 && span.kv.value_type == PanelType::bf16);
+         });
+}
+
 }  // namespace
 
 float* AttendScratch::of_thread(int thread, size_t count) {
@@ -518,10 +566,11 @@ void AttendScratch::reserve(int threads, size_t count_per_thread) {
   for (int thread = 0; thread < threads; ++thread) (void)of_thread(thread, count_per_thread);
 }
 
-void attend(const AttendCall& call, AttendScratch& scratch, const Threads& team) {
+void attend(const AttendCall& call, AttendScratch& scratch, const Threads& team, const WorkspaceOptions& options) {
   int64_t longest_span = 1;
   for (const AttendSpan& span : call.spans) longest_span = std::max(longest_span, span.count);
-  const AttendLayout layout(call.shape, longest_span);
+  AttendLayout layout(call.shape, longest_span, options.caches);
+  layout.pairs = options.bf16_products && can_pair(call) && has_bf16_products();
   AttendWork& work = scratch.work;
   plan_units(call, layout, work.units);
   int64_t all_blocks = 0;

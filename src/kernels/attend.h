@@ -9,6 +9,7 @@
 #include "regard/interval.h"
 #include "regard/tensor.h"
 #include "regard/threads.h"
+#include "regard/workspace.h"
 
 namespace regard::kernels {
 
@@ -97,6 +98,7 @@ class AttendScratch {
 
 /// Softmax attention over the visible keys of every row, with the learned sink in the denominator. Rows that see
 /// nothing give zeros. Bits depend on the row's own query, keys and interval only.
-void attend(const AttendCall& call, AttendScratch& scratch, const Threads& threads);
+void attend(const AttendCall& call, AttendScratch& scratch, const Threads& threads,
+            const WorkspaceOptions& options = {});
 
 }  // namespace regard::kernels

@@ -13,10 +13,6 @@ namespace regard::kernels {
 using Unit = AttendWork::Unit;
 using Piece = AttendWork::Piece;
 
-/// Rows (tokens times query heads of a group) a unit aims at: enough to use each key block many times, few enough that
-/// queries, partials and two key blocks share the L2 cache. A multiple of every target's row tile.
-inline constexpr int64_t kUnitRows = 240;
-
 /// Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
 /// chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 3 % of the time.
 inline constexpr int64_t kScoreBlock = 32;
@@ -53,6 +49,7 @@ struct KeyRange {
 
 /// Sizes, and the places in a thread's scratch memory.
 struct AttendLayout {
+  bool pairs = false;      ///< products of bf16 by bf16
   int64_t group;           ///< query heads a KV head
   int64_t unit_rows;       ///< the most rows of a unit
   int64_t value_width;     ///< v_head_dim, padded to whole tiles
@@ -65,9 +62,9 @@ struct AttendLayout {
   /// The most rows that pass by the keys together, on any target.
   static constexpr int64_t kMostRows = kTile;
 
-  AttendLayout(const AttendShape& shape, int64_t longest_span)
+  AttendLayout(const AttendShape& shape, int64_t longest_span, const CacheSizes& caches)
       : group(shape.heads / shape.kv_heads),
-        unit_rows(group * std::clamp<int64_t>(kUnitRows / group, 1, longest_span)),
+        unit_rows(group * std::clamp<int64_t>(fitting_rows(shape, caches) / group, 1, longest_span)),
         value_width(round_up(shape.v_head_dim, kTile)),
         // A vector of rows may start at the last one.
         row_floats(round_up(unit_rows, kTile) + kTile),
@@ -76,9 +73,19 @@ struct AttendLayout {
         key_floats(kBlock * shape.head_dim),
         value_floats(kBlock * value_width) {}
 
+  /// Rows (tokens times query heads of a group) that a unit aims at: enough to use each key block many times, few
+  /// enough that their queries and partials share three quarters of the L2 cache with a block. A multiple of all row
+  /// tiles.
+  [[nodiscard]] static int64_t fitting_rows(const AttendShape& shape, const CacheSizes& caches) {
+    constexpr int64_t kStep = 48;
+    constexpr int64_t kMost = 5 * kStep;
+    const int64_t row_bytes = (shape.head_dim + shape.v_head_dim) * static_cast<int64_t>(sizeof(float));
+    const int64_t rows = caches.l2 / 4 * 3 / row_bytes - kBlock;
+    return std::clamp(rows / kStep * kStep, kStep, kMost);
+  }
   [[nodiscard]] int64_t tile_floats() const { return kMostRows * value_width + 2 * kMostRows; }
   [[nodiscard]] int64_t thread_floats() const {
-    return query_floats + kMostRows * kBlock + partial_floats + tile_floats() + key_floats + value_floats +
+    return query_floats + kMostRows * kBlock * 3 / 2 + partial_floats + tile_floats() + key_floats + value_floats +
            4 * row_floats + 2 * kBlock;
   }
   [[nodiscard]] Partial partial_at(float* memory) const {
@@ -96,7 +103,8 @@ struct AttendLayout {
 /// A thread's scratch memory, cut into its pieces.
 struct ThreadMemory {
   float* queries;
-  float* scores;  ///< [kMostRows][kBlock], of one tile of rows
+  float* scores;           ///< [kMostRows][kBlock], of one tile of rows
+  uint16_t* bf16_weights;  ///< The same, where they are rounded
   Partial state;
   Partial partial;  ///< Of one tile of rows
   float* keys;
@@ -110,6 +118,7 @@ struct ThreadMemory {
     const auto take = [&](int64_t count) { return std::exchange(memory, memory + count); };
     queries = take(layout.query_floats);
     scores = take(AttendLayout::kMostRows * kBlock);
+    bf16_weights = reinterpret_cast<uint16_t*>(take(AttendLayout::kMostRows * kBlock / 2));
     state = layout.partial_at(take(layout.partial_floats));
     partial.weighted = take(AttendLayout::kMostRows * layout.value_width);
     partial.maximum = take(AttendLayout::kMostRows);

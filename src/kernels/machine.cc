@@ -4,8 +4,8 @@
 #include <atomic>
 #include <chrono>
 
-#include "kernels/cache_sizes.h"
 #include "regard/tensor.h"
+#include "regard/workspace.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/machine.cc"
@@ -67,7 +67,8 @@ constexpr int64_t kPiece = int64_t{1} << 16;
 }  // namespace
 
 MachineProbe::MachineProbe(const Threads& threads)
-    : threads_(threads), memory_(static_cast<size_t>(std::max(int64_t{1} << 28, 4 * cache_sizes().last_level))) {
+    : threads_(threads),
+      memory_(static_cast<size_t>(std::max(int64_t{1} << 28, 4 * CacheSizes::of_machine().last_level))) {
   auto* floats = reinterpret_cast<float*>(memory_.data());
   const auto pieces = static_cast<int64_t>(memory_.size() / sizeof(float)) / kPiece;
   threads.for_each(pieces, [&](int64_t piece, int) { std::fill_n(floats + piece * kPiece, kPiece, 1.0F); });

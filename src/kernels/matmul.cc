@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/bf16_products.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/matmul.cc"
 #include <hwy/foreach_target.h>
@@ -13,8 +15,26 @@
 #define REGARD_KERNELS_MATMUL_ONCE_
 namespace regard::kernels {
 
-// Rows that are packed and multiplied together: weights come from memory once for so many rows.
-inline constexpr int64_t kRowsAtOnce = 240;
+// Rows that are packed and multiplied together: weights come from memory once for so many rows, and one block of them
+// fills half of the L2 cache at most. A multiple of all row tiles.
+inline int64_t rows_at_once(const CacheSizes& caches) {
+  constexpr int64_t kStep = 48;
+  constexpr int64_t kMost = 5 * kStep;
+  const int64_t rows = caches.l2 / 2 / (kBlock * static_cast<int64_t>(sizeof(float)));
+  return std::clamp(rows / kStep * kStep, kStep, kMost);
+}
+
+// The left operand: rows of f32, or of bf16 where products are of bf16 pairs, cut along k: [blocks][rows][kBlock].
+struct PackedRows {
+  float* data = nullptr;
+  int64_t rows = 0;
+  bool pairs = false;
+
+  [[nodiscard]] float* row(int64_t block, int64_t index) const { return data + (block * rows + index) * kBlock; }
+  [[nodiscard]] uint16_t* bf16_row(int64_t block, int64_t index) const {
+    return reinterpret_cast<uint16_t*>(data) + (block * rows + index) * kBlock;
+  }
+};
 
 // Weight tiles whose block is decoded together: two tiles of a block are 32 KB of f32.
 inline constexpr int64_t kDecodedTiles = 2;
@@ -33,28 +53,35 @@ HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
 namespace {
 
-void pack_row(const InputRows& input, int64_t row, int64_t rows, int64_t index, float* packed) {
+void pack_row(const InputRows& input, int64_t row, int64_t index, const PackedRows& packed) {
   for (int64_t block = 0; block < blocks(input.depth); ++block) {
     const int64_t depth = std::min(kBlock, input.depth - block * kBlock);
     const std::byte* from =
         input.data + (row * input.stride + block * kBlock) * static_cast<int64_t>(size_of(input.dtype));
-    float* to = packed + (block * rows + index) * kBlock;
-    load_row(from, input.dtype, depth, to);
+    if (packed.pairs) {
+      alignas(64) float wide[kBlock];
+      load_row(from, input.dtype, depth, wide);
+      store_row(wide, depth, DType::bf16, reinterpret_cast<std::byte*>(packed.bf16_row(block, index)));
+    } else {
+      load_row(from, input.dtype, depth, packed.row(block, index));
+    }
   }
 }
 
-// Packed rows times `tile_count` tiles from `tile` on, into C.
-void multiply_columns(const RowBlocks& packed, int64_t depth, const PanelView& weights, int64_t tile,
-                      int64_t tile_count, float* decode_memory, float* c, int64_t c_stride) {
-  const bool fused = packed.rows <= kFusedRows || weights.type == PanelType::f32;
-  const int64_t step = weights.type != PanelType::f32 && fused ? kFusedRows : kMaxRows;
-  for (int64_t block = 0; block < blocks(depth); ++block) {
-    const int64_t count = std::min(kBlock, depth - block * kBlock);
-    const PanelView stored = weights.from(tile, block * kBlock);
-    const PanelView panel = fused ? stored : decoded(stored, tile_count, count, decode_memory);
-    for (int64_t row = 0; row < packed.rows; row += step)
-      multiply(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count,
-               block == 0 ? Sum::start : Sum::add, c + row * c_stride, static_cast<size_t>(c_stride));
+// One block of packed rows times `tile_count` tiles from `tile` on, added to C from the second block on. The weights
+// that come `ahead` bytes later are fetched meanwhile.
+void multiply_block(const PackedRows& packed, int64_t block, int64_t count, PanelView panel, int64_t tile_count,
+                    float* decode_memory, float* c, int64_t c_stride) {
+  const Sum mode = block == 0 ? Sum::start : Sum::add;
+  if (packed.pairs)
+    return multiply_bf16({packed.bf16_row(block, 0), packed.rows}, panel, tile_count, 0, count - 1, mode, c, c_stride);
+  const bool fused = packed.rows <= kFusedRows;
+  if (!fused) panel = decoded(panel, tile_count, count, decode_memory);
+  const int64_t step = fused ? kFusedRows : kMaxRows;
+  for (int64_t row = 0; row < packed.rows; row += step) {
+    multiply(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count, mode,
+             c + row * c_stride, static_cast<size_t>(c_stride));
+    panel.ahead = 0;
   }
 }
 
@@ -65,26 +92,39 @@ void add_bias(const float* bias, int64_t rows, int64_t columns, float* out, int6
 
 // `packed` are rows first_row.. of the input. The last tile of a matrix may be partly padding, which must not be
 // written.
-void multiply_run(const RowBlocks& packed, int64_t depth, const TileRun& run, int64_t first_row, float* memory) {
+void multiply_run(const PackedRows& packed, int64_t depth, const TileRun& run, int64_t first_row, float* memory) {
   const Product& product = *run.product;
   float* decode_memory = memory;
   float* padded = memory + kDecodedTiles * kTile * kBlock;
   float* out = product.out + first_row * product.out_stride;
-  const int64_t whole_tiles = product.columns / kTile;
-  const int64_t group = packed.rows <= kFusedRows ? 4 : kDecodedTiles;
-  for (int64_t tile = run.first; tile < run.first + run.count;) {
-    const int64_t column = tile * kTile;
-    if (tile < whole_tiles) {
-      const int64_t count = std::min({group, run.first + run.count - tile, whole_tiles - tile});
-      multiply_columns(packed, depth, product.weights, tile, count, decode_memory, out + column, product.out_stride);
-      tile += count;
-    } else {
-      multiply_columns(packed, depth, product.weights, tile, 1, decode_memory, padded, kTile);
-      for (int64_t row = 0; row < packed.rows; ++row)
-        std::copy_n(padded + row * kTile, product.columns - column, out + row * product.out_stride + column);
-      ++tile;
-    }
+  const int64_t end = run.first + run.count;
+  const int64_t whole_end = std::min(end, product.columns / kTile);
+  const bool few = packed.rows <= kFusedRows;
+  const int64_t group = few ? 4 : kDecodedTiles;
+  const auto multiply_part = [&](int64_t block, int64_t tile) {
+    const int64_t count = std::min(kBlock, depth - block * kBlock);
+    PanelView panel = product.weights.from(tile, block * kBlock);
+    if (block + 1 < blocks(depth)) panel.ahead = panel.bytes_of(count);
+    if (tile < whole_end)
+      multiply_block(packed, block, count, panel, std::min(group, whole_end - tile), decode_memory, out + tile * kTile,
+                     product.out_stride);
+    else
+      multiply_block(packed, block, count, panel, 1, decode_memory, padded, kTile);
+  };
+  // A few rows read the weights in the order of memory. Many rows stay with one block of themselves, which fits the L2
+  // cache, for all tiles.
+  const auto next_tile = [&](int64_t tile) { return tile < whole_end ? std::min(tile + group, whole_end) : tile + 1; };
+  if (few) {
+    for (int64_t tile = run.first; tile < end; tile = next_tile(tile))
+      for (int64_t block = 0; block < blocks(depth); ++block) multiply_part(block, tile);
+  } else {
+    for (int64_t block = 0; block < blocks(depth); ++block)
+      for (int64_t tile = run.first; tile < end; tile = next_tile(tile)) multiply_part(block, tile);
   }
+  if (whole_end < end)
+    for (int64_t row = 0; row < packed.rows; ++row)
+      std::copy_n(padded + row * kTile, product.columns - whole_end * kTile,
+                  out + row * product.out_stride + whole_end * kTile);
   if (product.bias == nullptr) return;
   const int64_t column = run.first * kTile;
   add_bias(product.bias + column, packed.rows, std::min(run.count * kTile, product.columns - column), out + column,
@@ -135,8 +175,12 @@ void MatmulScratch::reserve(int threads, size_t count_per_thread) {
     if (buffer.size() < count_per_thread * sizeof(float)) buffer = Buffer(count_per_thread * sizeof(float));
 }
 
-void matmul(const InputRows& input, std::span<const Product> products, MatmulScratch& scratch, const Threads& threads) {
-  scratch.reserve(threads.count(), static_cast<size_t>(kDecodedTiles * kTile * kBlock + kRowsAtOnce * kTile));
+void matmul(const InputRows& input, std::span<const Product> products, MatmulScratch& scratch, const Threads& threads,
+            const WorkspaceOptions& options) {
+  const int64_t most_rows = rows_at_once(options.caches);
+  scratch.reserve(threads.count(), static_cast<size_t>(kDecodedTiles * kTile * kBlock + most_rows * kTile));
+  const bool bf16 = std::ranges::all_of(products, [](const Product& p) { return p.weights.type == PanelType::bf16; });
+  const bool pairs = options.bf16_products && bf16 && input.depth % 2 == 0 && has_bf16_products();
   const int64_t size = run_tiles(products, threads);
   int64_t runs = 0;
   int64_t columns = 0;
@@ -144,15 +188,16 @@ void matmul(const InputRows& input, std::span<const Product> products, MatmulScr
     runs += (tiles(product.columns) + size - 1) / size;
     columns += product.columns;
   }
-  for (int64_t first = 0; first < input.rows; first += kRowsAtOnce) {
-    const int64_t rows = std::min(kRowsAtOnce, input.rows - first);
-    float* packed = scratch.rows(static_cast<size_t>(rows * blocks(input.depth) * kBlock));
-    const auto pack = [&](int64_t row, int) { HWY_DYNAMIC_DISPATCH(pack_row)(input, first + row, rows, row, packed); };
-    threads.for_work(rows * input.depth).for_each(rows, pack);
-    const RowBlocks blocks{.data = packed, .rows = rows};
+  for (int64_t first = 0; first < input.rows; first += most_rows) {
+    const int64_t rows = std::min(most_rows, input.rows - first);
+    const PackedRows packed{
+        .data = scratch.rows(static_cast<size_t>(rows * blocks(input.depth) * kBlock)), .rows = rows, .pairs = pairs};
+    threads.for_work(rows * input.depth).for_each(rows, [&](int64_t row, int) {
+      HWY_DYNAMIC_DISPATCH(pack_row)(input, first + row, row, packed);
+    });
     threads.for_work(rows * input.depth * columns).for_each(runs, [&](int64_t index, int thread) {
       HWY_DYNAMIC_DISPATCH(multiply_run)
-      (blocks, input.depth, find_run(products, size, index), first, scratch.of_thread(thread));
+      (packed, input.depth, find_run(products, size, index), first, scratch.of_thread(thread));
     });
   }
 }

@@ -8,6 +8,7 @@
 #include "kernels/panel.h"
 #include "regard/tensor.h"
 #include "regard/threads.h"
+#include "regard/workspace.h"
 
 namespace regard::kernels {
 
@@ -44,6 +45,7 @@ class MatmulScratch {
 };
 
 /// All products of the same rows; at most 8. A row's output has the same bits in every call that it is part of.
-void matmul(const InputRows& input, std::span<const Product> products, MatmulScratch& scratch, const Threads& threads);
+void matmul(const InputRows& input, std::span<const Product> products, MatmulScratch& scratch, const Threads& threads,
+            const WorkspaceOptions& options = {});
 
 }  // namespace regard::kernels

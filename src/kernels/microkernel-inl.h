@@ -189,13 +189,6 @@ struct GroupedU4 {
 
 // ---- The product ----
 
-/// What happens to the sums that C already holds.
-enum class Sum : uint8_t {
-  start,   // they are overwritten
-  resume,  // the chain of FMAs goes on from them
-  add,     // the finished sums of this block are added to them
-};
-
 template <class Element, int kRows, int kTiles>
 struct Accumulators {
   Vec sums[kRows][kTiles * kVectors];
@@ -246,11 +239,16 @@ HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const PanelView& p
   if constexpr (Element::kGrouped) {
     const auto group = static_cast<size_t>(panel.group);
     const size_t group_bytes = Element::kHeaderBytes + group / 2 * Element::kPairBytes;
-    for (size_t k = 0; k < static_cast<size_t>(depth); k += group, b += group_bytes) {
+    const std::byte* next = b + panel.ahead;
+    for (size_t k = 0; k < static_cast<size_t>(depth); k += group, b += group_bytes, next += group_bytes) {
       GroupScales scales[kTiles * kVectors];
       REGARD_UNROLL
       for (size_t v = 0; v < kTiles * kVectors; ++v)
         scales[v] = Element::scales(b + v / kVectors * tile_bytes, v % kVectors);
+      for (size_t byte = 0; byte < group_bytes; byte += 64) {
+        REGARD_UNROLL
+        for (size_t tile = 0; tile < kTiles; ++tile) prefetch(next + tile * tile_bytes + byte);
+      }
       for (size_t pair = 0; pair < group / 2; ++pair) {
         Vec even[kTiles * kVectors];
         Vec odd[kTiles * kVectors];

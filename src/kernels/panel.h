@@ -89,12 +89,11 @@ struct PanelView {
   }
 };
 
-/// The left operand: rows of f32, cut along k into blocks: [blocks][rows][kBlock].
-struct RowBlocks {
-  const float* data = nullptr;
-  int64_t rows = 0;
-
-  [[nodiscard]] const float* row(int64_t block, int64_t index) const { return data + (block * rows + index) * kBlock; }
+/// What happens to the sums that the result of a product already holds.
+enum class Sum : uint8_t {
+  start,   ///< They are overwritten.
+  resume,  ///< The chain of multiply-adds goes on from them.
+  add,     ///< The finished sums of this block are added to them.
 };
 
 }  // namespace regard::kernels

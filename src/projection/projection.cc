@@ -80,7 +80,8 @@ void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<c
                    .out_stride = outs[i].stride(0)};
   }
   kernels::matmul({.data = x.data(), .dtype = x.dtype(), .rows = x.size(0), .depth = x.size(1), .stride = x.stride(0)},
-                  std::span(products.data(), layers.size()), workspace.memory().matmul, workspace.threads());
+                  std::span(products.data(), layers.size()), workspace.memory().matmul, workspace.threads(),
+                  workspace.options());
 }
 
 QkvProjection QkvProjection::load(const QkvWeights& weights, const AttentionConfig& config, const Threads& threads) {

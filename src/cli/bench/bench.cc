@@ -18,6 +18,7 @@ struct Options {
   std::vector<std::string> shapes;
   std::string model;
   int threads = 0;
+  bool bf16_products = false;
   bool json = false;
 };
 
@@ -35,7 +36,7 @@ std::vector<BenchCase> chosen_cases(const Options& options) {
 
 void run(const Options& options) {
   const auto cases = chosen_cases(options);
-  Workspace workspace(options.threads);
+  Workspace workspace(WorkspaceOptions{.threads = options.threads, .bf16_products = options.bf16_products});
   kernels::MachineProbe probe(workspace.threads());
   nlohmann::ordered_json results = nlohmann::ordered_json::array();
   if (!options.json)
@@ -73,8 +74,8 @@ void run(const Options& options) {
 void add_bench(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("bench", "Measure the machine, then attention on it");
-  auto* suite = command.add_option("--suite", options->suite, "attention (default), layer or decoder")
-                    ->check(CLI::IsMember({"attention", "layer", "decoder"}));
+  auto* suite = command.add_option("--suite", options->suite, "attention (default), projection, layer or decoder")
+                    ->check(CLI::IsMember({"attention", "projection", "layer", "decoder"}));
   command.add_option("--filter", options->filter, "Only cases with this text in their name");
   command
       .add_option("--shape", options->shapes,
@@ -84,6 +85,8 @@ void add_bench(CLI::App& app) {
   command.add_option("-m,--model", options->model,
                      "Checkpoint for the decoder suite (default: a random model of SmolLM2-135M's shape)");
   add_threads(command, options->threads);
+  command.add_flag("--bf16-products", options->bf16_products,
+                   "Lets bf16 weights and caches be multiplied by numbers rounded to bf16, where the machine can");
   command.add_flag("--json", options->json, "Print one JSON object");
   command.footer(
       "Percent of limit: of the roofline, the larger of operations / multiply-add peak and bytes / read bandwidth.\n"

@@ -31,8 +31,8 @@ struct BenchResult {
 /// Runs and measurements of the machine in turns; every figure is the median of its own.
 [[nodiscard]] BenchResult measure(const BenchCase& bench, kernels::MachineProbe& probe, Workspace& workspace);
 
-/// The cases of a suite: "attention", "layer" or "decoder". `model` is a checkpoint for the decoder suite; empty: a
-/// random model of SmolLM2-135M's shape.
+/// The cases of a suite: "attention", "projection", "layer" or "decoder". `model` is a checkpoint for the decoder
+/// suite; empty: a random model of SmolLM2-135M's shape.
 [[nodiscard]] std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model);
 /// One attention case, see AttentionShape.
 [[nodiscard]] BenchCase attention_case(const std::string& shape);

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -7,11 +9,11 @@
 
 #include "cli/bench/measure.h"
 #include "cli/bench/shape.h"
-#include "kernels/cache_sizes.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
 #include "regard/decoder.h"
+#include "regard/projection.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -55,7 +57,7 @@ struct AttentionBench {
   // stays in the processor would be read faster than any model can.
   static int64_t cache_count(const AttentionShape& s) {
     if (s.stage == AttentionShape::Stage::prefill) return 1;
-    return 1 + 4 * kernels::cache_sizes().last_level / static_cast<int64_t>(s.bytes());
+    return 1 + 4 * CacheSizes::of_machine().last_level / static_cast<int64_t>(s.bytes());
   }
 
   void append(KvCache& cache, const Threads& threads) const {
@@ -167,6 +169,49 @@ BenchCase layer_case(DType dtype, int64_t history, int64_t tokens) {
           }};
 }
 
+// ---- projection: one weight matrix of Llama-3-8B's size ----
+
+struct ProjectionBench {
+  std::vector<Linear> layers;
+  size_t next = 0;
+  Tensor input, output;
+
+  ProjectionBench(WeightType type, int64_t tokens, const Workspace& workspace)
+      : input(random_tensor(DType::f32, {tokens, kHidden})), output(DType::f32, {tokens, kHidden}) {
+    // Random bits are weights of any type but the floating-point ones, whose exponents they would scatter.
+    const int64_t block = block_of(type).values;
+    std::vector<std::byte> bytes(static_cast<size_t>(kHidden * kHidden / block * block_of(type).bytes));
+    const Tensor numbers = random_tensor(type == WeightType::bf16  ? DType::bf16
+                                         : type == WeightType::f16 ? DType::f16
+                                                                   : DType::f32,
+                                         {static_cast<int64_t>(bytes.size()) / 2});
+    std::memcpy(bytes.data(), numbers.view().data(), bytes.size());
+    if (block > 1) std::ranges::fill(bytes, std::byte{0x2C});  // f16 scales of 0.066
+    const WeightView weights = WeightView::make(type, kHidden, kHidden, bytes);
+    // As many as do not stay in the processor from one run to the next.
+    const int64_t count =
+        tokens > 64 ? 1 : 1 + 4 * CacheSizes::of_machine().last_level / static_cast<int64_t>(bytes.size());
+    for (int64_t i = 0; i < count; ++i) layers.push_back({.weight = PackedMatrix::pack(weights, workspace.threads())});
+  }
+
+  void run(Workspace& workspace) {
+    const std::array<const Linear*, 1> layer = {&layers[next]};
+    next = (next + 1) % layers.size();
+    apply(layer, input, std::array<TensorView, 1>{output}, workspace);
+  }
+};
+
+BenchCase projection_case(WeightType type, int64_t tokens) {
+  const auto elements = static_cast<double>(kHidden * kHidden);
+  return {.shape = fmt::format("projection:{}:m{}", name_of(type), tokens),
+          .operations = 2 * elements * static_cast<double>(tokens),
+          .bytes = elements * static_cast<double>(block_of(type).bytes) / static_cast<double>(block_of(type).values),
+          .prepare = [=](Workspace& workspace) -> std::function<void()> {
+            const auto bench = std::make_shared<ProjectionBench>(type, tokens, workspace);
+            return [bench, &workspace] { bench->run(workspace); };
+          }};
+}
+
 // ---- decoder: a whole model ----
 
 // Writes a random model of SmolLM2-135M's shape and loads it. The file is gone when this returns.
@@ -274,6 +319,10 @@ std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& 
       cases.push_back(layer_case(dtype, 0, 2048));
       cases.push_back(layer_case(dtype, 4095, 1));
     }
+  } else if (suite == "projection") {
+    for (const WeightType type :
+         {WeightType::f32, WeightType::bf16, WeightType::f16, WeightType::q8_0, WeightType::q4_1})
+      for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64, 512}) cases.push_back(projection_case(type, tokens));
   } else {
     const Threads threads;
     const auto decoder = std::make_shared<const Decoder>(

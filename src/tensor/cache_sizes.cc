@@ -1,12 +1,12 @@
-#include "kernels/cache_sizes.h"
-
 #include <fmt/format.h>
 
 #include <cstdio>
 #include <fstream>
 #include <string>
 
-namespace regard::kernels {
+#include "regard/workspace.h"
+
+namespace regard {
 namespace {
 
 // sysfs rather than sysconf: inside virtual machines the C library has been seen to report ten times the last level.
@@ -33,9 +33,9 @@ CacheSizes read_sysfs() {
 
 }  // namespace
 
-const CacheSizes& cache_sizes() {
+const CacheSizes& CacheSizes::of_machine() {
   static const CacheSizes sizes = read_sysfs();
   return sizes;
 }
 
-}  // namespace regard::kernels
+}  // namespace regard
