@@ -172,7 +172,7 @@ class UnitKernel {
     return call_.queries + index * shape_.head_dim * element_bytes();
   }
   // Whether keys are read by so many rows that decoding them once is cheaper than at each use.
-  [[nodiscard]] bool decodes() const { return rows_ > kFusedRows && !layout_.pairs; }
+  [[nodiscard]] bool decodes() const { return rows_ > kMostFused && !layout_.pairs; }
   [[nodiscard]] uint16_t* bf16_queries(int64_t block, int64_t row) const {
     return reinterpret_cast<uint16_t*>(memory_.queries) + (block * rows_ + row) * kBlock;
   }

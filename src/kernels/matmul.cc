@@ -75,9 +75,8 @@ void multiply_block(const PackedRows& packed, int64_t block, int64_t count, Pane
   const Sum mode = block == 0 ? Sum::start : Sum::add;
   if (packed.pairs)
     return multiply_bf16({packed.bf16_row(block, 0), packed.rows}, panel, tile_count, 0, count - 1, mode, c, c_stride);
-  const bool fused = packed.rows <= kFusedRows;
-  if (!fused) panel = decoded(panel, tile_count, count, decode_memory);
-  const int64_t step = fused ? kFusedRows : kMaxRows;
+  if (packed.rows > kMostFused) panel = decoded(panel, tile_count, count, decode_memory);
+  const int64_t step = even_step(packed.rows, panel.type == PanelType::f32 ? kMaxRows : kFusedRows);
   for (int64_t row = 0; row < packed.rows; row += step) {
     multiply(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count, mode,
              c + row * c_stride, static_cast<size_t>(c_stride));

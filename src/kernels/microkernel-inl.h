@@ -169,6 +169,16 @@ struct GroupedI8 {
   }
 };
 
+// The low four bits of each lane as a number; the others may be anything where a table of all sixteen fits a vector.
+HWY_INLINE Vec low_nibble_as_float(hn::Vec<hn::RebindToSigned<F32>> bits) {
+#if HWY_TARGET <= HWY_AVX3
+  alignas(64) static constexpr float kNumbers[kTile] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return Vec{_mm512_permutexvar_ps(bits.raw, hn::Load(F32(), kNumbers).raw)};
+#else
+  return hn::ConvertTo(F32(), hn::And(bits, hn::Set(hn::RebindToSigned<F32>(), 15)));
+#endif
+}
+
 template <class Scale>
 struct GroupedU4 {
   static constexpr bool kGrouped = true;
@@ -182,8 +192,8 @@ struct GroupedU4 {
     const hn::Rebind<uint8_t, F32> narrow;
     const hn::RebindToSigned<F32> wide;
     const auto bytes = hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(pair) + vector * kLanes));
-    even = hn::MulAdd(hn::ConvertTo(F32(), hn::And(bytes, hn::Set(wide, 15))), group.scale, group.minimum);
-    odd = hn::MulAdd(hn::ConvertTo(F32(), hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
+    even = hn::MulAdd(low_nibble_as_float(bytes), group.scale, group.minimum);
+    odd = hn::MulAdd(low_nibble_as_float(hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
   }
 };
 
@@ -296,8 +306,17 @@ constexpr auto kernel_table(std::integer_sequence<int, kIndex...>) {
   return std::array<RowKernels, sizeof...(kIndex)>{row_kernels<Element, kIndex + 1>()...};
 }
 
-// Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile.
+// The rows of a kernel that decodes its panel as it goes.
 inline constexpr int kFusedRows = kMaxRows < 8 ? kMaxRows : 8;
+
+// Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile.
+inline constexpr int64_t kMostFused = 32;
+
+// Rows of each row tile, when `rows` are cut into as few and as equal ones as possible.
+constexpr int64_t even_step(int64_t rows, int64_t most) {
+  const int64_t parts = (rows + most - 1) / most;
+  return (rows + parts - 1) / parts;
+}
 
 template <class Element>
 inline constexpr auto kKernels =
