@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
@@ -111,4 +110,4 @@ def prepare(shape: Shape, inputs: Inputs, threads: int) -> Prepared:
 
 
 if __name__ == "__main__":
-    serve_attention(prepare, {"ONNX Runtime": ort.__version__, "onnx": onnx.__version__})
+    serve_attention(prepare, {"ONNX Runtime": ort.__version__})

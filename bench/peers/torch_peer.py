@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from attention import Inputs, Prepared, serve_attention
 from shape import Shape
-from worker import Unsupported, median_milliseconds
+from worker import Unsupported, median_milliseconds, release
 
 # The fastest way of each case, found once.
 chosen: dict[Shape, str] = {}
@@ -68,4 +68,4 @@ def prepare(shape: Shape, inputs: Inputs, threads: int) -> Prepared:
 
 
 if __name__ == "__main__":
-    serve_attention(prepare, {"torch": torch.__version__})
+    serve_attention(prepare, {"PyTorch": release(torch)})

