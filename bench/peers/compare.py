@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from cases import GROUPS, TITLES, Case, Group
-from driver import Worker
+from driver import DISTURBED, Worker
 from report import Result, draw, markdown
 
 HERE = Path(__file__).resolve().parent
@@ -109,6 +109,7 @@ def note_reply(result: dict, measured: dict, peer: str, reply: dict) -> None:
         measured["unsupported"][peer] = reply["unsupported"]
         return
     measured["milliseconds"].setdefault(peer, []).append(reply["milliseconds"])
+    measured["others"].setdefault(peer, []).append(round(reply["others"], 3))
     if reply.get("note"):
         measured["notes"][peer] = reply["note"]
     machine, seen = result["machine"], reply.get("machine", {})
@@ -126,22 +127,25 @@ def measure_round(options, workers: dict[str, Worker], result: dict, cases: list
             if peer not in workers or peer in measured["unsupported"]:
                 continue
             request = {"case": case.spec, "threads": options.threads, "seconds": result["seconds"]}
-            reply = workers[peer].ask(request)
+            reply = workers[peer].ask_undisturbed(request)
             note_reply(result, measured, peer, reply)
             time = f"{reply['milliseconds']:.3f} ms" if "milliseconds" in reply else "-"
-            say(f"  {case.spec:<46} {peer:<13} {time}")
+            warning = f"  others took {100 * reply['others']:.0f} % of the machine" if time != "-" and reply["others"] > DISTURBED else ""
+            say(f"  {case.spec:<46} {peer:<13} {time:>12}{warning}")
+        save(options, result)  # an interrupted comparison can still be shown with --plot-only
 
 
 def compare(options, workers: dict[str, Worker], cases: list[tuple[Group, Case]]) -> dict:
     result = describe(options)
     for worker in workers.values():
         result["versions"] |= worker.ask({}).get("versions", {})
-    result["cases"] = [{"case": case.spec, "milliseconds": {}, "notes": {}, "unsupported": {}} for _, case in cases]
+    for _, case in cases:
+        empty = {"case": case.spec, "milliseconds": {}, "others": {}, "notes": {}, "unsupported": {}}
+        result["cases"].append(empty)
     for turn in range(1 if options.quick else options.rounds):
         say(f"round {turn + 1}")
-        measure_round(options, workers, result, cases)
         result["rounds"] = turn + 1
-        save(options, result)
+        measure_round(options, workers, result, cases)
     return result
 
 

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 from cases import GROUPS, TITLES, Case, Group
+from driver import DISTURBED
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 COLOURS = {
@@ -42,6 +43,13 @@ class Result:
                 found.append((group, cases, peers))
         return found
 
+    def disturbed(self) -> tuple[int, int]:
+        """Measurements during which other programs were busy, and all of them."""
+        shares = [
+            share for case in self.result["cases"] for times in case.get("others", {}).values() for share in times
+        ]
+        return sum(share > DISTURBED for share in shares), len(shares)
+
     def spread(self) -> float:
         """How far the rounds of one case and peer lie apart, as a share of their median: the median over all."""
         spreads = [
@@ -76,6 +84,12 @@ def header(result: Result) -> list[str]:
     rounds += f" of at least {raw['seconds']} s a measurement"
     if raw["rounds"] > 1:
         rounds += f"; rounds lie {100 * result.spread():.0f} % apart (median)"
+    disturbed, every = result.disturbed()
+    if disturbed:
+        rounds += (
+            f". **Not a quiet machine: other programs had more than {100 * DISTURBED:.0f} % of it during {disturbed} of "
+            f"{every} measurements**"
+        )
     return [f"{raw['date']}, commit {raw['commit']}; {machine_line(raw['machine'])}; {versions}; {rounds}."]
 
 
