@@ -37,8 +37,14 @@ GROUPS = (
             Case("prefill:bf16:b1:h32:kv8:d128:s2048", "prefill bf16, 32/8 heads of 128, 2048 tokens"),
             Case("prefill:f32:b1:h9:kv3:d64:s8192", "prefill f32, 9/3 heads of 64, 8192 tokens"),
             Case("prefill:f32:b4:h16:kv8:d128:s512", "prefill f32, 16/8 heads of 128, 4 × 512 tokens"),
-            Case("prefill:f32:b1:h64:kv8:d64:s4096:w128:sink", "prefill f32, 64/8 heads of 64, 4096 tokens, window 128, sinks"),
-            Case("prefill:f32:b1:h32:kv8:d128:s4096:c1024", "prefill f32, 32/8 heads of 128, 4096 tokens, chunks of 1024"),
+            Case(
+                "prefill:f32:b1:h64:kv8:d64:s4096:w128:sink",
+                "prefill f32, 64/8 heads of 64, 4096 tokens, window 128, sinks",
+            ),
+            Case(
+                "prefill:f32:b1:h32:kv8:d128:s4096:c1024",
+                "prefill f32, 32/8 heads of 128, 4096 tokens, chunks of 1024",
+            ),
             Case("decode:f32:b1:h32:kv8:d128:l8192", "decode f32, 32/8 heads of 128, 8192 cached"),
             Case("decode:bf16:b1:h32:kv8:d128:l8192", "decode bf16, 32/8 heads of 128, 8192 cached"),
             Case("decode:f16:b1:h32:kv8:d128:l8192", "decode f16, 32/8 heads of 128, 8192 cached"),

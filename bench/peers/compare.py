@@ -130,7 +130,8 @@ def measure_round(options, workers: dict[str, Worker], result: dict, cases: list
             reply = workers[peer].ask_undisturbed(request)
             note_reply(result, measured, peer, reply)
             time = f"{reply['milliseconds']:.3f} ms" if "milliseconds" in reply else "-"
-            warning = f"  others took {100 * reply['others']:.0f} % of the machine" if time != "-" and reply["others"] > DISTURBED else ""
+            disturbed = "milliseconds" in reply and reply["others"] > DISTURBED
+            warning = f"  others took {100 * reply['others']:.0f} % of the machine" if disturbed else ""
             say(f"  {case.spec:<46} {peer:<13} {time:>12}{warning}")
         save(options, result)  # an interrupted comparison can still be shown with --plot-only
 

@@ -74,8 +74,7 @@ def prepare(shape: Shape, inputs: Inputs, threads: int) -> Prepared:
 
     def empty_cache() -> tuple[torch.Tensor, torch.Tensor]:
         size = (shape.batch * blocks, shape.kv_heads, 2 * BLOCK, shape.head_dim)
-        keys_cache, values_cache = torch.zeros(size, dtype=torch.uint8 if cache_type == "fp8" else dtype).chunk(2, dim=2)
-        return keys_cache, values_cache
+        return torch.zeros(size, dtype=torch.uint8 if cache_type == "fp8" else dtype).chunk(2, dim=2)
 
     caches = [empty_cache() for _ in range(shape.cache_count)]
     for cache in caches:
