@@ -186,8 +186,9 @@ def draw(result: Result, file: Path) -> None:
         frameon=False,
     )
     raw, machine = result.result, result.result["machine"]
+    quiet = "; NOT A QUIET MACHINE" if result.disturbed()[0] else ""
     figure.supxlabel(
-        f"{raw['date']}, commit {raw['commit']}; {machine['cpu']}, {machine['threads']} threads",
+        f"{raw['date']}, commit {raw['commit']}; {machine['cpu']}, {machine['threads']} threads{quiet}",
         fontsize="small",
         color="#555555",
     )
@@ -208,7 +209,8 @@ def draw_panel(axis, group: Group, rows: list, longest: float) -> None:
         ticks.append((place + (len(found) - 1) / 2, case.title))
         for peer, speed, time in found:
             axis.barh(place, speed, height=0.86, color=COLOURS[peer])
-            axis.text(speed + 0.008 * longest, place, f"{number(time)} ms", va="center", fontsize="x-small")
+            label = axis.text(speed + 0.008 * longest, place, f"{number(time)} ms", va="center", fontsize="x-small")
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the line at 1
             place += 1
         place += 1
     axis.axvline(1, color="#000000", linewidth=0.8, linestyle=":")
