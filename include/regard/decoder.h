@@ -30,8 +30,8 @@ class Decoder {
   }
 
   /// The cost of running `tokens` tokens after `history` cached ones of one sequence, with the last one's logits and
-  /// f32 caches.
-  [[nodiscard]] DecoderCost cost(int64_t history, int64_t tokens) const;
+  /// caches of that type.
+  [[nodiscard]] DecoderCost cost(int64_t history, int64_t tokens, DType cache_dtype = DType::f32) const;
 
   /// One cache a layer, for `slots` sequences of up to `capacity` tokens.
   [[nodiscard]] std::vector<KvCache> make_caches(int64_t slots, int64_t capacity, DType dtype = DType::f32) const;

@@ -4,12 +4,21 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
+
+#include "regard/dtype.h"
 
 namespace regard::cli {
 
-// -m and --threads, which several commands have.
+// The type that users name: also as "int8", "fp8" (e4m3), "fp8_e4m3" or "fp8_e5m2". Throws Error for others.
+[[nodiscard]] DType parse_cache_dtype(std::string_view name);
+// --kv-dtype T
+void add_kv_dtype(CLI::App& command, std::string& kv_dtype);
+
+// -m, --kv-dtype and --threads, which several commands have.
 struct ModelOptions {
   std::string model;
+  std::string kv_dtype = "f32";
   int threads = 0;  // 0: one per core
 
   void add_to(CLI::App& command);

@@ -94,6 +94,7 @@ void run(const Options& options) {
   const auto result = generate(decoder, tokenizer, prompt,
                                {.max_tokens = options.max_tokens,
                                 .sampler = options.sampler,
+                                .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                                 .on_token =
                                     [&](int32_t token) {
                                       if (!options.json) stream.write(token);

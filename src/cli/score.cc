@@ -29,7 +29,8 @@ void run(const Options& options) {
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));
-    result = score(decoder, tokens, workspace, [&](int64_t done) { bar.show(done); });
+    result = score(
+        decoder, tokens, workspace, [&](int64_t done) { bar.show(done); }, parse_cache_dtype(options.model.kv_dtype));
   }
   const double rate = static_cast<double>(tokens.size()) / result.seconds;
   if (options.json)

@@ -81,7 +81,7 @@ Decoder Decoder::load(const Checkpoint& checkpoint, const Threads& threads) {
   return decoder;
 }
 
-DecoderCost Decoder::cost(int64_t history, int64_t tokens) const {
+DecoderCost Decoder::cost(int64_t history, int64_t tokens, DType cache_dtype) const {
   DecoderCost cost;
   const auto add_linear = [&](const PackedMatrix& weight, int64_t rows) {
     cost.operations += 2.0 * static_cast<double>(rows) * static_cast<double>(weight.rows() * weight.columns());
@@ -101,7 +101,8 @@ DecoderCost Decoder::cost(int64_t history, int64_t tokens) const {
       keys += static_cast<double>(mask.visible(position, length).size());
     const int64_t stored = length - mask.visible(history, length).first;
     cost.operations += 2.0 * keys * static_cast<double>(c.num_attention_heads * (c.head_dim + c.v_head_dim));
-    cost.bytes += static_cast<double>(stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim)) * sizeof(float);
+    cost.bytes += static_cast<double>(stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim)) *
+                  static_cast<double>(size_of(cache_dtype));
   }
   add_linear(config_.tied_embeddings ? embedding_.weight : output_.weight, 1);
   return cost;

@@ -15,6 +15,7 @@ namespace regard {
 struct GenerateOptions {
   int64_t max_tokens = 128;
   SamplerConfig sampler;
+  DType cache_dtype = DType::f32;
   // Called with each token as it comes; false stops the generation.
   std::function<bool(int32_t)> on_token = [](int32_t) { return true; };
 };
@@ -38,6 +39,6 @@ struct Score {
 
 // Calls `progress` with the tokens done so far. Throws Error for fewer than two tokens, or more than the context holds.
 [[nodiscard]] Score score(const Decoder& decoder, std::span<const int32_t> tokens, Workspace& workspace,
-                          const std::function<void(int64_t)>& progress);
+                          const std::function<void(int64_t)>& progress, DType cache_dtype = DType::f32);
 
 }  // namespace regard

@@ -249,7 +249,10 @@ class UnitKernel {
       }
       segment.keys = panels.keys;
       segment.values = panels.values;
-      if (kv.key_scales != nullptr) copy_scales(kv, position, segment);
+      if (kv.key_scales != nullptr) {
+        copy_scales(kv, position, segment);
+        if (next.unit != nullptr) fetch_scales(next, segment);
+      }
       position += count;
     }
     if (kv.key_scales != nullptr) {
@@ -261,10 +264,23 @@ class UnitKernel {
 
   // The scales of a segment's tokens, side by side with those of the block's other segments.
   void copy_scales(const KvPages& kv, int64_t position, const Segment& segment) const {
-    const int64_t page = position / kv.page_tokens;
-    const int64_t from = (page * shape_.kv_heads + unit_.kv_head) * kv.page_tokens + position % kv.page_tokens;
+    const int64_t from = index_of_scale(unit_, position);
     std::copy_n(kv.key_scales + from, segment.count, memory_.key_scales + segment.first);
     std::copy_n(kv.value_scales + from, segment.count, memory_.value_scales + segment.first);
+  }
+
+  void fetch_scales(const BlockOfUnit& next, const Segment& segment) const {
+    const KvPages& kv = next.unit->span->kv;
+    const int64_t from = index_of_scale(*next.unit, next.block * kBlock + segment.first);
+    for (int64_t i = 0; i < segment.count; i += kTile) {
+      prefetch(reinterpret_cast<const std::byte*>(kv.key_scales + from + i));
+      prefetch(reinterpret_cast<const std::byte*>(kv.value_scales + from + i));
+    }
+  }
+
+  [[nodiscard]] int64_t index_of_scale(const Unit& unit, int64_t position) const {
+    const int64_t page_tokens = unit.span->kv.page_tokens;
+    return (position / page_tokens * shape_.kv_heads + unit.kv_head) * page_tokens + position % page_tokens;
   }
 
   // Rows that go through the kernel together. They hold whole tokens, or part of one: rows of one token see the same

@@ -17,6 +17,7 @@ struct Options {
   std::string filter;
   std::vector<std::string> shapes;
   std::string model;
+  std::string kv_dtype = "f32";
   int threads = 0;
   bool bf16_products = false;
   bool json = false;
@@ -28,7 +29,7 @@ std::vector<BenchCase> chosen_cases(const Options& options) {
     for (const std::string& shape : options.shapes) cases.push_back(attention_case(shape));
     return cases;
   }
-  auto cases = bench_suite(options.suite, options.model);
+  auto cases = bench_suite(options.suite, options.model, parse_cache_dtype(options.kv_dtype));
   std::erase_if(cases, [&](const BenchCase& bench) { return bench.shape.find(options.filter) == std::string::npos; });
   require(!cases.empty(), "bench: no case of suite \"{}\" has \"{}\" in its name", options.suite, options.filter);
   return cases;
@@ -84,6 +85,7 @@ void add_bench(CLI::App& app) {
       ->excludes(suite);
   command.add_option("-m,--model", options->model,
                      "Checkpoint for the decoder suite (default: a random model of SmolLM2-135M's shape)");
+  add_kv_dtype(command, options->kv_dtype);
   add_threads(command, options->threads);
   command.add_flag("--bf16-products", options->bf16_products,
                    "Lets bf16 weights and caches be multiplied by numbers rounded to bf16, where the machine can");

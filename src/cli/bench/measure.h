@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/machine.h"
+#include "regard/dtype.h"
 #include "regard/workspace.h"
 
 namespace regard::cli {
@@ -31,9 +32,9 @@ struct BenchResult {
 /// Runs and measurements of the machine in turns; every figure is the median of its own.
 [[nodiscard]] BenchResult measure(const BenchCase& bench, kernels::MachineProbe& probe, Workspace& workspace);
 
-/// The cases of a suite: "attention", "projection", "layer" or "decoder". `model` is a checkpoint for the decoder
-/// suite; empty: a random model of SmolLM2-135M's shape.
-[[nodiscard]] std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model);
+/// The cases of a suite: "attention", "projection", "layer" or "decoder". `model` is a checkpoint for the decoder suite
+/// (empty: a random model of SmolLM2-135M's shape), `cache_dtype` the type of its caches.
+[[nodiscard]] std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model, DType cache_dtype);
 /// One attention case, see AttentionShape.
 [[nodiscard]] BenchCase attention_case(const std::string& shape);
 

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <vector>
 
+#include "cli/common.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -30,14 +31,6 @@ std::pair<std::string_view, int64_t> name_and_number(std::string_view part) {
   return {part.substr(0, digits), number};
 }
 
-// The dtype, also by the names that users of other libraries know.
-DType parse_dtype(std::string_view name) {
-  if (name == "int8") return DType::i8;
-  if (name == "fp8" || name == "fp8_e4m3") return DType::f8_e4m3;
-  if (name == "fp8_e5m2") return DType::f8_e5m2;
-  return dtype_from_name(name);
-}
-
 }  // namespace
 
 AttentionShape AttentionShape::parse(std::string_view text) {
@@ -56,7 +49,7 @@ AttentionShape AttentionShape::parse(std::string_view text) {
   else
     bad(parts[0]);
   if (parts.size() < 2) bad("");
-  shape.dtype = parse_dtype(parts[1]);
+  shape.dtype = parse_cache_dtype(parts[1]);
   for (size_t i = 2; i < parts.size(); ++i) {
     if (parts[i] == "sink") {
       shape.sink = true;

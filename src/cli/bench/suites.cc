@@ -259,9 +259,10 @@ struct DecoderBench {
   std::vector<int32_t> tokens;
   Span span;
 
-  DecoderBench(const std::shared_ptr<const Decoder>& model, int64_t history, int64_t count, Workspace& workspace)
+  DecoderBench(const std::shared_ptr<const Decoder>& model, int64_t history, int64_t count, DType cache_dtype,
+               Workspace& workspace)
       : decoder(model),
-        caches(decoder->make_caches(1, history + count)),
+        caches(decoder->make_caches(1, history + count, cache_dtype)),
         tokens(static_cast<size_t>(std::max(history, count)), 1),
         span{.slot = 0, .first_position = history, .count = count} {
     if (history > 0) forward({.slot = 0, .first_position = 0, .count = history}, workspace);
@@ -273,14 +274,15 @@ struct DecoderBench {
   }
 };
 
-BenchCase decoder_case(const std::shared_ptr<const Decoder>& decoder, int64_t history, int64_t tokens) {
+BenchCase decoder_case(const std::shared_ptr<const Decoder>& decoder, int64_t history, int64_t tokens,
+                       DType cache_dtype) {
   BenchCase bench{.shape = tokens > 1 ? fmt::format("decoder:prefill:s{}", tokens)
                                       : fmt::format("decoder:decode:l{}", history + tokens)};
-  const DecoderCost cost = decoder->cost(history, tokens);
+  const DecoderCost cost = decoder->cost(history, tokens, cache_dtype);
   bench.operations = cost.operations;
   bench.bytes = cost.bytes;
   bench.prepare = [=](Workspace& workspace) -> std::function<void()> {
-    const auto state = std::make_shared<DecoderBench>(decoder, history, tokens, workspace);
+    const auto state = std::make_shared<DecoderBench>(decoder, history, tokens, cache_dtype, workspace);
     return [state, &workspace] { state->forward(state->span, workspace); };
   };
   return bench;
@@ -309,7 +311,7 @@ BenchCase attention_case(const std::string& text) {
           }};
 }
 
-std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model) {
+std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& model, DType cache_dtype) {
   std::vector<BenchCase> cases;
   if (suite == "attention") {
     for (const char* shape : kAttentionCases) cases.push_back(attention_case(shape));
@@ -328,7 +330,7 @@ std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& 
     const auto decoder = std::make_shared<const Decoder>(
         model.empty() ? random_decoder(threads) : Decoder::load(Checkpoint::open(model), threads));
     for (const auto& [history, tokens] : {std::pair<int64_t, int64_t>{0, 512}, {0, 4096}, {0, 1}, {4096, 1}, {8000, 1}})
-      cases.push_back(decoder_case(decoder, history, tokens));
+      cases.push_back(decoder_case(decoder, history, tokens, cache_dtype));
   }
   return cases;
 }
