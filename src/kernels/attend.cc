@@ -249,24 +249,29 @@ class UnitKernel {
       }
       segment.keys = panels.keys;
       segment.values = panels.values;
-      if (kv.key_scales != nullptr) {
-        copy_scales(kv, position, segment);
-        if (next.unit != nullptr) fetch_scales(next, segment);
-      }
       position += count;
     }
-    if (kv.key_scales != nullptr) {
-      found.key_scales = memory_.key_scales;
-      found.value_scales = memory_.value_scales;
-    }
+    if (kv.key_scales != nullptr) find_scales(start, next, found);
     return found;
   }
 
-  // The scales of a segment's tokens, side by side with those of the block's other segments.
-  void copy_scales(const KvPages& kv, int64_t position, const Segment& segment) const {
-    const int64_t from = index_of_scale(unit_, position);
-    std::copy_n(kv.key_scales + from, segment.count, memory_.key_scales + segment.first);
-    std::copy_n(kv.value_scales + from, segment.count, memory_.value_scales + segment.first);
+  // The scales of the block's tokens, by key: where they lie, or side by side if they lie in several pages.
+  void find_scales(int64_t start, const BlockOfUnit& next, BlockKeys& found) const {
+    const KvPages& kv = unit_.span->kv;
+    for (int s = 0; s < found.count; ++s) {
+      const Segment& segment = found.segments[s];
+      const int64_t from = index_of_scale(unit_, start + segment.first);
+      if (next.unit != nullptr) fetch_scales(next, segment);
+      if (found.count == 1) {
+        found.key_scales = kv.key_scales + from - segment.first;
+        found.value_scales = kv.value_scales + from - segment.first;
+        return;
+      }
+      std::copy_n(kv.key_scales + from, segment.count, memory_.key_scales + segment.first);
+      std::copy_n(kv.value_scales + from, segment.count, memory_.value_scales + segment.first);
+    }
+    found.key_scales = memory_.key_scales;
+    found.value_scales = memory_.value_scales;
   }
 
   void fetch_scales(const BlockOfUnit& next, const Segment& segment) const {

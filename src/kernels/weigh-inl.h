@@ -42,6 +42,19 @@ inline void cap_scores(float* HWY_RESTRICT scores, int64_t begin, int64_t end, f
     hn::StoreU(hn::Tanh(F32(), hn::Mul(hn::LoadU(F32(), scores + key), hn::Set(F32(), inner))), F32(), scores + key);
 }
 
+// score = 2^(factor * (score - top)) for some tiles of keys, added to the running sums of their lanes.
+template <int64_t kTiles>
+HWY_INLINE void exponentiate(float* HWY_RESTRICT scores, Vec top, Vec factor, Vec (&sums)[kVectors]) {
+  Vec x[kTiles * kVectors];
+  for (size_t i = 0; i < kTiles * kVectors; ++i)
+    x[i] = hn::Mul(hn::Sub(hn::LoadU(F32(), scores + i * kLanes), top), factor);
+  exp2_nonpositive(F32(), x);
+  for (size_t i = 0; i < kTiles * kVectors; ++i) {
+    hn::StoreU(x[i], F32(), scores + i * kLanes);
+    sums[i % kVectors] = hn::Add(sums[i % kVectors], x[i]);
+  }
+}
+
 // Turns the scores of a block's keys into weights 2^(factor * (score - maximum)), 0 outside `seen` up to the next
 // multiple of kTile on both sides. The 16 running sums are those of the keys with equal index modulo 16, whatever the
 // vector width. A NaN among the visible scores makes its own weight NaN, and so the sum and the output. The scales, by
@@ -69,15 +82,11 @@ inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& s
 
   Vec sums[kVectors];
   for (size_t v = 0; v < kVectors; ++v) sums[v] = hn::Zero(F32());
-  for (int64_t key = begin; key < end; key += kTile) {
-    REGARD_UNROLL
-    for (size_t v = 0; v < kVectors; ++v) {
-      float* at = scores + key + v * kLanes;
-      const auto weight = exp2_nonpositive(F32(), hn::Mul(hn::Sub(hn::LoadU(F32(), at), top), factor));
-      hn::StoreU(weight, F32(), at);
-      sums[v] = hn::Add(sums[v], weight);
-    }
-  }
+  constexpr int64_t kTilesAtOnce = 4 / kVectors > 0 ? 4 / kVectors : 1;
+  int64_t key = begin;
+  for (; key + kTilesAtOnce * kTile <= end; key += kTilesAtOnce * kTile)
+    exponentiate<kTilesAtOnce>(scores + key, top, factor, sums);
+  for (; key < end; key += kTile) exponentiate<1>(scores + key, top, factor, sums);
   maximum = hn::GetLane(largest_score);
   sum = sum_of_tile(sums);
   if (value_scales != nullptr) scale_keys(scores, begin, end, value_scales);
