@@ -446,16 +446,16 @@ TEST_F(Bf16Products, ALayerHasTheSameBitsInEverySchedule) {
   weights.sinks = test::Numbers(215).floats(6);
   const Attention attention = Attention::load(weights, config, Threads(1));
   constexpr int64_t kTokens = 300;
-  const Tensor hidden = test::Numbers(216).tensor({kTokens, 96}, DType::bf16);
+  const Tensor hidden = test::Numbers(216).tensor({kTokens, 96});
   // Chunks of the text; `skipped` tokens of no sequence come first in every call.
   const auto run = [&](int64_t size, int64_t skipped, Workspace workspace) {
     KvCache cache = KvCache::contiguous({.slots = 1, .capacity = kTokens, .dtype = DType::bf16}, config);
     Bytes all;
     for (int64_t first = 0; first < kTokens; first += size) {
       const int64_t count = std::min(size, kTokens - first);
-      const Tensor rows(DType::bf16, {skipped + count, 96});
-      std::ranges::copy(hidden.view().slice(0, first, count).elements<BFloat16>(),
-                        rows.view().slice(0, skipped, count).elements<BFloat16>().begin());
+      const Tensor rows(DType::f32, {skipped + count, 96});
+      std::ranges::copy(hidden.view().slice(0, first, count).elements<float>(),
+                        rows.view().slice(0, skipped, count).elements<float>().begin());
       std::vector<Span> spans = {{.slot = 0, .first_position = first, .count = count}};
       if (skipped > 0) spans.insert(spans.begin(), {.slot = -1, .count = skipped});
       AttentionInput input;
