@@ -77,5 +77,5 @@ fetch_model() {
 }
 
 check_format() {
-  find include src tests \( -name '*.cc' -o -name '*.h' \) -print0 | xargs -0 clang-format --dry-run --Werror
+  find include src tests bench \( -name '*.cc' -o -name '*.h' \) -print0 | xargs -0 clang-format --dry-run --Werror
 }

@@ -1,47 +1,90 @@
-// Untrusted sizes must not become allocations: this executable counts what operator new is asked for.
+// Untrusted sizes must not become allocations, and calls in steady state need none: this executable counts the bytes
+// that operator new, and Buffers by aligned_alloc or mmap, are asked for.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "checkpoint/parsed_file.h"
+#include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/error.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
+#include "support/numbers.h"
 #include "support/temp_folder.h"
+#include "support/test_layer.h"
 #include "support/tiny_llama.h"
 
 namespace {
 
-thread_local size_t asked_for = 0;
+std::atomic<size_t> asked_for = 0;  // by all threads
 
-void* counted(size_t bytes) {
-  asked_for += bytes;
-  void* memory = std::malloc(bytes);
+// Something is asked for even where that is no bytes.
+void count(size_t bytes) { asked_for += std::max<size_t>(bytes, 1); }
+
+void* allocated(size_t bytes) {
+  count(bytes);
+  return std::malloc(bytes);
+}
+void* allocated(size_t bytes, std::align_val_t alignment) {
+  count(bytes);
+  void* memory = nullptr;
+  return posix_memalign(&memory, static_cast<size_t>(alignment), bytes) == 0 ? memory : nullptr;
+}
+void* or_throw(void* memory) {
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 
 }  // namespace
 
-void* operator new(size_t bytes) { return counted(bytes); }
-void* operator new[](size_t bytes) { return counted(bytes); }
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  asked_for += bytes;
-  return std::malloc(bytes);
-}
+// clang-format off
+void* operator new(size_t bytes) { return or_throw(allocated(bytes)); }
+void* operator new[](size_t bytes) { return or_throw(allocated(bytes)); }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return allocated(bytes); }
+void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return allocated(bytes); }
+void* operator new(size_t bytes, std::align_val_t alignment) { return or_throw(allocated(bytes, alignment)); }
+void* operator new[](size_t bytes, std::align_val_t alignment) { return or_throw(allocated(bytes, alignment)); }
+void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept { return allocated(bytes, alignment); }
+void* operator new[](size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept { return allocated(bytes, alignment); }
+// clang-format on
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+// The linker's --wrap sends the library's calls here (tests/CMakeLists.txt).
+extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier): the linker chooses the names
+void* __real_aligned_alloc(size_t alignment, size_t bytes);
+void* __real_mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset);
+void* __wrap_aligned_alloc(size_t alignment, size_t bytes) {
+  count(bytes);
+  return __real_aligned_alloc(alignment, bytes);
+}
+void* __wrap_mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
+  count(bytes);
+  return __real_mmap(address, bytes, protection, flags, file, offset);
+}
+// NOLINTEND(bugprone-reserved-identifier)
+}
 
 namespace regard {
 namespace {
 
-// All that `call` allocates on this thread, freed or not; it may throw Error.
+// All that is allocated during `call`, freed or not; it may throw Error.
 template <class Call>
 size_t allocated_by(Call&& call) {
   const size_t before = asked_for;
@@ -58,6 +101,22 @@ constexpr size_t kSmallFile = 2048;
 
 TEST(Allocation, TheCounterSeesAVector) {
   EXPECT_GE(allocated_by([] { return std::vector<char>(12345); }), 12345U);
+}
+
+TEST(Allocation, TheCounterSeesAlignedObjectsAndOtherThreads) {
+  struct alignas(128) Aligned {
+    char bytes[12800];
+  };
+  EXPECT_GE(allocated_by([] { return std::make_unique<Aligned>(); }), 12800U);
+  EXPECT_GE(allocated_by([] { return std::vector<Aligned>(1); }), 12800U);
+  EXPECT_GE(allocated_by([] { std::thread([] { (void)std::vector<char>(12345); }).join(); }), 12345U);
+}
+
+// Small ones come from aligned_alloc, large ones from mmap.
+TEST(Allocation, TheCounterSeesBuffers) {
+  EXPECT_GE(allocated_by([] { (void)Buffer(12345); }), 12345U);
+  EXPECT_GE(allocated_by([] { (void)Buffer(12345678); }), 12345678U);
+  EXPECT_EQ(allocated_by([] { (void)Buffer(); }), 0U);
 }
 
 TEST(Allocation, ASmallGgufTakesLessThanAMegabyte) {
@@ -113,6 +172,89 @@ TEST(Allocation, HugeHeadCountsInASmallModelTakeFewMegabytes) {
     const auto load = [&] { return Attention::load(checkpoint, 0, AttentionConfig::from(checkpoint, 0), Threads(1)); };
     EXPECT_LT(allocated_by(load), kMegabyte) << heads << " heads of " << head_dim;
   }
+}
+
+// What calls allocate after the first few, when scratch memory has its size.
+template <class Call>
+size_t allocated_in_steady_state(Call&& call) {
+  for (int warm_up = 0; warm_up < 3; ++warm_up) call();
+  return allocated_by([&] {
+    for (int repeat = 0; repeat < 50; ++repeat) call();
+  });
+}
+
+// Wide enough that two threads share every step.
+AttentionConfig steady_layer() {
+  AttentionConfig config{.hidden_size = 512, .num_attention_heads = 8, .num_key_value_heads = 2, .head_dim = 64};
+  config.rotary_emb = RotaryConfig{};
+  config.rms_norm_eps = 1e-6;
+  config.learned_sinks_size = 1;
+  return config;
+}
+
+// A token at position 300, and a prompt.
+constexpr Span kSteadySpans[] = {{.slot = 0, .first_position = 300, .count = 1},
+                                 {.slot = 0, .first_position = 0, .count = 40}};
+
+KvCache steady_cache(DType dtype) {
+  KvCache cache = KvCache::contiguous({.slots = 1, .capacity = 400, .dtype = dtype}, steady_layer());
+  test::Numbers numbers(161);
+  cache.append({.slot = 0, .count = 300}, numbers.tensor({300, 2, 64}), numbers.tensor({300, 2, 64}));
+  return cache;
+}
+
+TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
+  const Attention attention = test::random_layer(steady_layer(), 162).load();
+  const Tensor gain = test::Numbers(163).tensor({512});
+  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8})
+    for (const DType dtype : {DType::f32, DType::bf16})
+      for (const int threads : {1, 2})
+        for (const bool pairs : {false, true})
+          for (const Span& span : kSteadySpans) {
+            SCOPED_TRACE(::testing::Message() << name_of(cache_dtype) << " cache, " << name_of(dtype) << ", " << threads
+                                              << " threads, " << span.count << " tokens, pairs " << pairs);
+            KvCache cache = steady_cache(cache_dtype);
+            Workspace workspace(WorkspaceOptions{.threads = threads, .bf16_products = pairs});
+            const Tensor hidden = test::Numbers(164).tensor({span.count, 512}, dtype);
+            const Tensor output(dtype, {span.count, 512});
+            AttentionInput input;
+            input.hidden_states = hidden;
+            input.rmsnorm = gain;
+            input.spans = std::span(&span, 1);
+            input.output = output;
+            input.cache = &cache;
+            input.present_key_value = false;
+            input.angles = false;
+            input.workspace = &workspace;
+            EXPECT_EQ(allocated_in_steady_state([&] { (void)attention.forward(input); }), 0U);
+          }
+}
+
+TEST(Allocation, AttendAllocatesNothingInSteadyState) {
+  const auto sinks = test::Numbers(165).floats(8);
+  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8})
+    for (const DType dtype : {DType::f32, DType::bf16})
+      for (const int threads : {1, 2})
+        for (Span span : kSteadySpans) {
+          SCOPED_TRACE(::testing::Message() << name_of(cache_dtype) << " cache, " << name_of(dtype) << ", " << threads
+                                            << " threads, " << span.count << " tokens");
+          const KvCache cache = steady_cache(cache_dtype);
+          span.first_position = cache.length(0) - span.count;
+          Workspace workspace(threads);
+          const Tensor queries = test::Numbers(166).tensor({span.count, 8, 64}, dtype);
+          const Tensor output(dtype, {span.count, 8, 64});
+          const Tensor lse(DType::f32, {span.count, 8});
+          EXPECT_EQ(allocated_in_steady_state([&] {
+                      attend({.queries = queries,
+                              .spans = std::span(&span, 1),
+                              .cache = &cache,
+                              .sinks = sinks,
+                              .output = output,
+                              .lse = lse,
+                              .workspace = &workspace});
+                    }),
+                    0U);
+        }
 }
 
 }  // namespace

@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <limits>
+#include <span>
+#include <thread>
 #include <vector>
 
 #include "regard/attention.h"
@@ -36,6 +40,137 @@ TEST(Threads, TheCallReturnsWhenAllIsDone) {
     std::vector<int64_t> squares(50);
     threads.for_each(50, [&](int64_t task, int) { squares[static_cast<size_t>(task)] = task * task; });
     for (int64_t task = 0; task < 50; ++task) ASSERT_EQ(squares[static_cast<size_t>(task)], task * task);
+  }
+}
+
+// How often every task of a call runs.
+class Runs {
+ public:
+  explicit Runs(int64_t tasks) : runs_(static_cast<size_t>(tasks)) {}
+
+  void run_on(const Threads& threads) {
+    threads.for_each(static_cast<int64_t>(runs_.size()),
+                     [&](int64_t task, int) { ++runs_[static_cast<size_t>(task)]; });
+  }
+  [[nodiscard]] bool all_are(int count) const {
+    return std::all_of(runs_.begin(), runs_.end(), [&](const auto& run) { return run == count; });
+  }
+
+ private:
+  std::vector<std::atomic<int>> runs_;
+};
+
+// Some rounds of a job each, by as many callers, all at once.
+void expect_all_run(std::span<const Threads> callers_threads) {
+  constexpr int kRounds = 3000;
+  std::atomic<size_t> ready = 0;
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> callers;
+  for (const Threads& threads : callers_threads)
+    callers.emplace_back([&ready, &wrong, &threads, count = callers_threads.size()] {
+      ++ready;
+      while (ready < count) std::this_thread::yield();
+      for (int round = 0; round < kRounds; ++round) {
+        Runs runs(1 + round % 50);
+        runs.run_on(threads);
+        if (!runs.all_are(1)) ++wrong;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(Threads, EveryTaskOfTwoCallersAtOnceRunsOnce) {
+  for (const int count : {1, 2, 3, 9}) {
+    SCOPED_TRACE(count);
+    const Threads threads(count);
+    const Threads both[] = {threads, threads};
+    expect_all_run(both);
+  }
+}
+
+// While one copy is at work, another finds the team busy: its caller does everything itself, as thread 0.
+TEST(Threads, CopiesShareTheTeam) {
+  const Threads threads(3);
+  const Threads copy(threads);
+  EXPECT_EQ(copy.count(), 3);
+  std::atomic<int> by_caller = 0;
+  threads.for_each(2, [&](int64_t task, int) {
+    if (task != 0) return;
+    std::thread([&] {
+      const auto caller = std::this_thread::get_id();
+      copy.for_each(20, [&](int64_t, int thread) { by_caller += thread == 0 && std::this_thread::get_id() == caller; });
+    }).join();
+  });
+  EXPECT_EQ(by_caller, 20);
+}
+
+TEST(Threads, LittleWorkIsDoneByTheCallerAlone) {
+  const Threads threads(3);
+  EXPECT_EQ(threads.for_work(0).count(), 1);
+  EXPECT_EQ(threads.for_work(1000).count(), 1);
+  EXPECT_EQ(threads.for_work(10'000'000).count(), 3);
+  EXPECT_EQ(threads.for_work(std::numeric_limits<int64_t>::max()).count(), 3);
+  EXPECT_EQ(Threads(1).for_work(10'000'000).count(), 1);
+  Runs runs(100);
+  runs.run_on(threads.for_work(1000));
+  runs.run_on(threads.for_work(10'000'000));
+  EXPECT_TRUE(runs.all_are(2));
+}
+
+// Helpers that come late to a job must not take tasks of the next one for its own.
+TEST(Threads, EveryTaskOfThousandsOfTinyJobsRunsOnce) {
+  for (const int count : {2, 3, 9}) {
+    SCOPED_TRACE(count);
+    const Threads threads(count);
+    for (int job = 0; job < 5000; ++job) {
+      Runs runs(2 + job % 5);
+      runs.run_on(threads);
+      ASSERT_TRUE(runs.all_are(1)) << job;
+    }
+  }
+}
+
+TEST(Threads, ATeamThatSleptRunsAllTasks) {
+  const Threads threads(3);
+  for (int job = 0; job < 40; ++job) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    Runs runs(40);
+    runs.run_on(threads);
+    ASSERT_TRUE(runs.all_are(1)) << job;
+  }
+}
+
+// The others are woken up: a caller that is kept busy by one task finds that somebody else did the rest.
+TEST(Threads, ATeamThatSleptHelps) {
+  const Threads threads(2);
+  for (int job = 0; job < 10; ++job) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::atomic<int> begun = 0;
+    // Each of the two tasks waits for the other: one thread alone would never return.
+    threads.for_each(2, [&](int64_t, int) {
+      ++begun;
+      while (begun < 2) std::this_thread::yield();
+    });
+    EXPECT_EQ(begun, 2);
+  }
+}
+
+TEST(Threads, ATeamEndsRightAfterItsWork) {
+  for (const int count : {2, 5})
+    for (int repeat = 0; repeat < 200; ++repeat) {
+      Runs runs(8);
+      runs.run_on(Threads(count));
+      ASSERT_TRUE(runs.all_are(1));
+    }
+}
+
+TEST(Threads, ATeamWithoutWorkOrAsleepEndsToo) {
+  for (int repeat = 0; repeat < 200; ++repeat) (void)Threads(4);
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    const Threads threads(3);
+    Runs(8).run_on(threads);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
 
