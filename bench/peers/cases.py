@@ -9,6 +9,11 @@ import dataclasses
 class Case:
     spec: str
     title: str
+    flags: tuple[str, ...] = ()  # of `regard bench`: what the caller allows, the peers know nothing of
+
+    @property
+    def name(self) -> str:
+        return " ".join((self.spec, *self.flags))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,11 @@ GROUPS = (
         (
             Case("prefill:f32:b1:h32:kv8:d128:s2048", "prefill f32, 32/8 heads of 128, 2048 tokens"),
             Case("prefill:bf16:b1:h32:kv8:d128:s2048", "prefill bf16, 32/8 heads of 128, 2048 tokens"),
+            Case(
+                "prefill:bf16:b1:h32:kv8:d128:s2048",
+                "the same, products of bf16 allowed",
+                ("--bf16-products",),
+            ),
             Case("prefill:f32:b1:h9:kv3:d64:s8192", "prefill f32, 9/3 heads of 64, 8192 tokens"),
             Case("prefill:f32:b4:h16:kv8:d128:s512", "prefill f32, 16/8 heads of 128, 4 × 512 tokens"),
             Case(
@@ -59,6 +69,7 @@ GROUPS = (
         (
             Case("layer:prefill:f32:s2048", "prefill f32, 2048 tokens"),
             Case("layer:prefill:bf16:s2048", "prefill bf16, 2048 tokens"),
+            Case("layer:prefill:bf16:s2048", "the same, products of bf16 allowed", ("--bf16-products",)),
             Case("layer:decode:f32:l4096", "decode f32, 4096 cached"),
             Case("layer:decode:bf16:l4096", "decode bf16, 4096 cached"),
         ),
@@ -72,6 +83,7 @@ GROUPS = (
             Case("decoder:decode:l1", "decode, nothing cached"),
             Case("decoder:decode:l4097", "decode, 4096 cached"),
             Case("decoder:decode:l8001", "decode, 8000 cached"),
+            Case("decoder:decode:l8001", "the same, cache int8 (llama.cpp's stays f16)", ("--kv-dtype", "int8")),
         ),
     ),
 )

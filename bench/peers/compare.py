@@ -72,7 +72,7 @@ def chosen_cases(options: argparse.Namespace) -> list[tuple[Group, Case]]:
         for group in GROUPS
         if set(group.peers) & set(options.peers)
         for case in group.cases
-        if options.filter in case.spec
+        if options.filter in case.name
     ]
 
 
@@ -122,17 +122,17 @@ def note_reply(result: dict, measured: dict, peer: str, reply: dict) -> None:
 def measure_round(options, workers: dict[str, Worker], result: dict, cases: list[tuple[Group, Case]]) -> None:
     by_name = {measured["case"]: measured for measured in result["cases"]}
     for group, case in cases:
-        measured = by_name[case.spec]
+        measured = by_name[case.name]
         for peer in ["regard", *group.peers]:
             if peer not in workers or peer in measured["unsupported"]:
                 continue
-            request = {"case": case.spec, "threads": options.threads, "seconds": result["seconds"]}
+            request = {"case": case.spec, "flags": case.flags, "threads": options.threads, "seconds": result["seconds"]}
             reply = workers[peer].ask_undisturbed(request)
             note_reply(result, measured, peer, reply)
             time = f"{reply['milliseconds']:.3f} ms" if "milliseconds" in reply else "-"
             disturbed = "milliseconds" in reply and reply["others"] > DISTURBED
             warning = f"  others took {100 * reply['others']:.0f} % of the machine" if disturbed else ""
-            say(f"  {case.spec:<46} {peer:<13} {time:>12}{warning}")
+            say(f"  {case.name:<46} {peer:<13} {time:>12}{warning}")
         save(options, result)  # an interrupted comparison can still be shown with --plot-only
 
 
@@ -141,7 +141,7 @@ def compare(options, workers: dict[str, Worker], cases: list[tuple[Group, Case]]
     for worker in workers.values():
         result["versions"] |= worker.ask({}).get("versions", {})
     for _, case in cases:
-        empty = {"case": case.spec, "milliseconds": {}, "others": {}, "notes": {}, "unsupported": {}}
+        empty = {"case": case.name, "milliseconds": {}, "others": {}, "notes": {}, "unsupported": {}}
         result["cases"].append(empty)
     for turn in range(1 if options.quick else options.rounds):
         say(f"round {turn + 1}")

@@ -27,7 +27,7 @@ def answer(request: dict) -> dict:
         chosen = ["--suite", "decoder", "-m", MODEL, "--filter", case]
     else:
         chosen = ["--shape", case]
-    command = [REGARD, "bench", "--json", "--threads", str(request["threads"]), *chosen]
+    command = [REGARD, "bench", "--json", "--threads", str(request["threads"]), *chosen, *request.get("flags", [])]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=die_with_parent)
     if done.returncode != 0:
         raise Unsupported("regard: " + (done.stderr.strip().splitlines() or ["failed"])[-1])

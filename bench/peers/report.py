@@ -27,17 +27,17 @@ class Result:
         self.measured = {case["case"]: case for case in result["cases"]}
 
     def milliseconds(self, case: Case, peer: str) -> float | None:
-        times = self.measured.get(case.spec, {}).get("milliseconds", {}).get(peer)
+        times = self.measured.get(case.name, {}).get("milliseconds", {}).get(peer)
         return statistics.median(times) if times else None
 
     def reason(self, case: Case, peer: str) -> str:
-        return self.measured[case.spec]["unsupported"].get(peer, "not measured")
+        return self.measured[case.name]["unsupported"].get(peer, "not measured")
 
     def groups(self) -> list[tuple[Group, list[Case], list[str]]]:
         """The tables that have rows: with their cases and the peers that were asked."""
         found = []
         for group in GROUPS:
-            cases = [case for case in group.cases if case.spec in self.measured]
+            cases = [case for case in group.cases if case.name in self.measured]
             peers = [peer for peer in group.peers if peer in self.result["peers"]]
             if cases and peers:
                 found.append((group, cases, peers))
