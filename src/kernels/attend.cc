@@ -480,22 +480,27 @@ void attend_piece(const AttendCall& call, const AttendLayout& layout, const Atte
     if (whole) {
       kernel.attend_block(block, next, places.state, block == unit.first_block);
     } else {
-      float* partial = partials + (unit.first_partial + block - unit.first_block) * layout.partial_floats;
-      kernel.attend_block(block, next, layout.partial_at(partial), true);
+      const int64_t place = work.partial_of(unit, block - unit.first_block);
+      kernel.attend_block(block, next, layout.partial_at(partials + place * layout.partial_floats), true);
     }
   }
   if (whole) kernel.finish(places.state);
 }
 
-// The partials of a unit's blocks, merged in order of position: the same steps as for a whole unit.
-void merge_unit(const AttendCall& call, const AttendLayout& layout, const Unit& unit, float* partials, float* memory) {
+// The partials of a unit's blocks first..end-1, counted from its own first, merged in order of position into that of
+// its first block: the same steps as for a whole unit. After the last one, the result.
+void merge_unit(const AttendCall& call, const AttendLayout& layout, const AttendWork& work, const Unit& unit,
+                int64_t first, int64_t end, float* partials, float* memory) {
+  const bool done = first > 0 && first >= unit.block_count;
+  if (done) return;
   const ThreadMemory places(memory, layout);
   const UnitKernel kernel(call, layout, unit, places);
   const auto partial = [&](int64_t index) {
-    return layout.partial_at(partials + (unit.first_partial + index) * layout.partial_floats);
+    return layout.partial_at(partials + work.partial_of(unit, index) * layout.partial_floats);
   };
-  for (int64_t index = 1; index < unit.block_count; ++index) kernel.merge_into(partial(0), partial(index));
-  kernel.finish(partial(0));
+  for (int64_t index = std::max<int64_t>(1, first); index < std::min(end, unit.block_count); ++index)
+    kernel.merge_into(partial(0), partial(index));
+  if (end >= unit.block_count) kernel.finish(partial(0));
 }
 
 }  // namespace
@@ -539,26 +544,46 @@ void plan_units(const AttendCall& call, const AttendLayout& layout, std::vector<
 // Fewer units than this many per thread would leave threads idle at the end: then units are cut along the keys.
 constexpr int64_t kUnitsPerThread = 4;
 
-// One piece a unit; or, where units are few, several, whose partials are merged afterwards: then true.
-bool plan_pieces(AttendWork& work, int64_t all_blocks, const Threads& threads) {
+bool splits_units(const AttendWork& work, int64_t all_blocks, const Threads& threads) {
   const auto units = static_cast<int64_t>(work.units.size());
-  const bool split = threads.count() > 1 && units < kUnitsPerThread * threads.count() && all_blocks > units;
-  const int64_t most =
-      split ? std::max<int64_t>(1, all_blocks / (2 * kUnitsPerThread * threads.count())) : all_blocks + 1;
-  int64_t partials = 0;
+  return threads.count() > 1 && units < kUnitsPerThread * threads.count() && all_blocks > units;
+}
+
+// One piece a unit.
+void plan_whole_units(AttendWork& work) {
+  work.pieces.clear();
+  for (size_t index = 0; index < work.units.size(); ++index)
+    work.pieces.push_back(
+        {.unit = index, .first_block = work.units[index].first_block, .block_count = work.units[index].block_count});
+}
+
+// How many blocks of each unit a round takes, and where their partials go; returns the places. Partials of all blocks
+// at once would take memory that grows with the sequence.
+int64_t plan_partials(AttendWork& work, const AttendLayout& layout) {
+  constexpr int64_t kMostFloats = int64_t{1} << 21;  // 8 MB
+  work.round_blocks =
+      std::max<int64_t>(1, kMostFloats / layout.partial_floats / static_cast<int64_t>(work.units.size()) - 1);
+  int64_t places = 0;
+  for (Unit& unit : work.units) {
+    unit.first_partial = places;
+    places += std::min(unit.block_count, work.round_blocks + 1);
+  }
+  return places;
+}
+
+// Pieces of the blocks first..end-1 of every unit, counted from its own first.
+void plan_round(AttendWork& work, int64_t first, int64_t end, const Threads& threads) {
+  int64_t blocks_of_round = 0;
+  for (const Unit& unit : work.units) blocks_of_round += std::max<int64_t>(0, std::min(end, unit.block_count) - first);
+  const int64_t most = std::max<int64_t>(1, blocks_of_round / (2 * kUnitsPerThread * threads.count()));
   work.pieces.clear();
   for (size_t index = 0; index < work.units.size(); ++index) {
-    Unit& unit = work.units[index];
-    unit.first_partial = partials;
-    partials += unit.block_count;
-    int64_t block = 0;
-    do {
-      const int64_t count = std::min(most, unit.block_count - block);
-      work.pieces.push_back({.unit = index, .first_block = unit.first_block + block, .block_count = count});
-      block += count;
-    } while (block < unit.block_count);
+    const Unit& unit = work.units[index];
+    for (int64_t block = first; block < std::min(end, unit.block_count); block += most)
+      work.pieces.push_back({.unit = index,
+                             .first_block = unit.first_block + block,
+                             .block_count = std::min(most, std::min(end, unit.block_count) - block)});
   }
-  return split;
 }
 
 // Whether both products of the call can be of bf16 pairs.
@@ -600,23 +625,35 @@ void attend(const AttendCall& call, AttendScratch& scratch, const Threads& team,
       team.for_work(all_blocks * kBlock * layout.unit_rows * (call.shape.head_dim + call.shape.v_head_dim));
   const auto floats = static_cast<size_t>(layout.thread_floats());
   scratch.reserve(team.count(), floats);
-  float* partials = nullptr;
-  if (plan_pieces(work, all_blocks, threads)) {
-    const Unit& last = work.units.back();
-    partials = scratch.shared(static_cast<size_t>((last.first_partial + last.block_count) * layout.partial_floats));
+  const auto run_pieces = [&](float* partials) {
+    const auto pieces = static_cast<int64_t>(work.pieces.size());
+    threads.for_each(pieces, [&](int64_t index, int thread) {
+      const int64_t later = index + threads.count();
+      HWY_DYNAMIC_DISPATCH(attend_piece)
+      (call, layout, work, work.pieces[static_cast<size_t>(index)],
+       later < pieces ? &work.pieces[static_cast<size_t>(later)] : nullptr, partials,
+       scratch.of_thread(thread, floats));
+    });
+  };
+  if (!splits_units(work, all_blocks, threads)) {
+    plan_whole_units(work);
+    return run_pieces(nullptr);
   }
-  const auto pieces = static_cast<int64_t>(work.pieces.size());
-  threads.for_each(pieces, [&](int64_t index, int thread) {
-    const int64_t later = index + threads.count();
-    HWY_DYNAMIC_DISPATCH(attend_piece)
-    (call, layout, work, work.pieces[static_cast<size_t>(index)],
-     later < pieces ? &work.pieces[static_cast<size_t>(later)] : nullptr, partials, scratch.of_thread(thread, floats));
-  });
-  if (partials == nullptr) return;
-  threads.for_each(static_cast<int64_t>(work.units.size()), [&](int64_t index, int thread) {
-    HWY_DYNAMIC_DISPATCH(merge_unit)
-    (call, layout, work.units[static_cast<size_t>(index)], partials, scratch.of_thread(thread, floats));
-  });
+  const int64_t places = plan_partials(work, layout);
+  float* partials = scratch.shared(static_cast<size_t>(places * layout.partial_floats));
+  int64_t most_blocks = 0;
+  for (const Unit& unit : work.units) most_blocks = std::max(most_blocks, unit.block_count);
+  for (int64_t first = 0; first < most_blocks;) {
+    const int64_t end = first + work.round_blocks + (first == 0 ? 1 : 0);
+    plan_round(work, first, end, threads);
+    run_pieces(partials);
+    threads.for_each(static_cast<int64_t>(work.units.size()), [&](int64_t index, int thread) {
+      HWY_DYNAMIC_DISPATCH(merge_unit)
+      (call, layout, work, work.units[static_cast<size_t>(index)], first, end, partials,
+       scratch.of_thread(thread, floats));
+    });
+    first = end;
+  }
 }
 
 }  // namespace regard::kernels

@@ -78,6 +78,14 @@ struct AttendWork {
   };
   std::vector<Unit> units;
   std::vector<Piece> pieces;
+  /// Where units are split, their blocks go in rounds of so many, whose partials are merged into that of the unit's
+  /// first block before the next round.
+  int64_t round_blocks = 1;
+
+  /// The place of the partial of a unit's `index`-th block.
+  [[nodiscard]] int64_t partial_of(const Unit& unit, int64_t index) const {
+    return unit.first_partial + (index == 0 ? 0 : 1 + (index - 1) % round_blocks);
+  }
 };
 
 /// Memory that calls reuse; it grows to what the largest call needs and stays.

@@ -3,12 +3,24 @@
 #include <hwy/highway.h>
 #include <hwy/targets.h>
 
+#include <atomic>
+
 namespace regard::kernels {
+namespace {
+
+// Highway (1.0) asks the processor anew each time, which takes 20 microseconds inside a virtual machine. 0: not asked.
+std::atomic<int64_t> best_target = 0;
+
+}  // namespace
 
 std::string target_name() {
-  const int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
-  // The best target has the lowest bit.
-  return hwy::TargetName(supported & -supported);
+  int64_t target = best_target.load(std::memory_order_relaxed);
+  if (target == 0) {
+    const int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
+    target = supported & -supported;  // the best has the lowest bit
+    best_target.store(target, std::memory_order_relaxed);
+  }
+  return hwy::TargetName(target);
 }
 
 std::vector<std::string> supported_targets() {
@@ -23,6 +35,7 @@ void force_target(const std::string& name) {
   for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0 && !name.empty(); rest &= rest - 1)
     if (name == hwy::TargetName(rest & -rest)) hwy::SetSupportedTargetsForTest(rest & -rest);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  best_target = 0;
 }
 
 bool target_has_fma(const std::string& name) {
