@@ -427,17 +427,17 @@ TEST_F(Bf16Products, WhatTheMaskHidesChangesNoBitAndWhatItShowsReachesTheOutput)
 
 // Weights and cache of bf16: all of a layer's products are of pairs.
 TEST_F(Bf16Products, ALayerHasTheSameBitsInEverySchedule) {
-  AttentionConfig config{.hidden_size = 96, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 20};
+  AttentionConfig config{.hidden_size = 320, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 20};
   config.rotary_emb = RotaryConfig{};
   config.learned_sinks_size = 1;
   config.sliding_window = 71;
   const auto matrix = [](int64_t rows, int64_t columns, uint64_t seed) {
     return test::random_weight(WeightType::bf16, rows, columns, seed);
   };
-  const auto q = matrix(120, 96, 211);
-  const auto k = matrix(40, 96, 212);
-  const auto v = matrix(40, 96, 213);
-  const auto o = matrix(96, 120, 214);
+  const auto q = matrix(120, 320, 211);
+  const auto k = matrix(40, 320, 212);
+  const auto v = matrix(40, 320, 213);
+  const auto o = matrix(320, 120, 214);
   AttentionWeights weights;
   weights.qkv.q = q.view();
   weights.qkv.k = k.view();
@@ -446,14 +446,14 @@ TEST_F(Bf16Products, ALayerHasTheSameBitsInEverySchedule) {
   weights.sinks = test::Numbers(215).floats(6);
   const Attention attention = Attention::load(weights, config, Threads(1));
   constexpr int64_t kTokens = 300;
-  const Tensor hidden = test::Numbers(216).tensor({kTokens, 96});
+  const Tensor hidden = test::Numbers(216).tensor({kTokens, 320});
   // Chunks of the text; `skipped` tokens of no sequence come first in every call.
   const auto run = [&](int64_t size, int64_t skipped, Workspace workspace) {
     KvCache cache = KvCache::contiguous({.slots = 1, .capacity = kTokens, .dtype = DType::bf16}, config);
     Bytes all;
     for (int64_t first = 0; first < kTokens; first += size) {
       const int64_t count = std::min(size, kTokens - first);
-      const Tensor rows(DType::f32, {skipped + count, 96});
+      const Tensor rows(DType::f32, {skipped + count, 320});
       std::ranges::copy(hidden.view().slice(0, first, count).elements<float>(),
                         rows.view().slice(0, skipped, count).elements<float>().begin());
       std::vector<Span> spans = {{.slot = 0, .first_position = first, .count = count}};

@@ -48,9 +48,13 @@ class Runs {
  public:
   explicit Runs(int64_t tasks) : runs_(static_cast<size_t>(tasks)) {}
 
-  void run_on(const Threads& threads) {
-    threads.for_each(static_cast<int64_t>(runs_.size()),
-                     [&](int64_t task, int) { ++runs_[static_cast<size_t>(task)]; });
+  // Each task also counts to `steps`: others get the time to take one.
+  void run_on(const Threads& threads, int steps = 0) {
+    threads.for_each(static_cast<int64_t>(runs_.size()), [&](int64_t task, int) {
+      ++runs_[static_cast<size_t>(task)];
+      std::atomic<int> count = 0;
+      while (count < steps) ++count;
+    });
   }
   [[nodiscard]] bool all_are(int count) const {
     return std::all_of(runs_.begin(), runs_.end(), [&](const auto& run) { return run == count; });
@@ -72,7 +76,7 @@ void expect_all_run(std::span<const Threads> callers_threads) {
       while (ready < count) std::this_thread::yield();
       for (int round = 0; round < kRounds; ++round) {
         Runs runs(1 + round % 50);
-        runs.run_on(threads);
+        runs.run_on(threads, round % 10);
         if (!runs.all_are(1)) ++wrong;
       }
     });
@@ -125,7 +129,7 @@ TEST(Threads, EveryTaskOfThousandsOfTinyJobsRunsOnce) {
     const Threads threads(count);
     for (int job = 0; job < 5000; ++job) {
       Runs runs(2 + job % 5);
-      runs.run_on(threads);
+      runs.run_on(threads, job % 100);
       ASSERT_TRUE(runs.all_are(1)) << job;
     }
   }
