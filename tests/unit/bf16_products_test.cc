@@ -425,19 +425,19 @@ TEST_F(Bf16Products, WhatTheMaskHidesChangesNoBitAndWhatItShowsReachesTheOutput)
 
 // ---- a layer ----
 
-// Weights and cache of bf16: all of a layer's products are of pairs.
+// Weights and cache of bf16: all of a layer's products are of pairs. Rows take more than a block of 256 columns.
 TEST_F(Bf16Products, ALayerHasTheSameBitsInEverySchedule) {
-  AttentionConfig config{.hidden_size = 320, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 20};
+  AttentionConfig config{.hidden_size = 320, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 44};
   config.rotary_emb = RotaryConfig{};
   config.learned_sinks_size = 1;
   config.sliding_window = 71;
   const auto matrix = [](int64_t rows, int64_t columns, uint64_t seed) {
     return test::random_weight(WeightType::bf16, rows, columns, seed);
   };
-  const auto q = matrix(120, 320, 211);
-  const auto k = matrix(40, 320, 212);
-  const auto v = matrix(40, 320, 213);
-  const auto o = matrix(320, 120, 214);
+  const auto q = matrix(264, 320, 211);
+  const auto k = matrix(88, 320, 212);
+  const auto v = matrix(88, 320, 213);
+  const auto o = matrix(320, 264, 214);
   AttentionWeights weights;
   weights.qkv.q = q.view();
   weights.qkv.k = k.view();
