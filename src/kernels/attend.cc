@@ -93,7 +93,9 @@ class UnitKernel {
       return;
     }
     const BlockKeys keys = find_keys(block, next, needed);
-    const PanelType type = keys.segments[0].keys.type;
+    // The rows of a tile suit both panels: narrow types go with fewer.
+    const Segment& any = keys.segments[0];
+    const PanelType type = any.keys.type == PanelType::f32 ? any.values.type : any.keys.type;
     int64_t index = 0;
     for (int64_t row = 0; row < rows_; ++index) {
       const RowTile tile{.row = row, .rows = rows_from(row, type), .index = index};

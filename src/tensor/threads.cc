@@ -45,7 +45,7 @@ class Threads::Team {
 
   void run(int64_t tasks, Call call, void* callable) {
     const std::unique_lock lock(busy_, std::try_to_lock);
-    if (!lock.owns_lock() || tasks > kMostTasks) {
+    if (!lock.owns_lock()) {
       for (int64_t task = 0; task < tasks; ++task) call(callable, task, 0);
       return;
     }
@@ -53,8 +53,7 @@ class Threads::Team {
       for (int thread = 1; thread < count_; ++thread) helpers_.emplace_back([this, thread] { help(thread); });
     job_ = {.call = call, .callable = callable, .tasks = tasks};
     done_.store(0, std::memory_order_relaxed);
-    ++generation_;
-    open_.store((generation_ << kTaskBits) | static_cast<uint64_t>(tasks));
+    open_.store(tasks);
     wake();
     work(0);
     for (int spins = 0; done_.load(std::memory_order_acquire) != tasks; ++spins) {
@@ -72,19 +71,17 @@ class Threads::Team {
     void* callable = nullptr;
     int64_t tasks = 0;
   };
-  static constexpr int kTaskBits = 32;
-  static constexpr int64_t kMostTasks = (int64_t{1} << kTaskBits) - 1;
-  static constexpr uint64_t kTaskMask = kMostTasks;
   // Some 50 microseconds: longer than the gaps between the steps of a token.
   static constexpr int kSpins = 2000;
 
-  // Takes tasks until none are left. A task that is taken keeps its job alive: the caller waits for it.
+  // Takes tasks until none are left. A task that is taken keeps its job alive: the caller waits for it. So a thread
+  // that comes late finds no task, or a task of the next job, which is then the one it reads.
   void work(int thread) {
-    uint64_t open = open_.load(std::memory_order_acquire);
-    while ((open & kTaskMask) != 0) {
+    int64_t open = open_.load(std::memory_order_acquire);
+    while (open != 0) {
       if (!open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
       const Job& job = job_;
-      job.call(job.callable, job.tasks - static_cast<int64_t>(open & kTaskMask), thread);
+      job.call(job.callable, job.tasks - open, thread);
       done_.fetch_add(1, std::memory_order_release);
       open = open_.load(std::memory_order_acquire);
     }
@@ -94,7 +91,7 @@ class Threads::Team {
     int spins = 0;
     while (!ending_) {
       const uint32_t signal = signal_.load();
-      if ((open_.load(std::memory_order_acquire) & kTaskMask) != 0) {
+      if (open_.load(std::memory_order_acquire) != 0) {
         work(thread);
         spins = 0;
       } else if (++spins < kSpins) {
@@ -102,7 +99,7 @@ class Threads::Team {
       } else {
         ++sleepers_;
         // A task opened since `signal` was read has changed it: then this returns at once.
-        if (!ending_ && (open_.load() & kTaskMask) == 0) signal_.wait(signal);
+        if (!ending_ && open_.load() == 0) signal_.wait(signal);
         --sleepers_;
         spins = 0;
       }
@@ -118,10 +115,8 @@ class Threads::Team {
   std::mutex busy_;
   std::vector<std::thread> helpers_;
   Job job_;
-  uint64_t generation_ = 0;
-  // The number of the job, which keeps a late thread from taking one's task for another's, and how many of its tasks
-  // nobody has taken yet.
-  alignas(64) std::atomic<uint64_t> open_ = 0;
+  // Tasks of the job that nobody has taken yet.
+  alignas(64) std::atomic<int64_t> open_ = 0;
   alignas(64) std::atomic<int64_t> done_ = 0;
   alignas(64) std::atomic<uint32_t> signal_ = 0;
   std::atomic<int> sleepers_ = 0;

@@ -56,6 +56,9 @@ void* operator new[](size_t bytes, std::align_val_t alignment) { return or_throw
 void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept { return allocated(bytes, alignment); }
 void* operator new[](size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept { return allocated(bytes, alignment); }
 // clang-format on
+// Under a sanitizer GCC takes the news above for its own, which free would not suit.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
@@ -64,6 +67,7 @@ void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory
 void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+#pragma GCC diagnostic pop
 
 // The linker's --wrap sends the library's calls here (tests/CMakeLists.txt).
 extern "C" {
