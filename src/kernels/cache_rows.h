@@ -20,6 +20,10 @@ namespace regard::kernels {
   return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 || has_token_scales(dtype);
 }
 [[nodiscard]] PanelType panel_type_of_cache(DType dtype);
+/// Bytes of kTile elements side by side.
+[[nodiscard]] inline int64_t row_bytes_of_cache(DType dtype) {
+  return info_of(panel_type_of_cache(dtype)).bytes_per_two_k / 2;
+}
 
 /// One head's rows of some tokens, f32.
 struct TokenRows {
