@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "regard/attention_config.h"
 #include "regard/tensor.h"
@@ -24,57 +25,152 @@ struct Span {
   int64_t count = 0;           ///< Tokens, 1 or more.
 };
 
-/// Where a contiguous cache keeps its numbers, and how many. A 0 stands for the default that the comment gives.
-struct ContiguousCache {
-  int64_t slots = 0;     ///< Sequences; the config's kv_cache_batch_size.
-  int64_t capacity = 0;  ///< Tokens a sequence may hold; the config's max_length.
-  /// f32, bf16, f16, f8_e4m3, f8_e5m2 or i8; the config's attention_dtype [KV-5]. The 8-bit types keep a scale a token
-  /// and head, which makes its largest element the type's largest number; an infinity or a NaN makes all of it NaN.
-  std::optional<DType> dtype;
+/// Where the pages of a slot come from, and which it keeps.
+enum class KvStorage : uint8_t {
+  contiguous,  ///< Its own, one after the other, from the start; it keeps all tokens.
+  ring,        ///< Enough of its own for the layer's window [KV-25]: what left the window is written over.
+  chunk,       ///< Enough of its own for the layer's chunk [KV-26].
+  paged,       ///< A pool that all slots share. A layer with a window or chunk gives back what no token sees any more.
+};
+
+/// What shares a scale of an 8-bit or 4-bit cache [KV-43].
+enum class KvScaling : uint8_t {
+  per_token,    ///< A token of a head; computed as it is stored: its largest element becomes the type's largest number.
+  per_tensor,   ///< All of keys, or of values; given, as are the next two.
+  per_head,     ///< A KV head.
+  per_channel,  ///< An element of the head, in all heads or in each.
+};
+
+/// How keys, or values, are stored.
+struct KvFormat {
+  DType dtype = DType::f32;  ///< f32, bf16, f16, f8_e4m3, f8_e5m2 or i8
+  KvScaling scaling = KvScaling::per_token;
+  /// Given scales: [1], [kv_heads], or [head_dim] or [kv_heads * head_dim]; empty: 1, which is the reference's
+  /// direct_cast [KV-41]. A number is stored as number / scale, rounded to nearest even, and the type's largest where
+  /// it is larger [KV-42]. Other types have no scales.
+  std::vector<float> scales = {};
+
+  /// The format whose given scales just hold these numbers [tokens, kv_heads, head_dim], f32. Throws Error for types
+  /// without scales, for per_token, or for numbers that are not finite.
+  [[nodiscard]] static KvFormat fitted(DType dtype, KvScaling scaling, ConstTensorView sample);
+};
+
+/// What a cache holds. A 0, or nothing, stands for the default that the comment gives.
+struct KvCacheOptions {
+  int64_t slots = 0;               ///< Sequences; the config's kv_cache_batch_size.
+  int64_t capacity = 0;            ///< Tokens that a sequence may come to; the config's max_length.
+  std::optional<DType> dtype;      ///< Of keys and values; the config's attention_dtype [KV-5].
+  std::optional<KvFormat> keys;    ///< Of keys alone; dtype, with scales per token.
+  std::optional<KvFormat> values;  ///< Of values alone.
+  int64_t page_size = 0;           ///< Tokens a page: 16, 32, 64, 128 or 256; 256 in contiguous caches, else 32.
+  int64_t pages = 0;               ///< Paged: pages of the pool; as many as all slots together can need.
+  int64_t speculation_length = 0;  ///< Tokens that a window or chunk layer may take back, beyond the last one; 0.
 };
 
 /// The keys and values of one layer's sequences. Keys are stored rotated and normalised [POS-2]. A sequence is the
 /// tokens 0..length-1; appending at a position below its length replaces what follows, so that position 0 starts anew.
-/// Memory is reserved at once but only touched as it is written.
+/// Memory is reserved at once but only touched as it is written. A token's attention has the same bits whatever the
+/// storage and page size.
 class KvCache {
  public:
-  /// Every slot a contiguous run of memory. Throws Error for sizes or a dtype out of range.
-  [[nodiscard]] static KvCache contiguous(const ContiguousCache& options, const AttentionConfig& config);
+  /// Tokens that Attention::forward appends at once where it may: what rings have spare room for.
+  static constexpr int64_t kTokensAtOnce = 512;
+
+  /// Throws Error for sizes, types or scales out of range, and for a ring or chunk without a window or chunk.
+  KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config);
+  [[nodiscard]] static KvCache contiguous(const KvCacheOptions& options, const AttentionConfig& config);
+  [[nodiscard]] static KvCache ring(const KvCacheOptions& options, const AttentionConfig& config);
+  [[nodiscard]] static KvCache chunk(const KvCacheOptions& options, const AttentionConfig& config);
+  [[nodiscard]] static KvCache paged(const KvCacheOptions& options, const AttentionConfig& config);
 
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
   ~KvCache();
 
+  [[nodiscard]] KvStorage storage() const;
   [[nodiscard]] int64_t slots() const;
   [[nodiscard]] int64_t capacity() const;
-  [[nodiscard]] DType dtype() const;
+  [[nodiscard]] const KvFormat& key_format() const;
+  [[nodiscard]] const KvFormat& value_format() const;
   [[nodiscard]] int64_t num_key_value_heads() const;
   [[nodiscard]] int64_t head_dim() const;
   [[nodiscard]] int64_t v_head_dim() const;
   /// Bytes that one token takes, K and V of all heads.
   [[nodiscard]] int64_t bytes_per_token() const;
-  /// Tokens stored in a slot.
-  [[nodiscard]] int64_t length(int64_t slot) const;
 
-  /// Checks that all spans can be appended, without changing anything. Throws Error for a slot that does not exist, one
-  /// that comes twice, a position beyond the stored length (a hole), or a token past the capacity.
-  void check(std::span<const Span> spans) const;
+  /// Tokens of a slot's sequence.
+  [[nodiscard]] int64_t length(int64_t slot) const;
+  /// The first position that the slot still holds; windows and chunks give older ones back.
+  [[nodiscard]] int64_t first_held(int64_t slot) const;
+
+  /// Checks that all spans can be appended, without changing anything, if they come in order and `tokens_at_once` at a
+  /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
+  /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.
+  void check(std::span<const Span> spans, int64_t tokens_at_once = kTokensAtOnce) const;
   /// Stores keys [count, kv_heads, head_dim] and values [count, kv_heads, v_head_dim], both f32, as one span's tokens.
-  /// A slot of -1 is ignored. Throws Error, before anything is written, where `check` would or where shapes differ.
+  /// A slot of -1 is ignored. Throws Error, before anything is written, where `check` of this span, all at once, would,
+  /// or where shapes differ.
   void append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads = Threads(1));
-  /// Forgets the tokens from `length` on. Throws Error if the slot holds fewer.
+  /// Gives back the pages that no later token can see; Attention::forward does so by itself.
+  void trim(int64_t slot);
+  /// Forgets the tokens from `length` on, and with 0 frees the slot. Throws Error if the slot holds fewer, or if the
+  /// next token would need one that is not held any more.
   void truncate(int64_t slot, int64_t length);
+  /// Of the tokens from `first_position` on keeps only those with these indices, counted from there, moves them
+  /// together and forgets the rest: the accepted tokens of a draft or of a token tree [KV-9]. Throws Error, before
+  /// anything moves, for indices that do not rise or are not stored.
+  void accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices);
+
+  /// Makes `to`, which has to be empty, a sequence with the first `length` tokens of `from`. Pools share the pages, and
+  /// whoever writes to a shared page first gets a copy; others copy. Throws Error for a slot that is in use, tokens
+  /// that are not held, or no free page.
+  void fork(int64_t from, int64_t to, int64_t length);
 
   /// A copy of tokens first..first+count-1 of a slot as f32: keys [count, kv_heads, head_dim] and values [count,
   /// kv_heads, v_head_dim]. Throws Error if they are not stored.
   [[nodiscard]] std::pair<Tensor, Tensor> read(int64_t slot, int64_t first, int64_t count) const;
+  /// The same, and the other way round, with the bits that are stored: for saving a sequence. See saved_sequence.h.
+  struct StoredTokens {
+    Tensor keys;          ///< u8 [count, kv_heads, bytes of head_dim elements]
+    Tensor values;        ///< u8 [count, kv_heads, bytes of v_head_dim elements]
+    Tensor key_scales;    ///< f32 [count, kv_heads], or empty
+    Tensor value_scales;  ///< f32 [count, kv_heads], or empty
+  };
+  [[nodiscard]] StoredTokens read_stored(int64_t slot, int64_t first, int64_t count) const;
+  /// Makes an empty slot a sequence that holds these tokens from `first` on. Throws Error where `append` would.
+  void restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens);
+
+  // ---- Pages, for whoever manages them: prefix caches, schedulers, other engines' block tables ----
+
+  /// Tokens a page.
+  [[nodiscard]] int64_t page_size() const;
+  /// Pages of the pool, and those of them that nobody holds.
+  [[nodiscard]] int64_t pages() const;
+  [[nodiscard]] int64_t free_pages() const;
+  /// The pages that hold tokens 0.. of a slot, page_size() in each; -1: given back. Valid until the slot changes.
+  [[nodiscard]] std::vector<int32_t> page_table(int64_t slot) const;
+  /// The place of a token: page * page_size + offset [KV-62]. Throws Error if it is not held.
+  [[nodiscard]] int64_t index_of(int64_t slot, int64_t position) const;
+  /// Holds a page in use once more, so that it outlives its sequences, and lets it go again. Throws Error for a page
+  /// that does not exist or that nobody holds.
+  void retain(int32_t page);
+  void release(int32_t page);
+  /// How many hold a page: sequences, and retain calls.
+  [[nodiscard]] int64_t holders(int32_t page) const;
+  /// Makes an empty slot a sequence of `length` tokens in pages that are in use: a shared prefix. -1 stands for a page
+  /// that no later token sees. Throws Error, before anything changes, for a slot in use, pages out of range, free,
+  /// named twice, not written as far, too few or too many.
+  void share(int64_t slot, std::span<const int32_t> pages, int64_t length);
+  /// Gives a slot of a pool these free pages for the tokens that it will append next, in order: the block table of an
+  /// engine that allocates by itself. Throws Error, before anything changes, for pages out of range, in use or named
+  /// twice.
+  void reserve(int64_t slot, std::span<const int32_t> pages);
 
   /// What the kernels read; for the library's own use.
   [[nodiscard]] kernels::KvPages view(int64_t slot) const;
 
  private:
   struct State;
-  explicit KvCache(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
 

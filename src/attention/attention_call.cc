@@ -106,7 +106,7 @@ void AttentionCall::resolve_cache() {
           "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {}",
           cache_->num_key_value_heads(), cache_->head_dim(), cache_->v_head_dim(), config_.num_key_value_heads,
           config_.head_dim, config_.v_head_dim);
-  cache_->check(spans_);
+  cache_->check(spans_, piece_tokens());
 }
 
 void AttentionCall::resolve_angles() {
@@ -210,6 +210,9 @@ void AttentionCall::run_piece(const Piece& piece) {
   prepare_heads(piece, q, k, v);
   append(piece, k, v);
   attend(piece, q, attended);
+  for_each_part(piece, [&](size_t, int64_t, const Span& part) {
+    if (part.slot != -1) cache_->trim(part.slot);
+  });
   write_hidden(piece, attended);
 }
 

@@ -66,9 +66,12 @@ class UnitKernel {
     if (layout_.pairs) return load_bf16_queries();
     for (int64_t block = 0; block < blocks(shape_.head_dim); ++block) {
       const int64_t count = std::min(kBlock, shape_.head_dim - block * kBlock);
-      for (int64_t row = 0; row < rows_; ++row)
-        load_row(query(unit_, row) + block * kBlock * element_bytes(), call_.dtype, count,
-                 memory_.queries + (block * rows_ + row) * kBlock);
+      for (int64_t row = 0; row < rows_; ++row) {
+        float* to = memory_.queries + (block * rows_ + row) * kBlock;
+        load_row(query(unit_, row) + block * kBlock * element_bytes(), call_.dtype, count, to);
+        if (const float* factors = factors_of(unit_.span->kv.keys, shape_.head_dim); factors != nullptr)
+          for (int64_t i = 0; i < count; ++i) to[i] *= factors[block * kBlock + i];
+      }
     }
   }
 
@@ -134,7 +137,10 @@ class UnitKernel {
       const double maximum = std::max(exponent, sink);
       const float ours = power(exponent - maximum);
       const float sum = state.sum[row] * ours + (shape_.sinks == nullptr ? 0.0F : power(sink - maximum));
-      store_scaled(state.weighted + row * layout_.value_width, ours / sum, out);
+      float* weighted = state.weighted + row * layout_.value_width;
+      if (const float* factors = factors_of(unit_.span->kv.values, shape_.v_head_dim); factors != nullptr)
+        for (int64_t i = 0; i < layout_.value_width; ++i) weighted[i] *= factors[i];
+      store_scaled(weighted, ours / sum, out);
       write_lse(token, head, maximum, sum);
     }
   }
@@ -164,6 +170,11 @@ class UnitKernel {
     constexpr double kLn2 = 0.693147180559945309;
     call_.lse[token * shape_.heads + head] =
         sum == 0.0F ? kMinusInfinity : static_cast<float>((exponent + std::log2(static_cast<double>(sum))) * kLn2);
+  }
+
+  // What each element of the unit's KV head is multiplied by: of keys, queries take it over; of values, the result.
+  [[nodiscard]] const float* factors_of(const KvPanels& side, int64_t width) const {
+    return side.factors == nullptr ? nullptr : side.factors + unit_.kv_head * round_up(width, kTile);
   }
 
   [[nodiscard]] int64_t head_of(int64_t row) const { return unit_.kv_head * layout_.group + row % layout_.group; }
@@ -208,19 +219,20 @@ class UnitKernel {
     std::fill_n(partial.weighted + first * layout_.value_width, count * layout_.value_width, 0.0F);
   }
 
-  // The panels of a unit's KV head, from the page of `position` on.
+  // The panels of a unit's KV head, from `position` on to the end of its page.
   struct Panels {
     PanelView keys;
     PanelView values;
   };
-  [[nodiscard]] Panels panels_at(const Unit& unit, int64_t position) const {
-    const KvPages& kv = unit.span->kv;
-    const int64_t page = position / kv.page_tokens;
+  [[nodiscard]] Panels panels_at(const KvPages& kv, int64_t head, int64_t position) const {
+    const int64_t page = kv.place_of(position);
     const int64_t offset = position % kv.page_tokens;
-    PanelView keys{.type = kv.key_type, .data = kv.keys + page * kv.key_page_bytes + unit.kv_head * kv.key_head_bytes};
+    const auto panel = [&](const KvPanels& side) {
+      return PanelView{.type = side.type, .data = side.data + page * side.page_bytes + head * side.head_bytes};
+    };
+    PanelView keys = panel(kv.keys);
     keys.tile_bytes = keys.bytes_of(shape_.head_dim);
-    PanelView values{.type = kv.value_type,
-                     .data = kv.values + page * kv.value_page_bytes + unit.kv_head * kv.value_head_bytes};
+    PanelView values = panel(kv.values);
     values.tile_bytes = values.bytes_of(kv.page_tokens);
     return {.keys = keys.from(offset / kTile, 0), .values = values.from(0, offset)};
   }
@@ -228,8 +240,6 @@ class UnitKernel {
   [[nodiscard]] BlockKeys find_keys(int64_t block, const BlockOfUnit& next, KeyRange needed) const {
     const KvPages& kv = unit_.span->kv;
     BlockKeys found;
-    float* key_memory = memory_.keys;
-    float* value_memory = memory_.values;
     const int64_t start = block * kBlock;
     const int64_t end = start + round_up(needed.last + 1, kTile);
     for (int64_t position = start + needed.first / kTile * kTile; position < end;) {
@@ -237,57 +247,75 @@ class UnitKernel {
       Segment& segment = found.segments[found.count++];
       segment.first = static_cast<int32_t>(position - start);
       segment.count = static_cast<int32_t>(count);
-      Panels panels = panels_at(unit_, position);
-      if (next.unit != nullptr) {
-        const Panels later = panels_at(*next.unit, next.block * kBlock + segment.first);
-        panels.keys.ahead = later.keys.data - panels.keys.data;
-        panels.values.ahead = later.values.data - panels.values.data;
-      }
-      if (decodes()) {
-        panels.keys = decoded(panels.keys, count / kTile, shape_.head_dim, key_memory);
-        panels.values = decoded(panels.values, tiles(shape_.v_head_dim), count, value_memory);
-        key_memory += count * shape_.head_dim;
-        value_memory += count * layout_.value_width;
-      }
+      Panels panels = panels_at(kv, unit_.kv_head, position);
+      if (next.unit != nullptr) fetch_after(panels, next, segment);
       segment.keys = panels.keys;
       segment.values = panels.values;
       position += count;
     }
-    if (kv.key_scales != nullptr) find_scales(start, next, found);
+    found.key_scales = find_scales(kv.keys.scales, found, start, memory_.key_scales);
+    found.value_scales = find_scales(kv.values.scales, found, start, memory_.value_scales);
+    if (decodes()) decode(found);
     return found;
   }
 
-  // The scales of the block's tokens, by key: where they lie, or side by side if they lie in several pages.
-  void find_scales(int64_t start, const BlockOfUnit& next, BlockKeys& found) const {
-    const KvPages& kv = unit_.span->kv;
-    for (int s = 0; s < found.count; ++s) {
-      const Segment& segment = found.segments[s];
-      const int64_t from = index_of_scale(unit_, start + segment.first);
-      if (next.unit != nullptr) fetch_scales(next, segment);
-      if (found.count == 1) {
-        found.key_scales = kv.key_scales + from - segment.first;
-        found.value_scales = kv.value_scales + from - segment.first;
-        return;
-      }
-      std::copy_n(kv.key_scales + from, segment.count, memory_.key_scales + segment.first);
-      std::copy_n(kv.value_scales + from, segment.count, memory_.value_scales + segment.first);
-    }
-    found.key_scales = memory_.key_scales;
-    found.value_scales = memory_.value_scales;
-  }
-
-  void fetch_scales(const BlockOfUnit& next, const Segment& segment) const {
+  // Makes the panels fetch what lies at the same place of the next block, and its scales.
+  void fetch_after(Panels& panels, const BlockOfUnit& next, const Segment& segment) const {
     const KvPages& kv = next.unit->span->kv;
-    const int64_t from = index_of_scale(*next.unit, next.block * kBlock + segment.first);
-    for (int64_t i = 0; i < segment.count; i += kTile) {
-      prefetch(reinterpret_cast<const std::byte*>(kv.key_scales + from + i));
-      prefetch(reinterpret_cast<const std::byte*>(kv.value_scales + from + i));
-    }
+    const int64_t position = next.block * kBlock + segment.first;
+    if (!kv.holds(position)) return;
+    const Panels later = panels_at(kv, next.unit->kv_head, position);
+    panels.keys.ahead = later.keys.data - panels.keys.data;
+    panels.values.ahead = later.values.data - panels.values.data;
+    const int64_t place = index_of_scale(kv, next.unit->kv_head, position);
+    for (const float* scales : {kv.keys.scales, kv.values.scales})
+      for (int64_t i = 0; scales != nullptr && i < segment.count; i += kTile)
+        prefetch(reinterpret_cast<const std::byte*>(scales + place + i));
   }
 
-  [[nodiscard]] int64_t index_of_scale(const Unit& unit, int64_t position) const {
-    const int64_t page_tokens = unit.span->kv.page_tokens;
-    return (position / page_tokens * shape_.kv_heads + unit.kv_head) * page_tokens + position % page_tokens;
+  // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several pages.
+  [[nodiscard]] const float* find_scales(const float* scales, const BlockKeys& found, int64_t start,
+                                         float* memory) const {
+    if (scales == nullptr) return nullptr;
+    const KvPages& kv = unit_.span->kv;
+    const auto place = [&](const Segment& segment) {
+      return scales + index_of_scale(kv, unit_.kv_head, start + segment.first);
+    };
+    if (found.count == 1) return place(found.segments[0]) - found.segments[0].first;
+    for (int s = 0; s < found.count; ++s)
+      std::copy_n(place(found.segments[s]), found.segments[s].count, memory + found.segments[s].first);
+    return memory;
+  }
+
+  [[nodiscard]] int64_t index_of_scale(const KvPages& kv, int64_t head, int64_t position) const {
+    return (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + position % kv.page_tokens;
+  }
+
+  // Puts the block's keys and values into scratch memory as f32, as one segment: where many rows pass by them, this is
+  // cheaper than to widen them, or to go from page to page, for each row tile.
+  void decode(BlockKeys& found) const {
+    Segment& first = found.segments[0];
+    const bool several = found.count > 1;
+    int64_t keys = 0;
+    for (int s = 0; s < found.count; ++s) keys += found.segments[s].count;
+    if (several || first.keys.type != PanelType::f32) {
+      for (int s = 0; s < found.count; ++s) {
+        const Segment& segment = found.segments[s];
+        decode_tiles(segment.keys, segment.count / kTile, shape_.head_dim,
+                     memory_.keys + (segment.first - first.first) * shape_.head_dim, shape_.head_dim * kTile);
+      }
+      first.keys = f32_panel(memory_.keys, shape_.head_dim);
+    }
+    if (several || first.values.type != PanelType::f32) {
+      for (int s = 0; s < found.count; ++s) {
+        const Segment& segment = found.segments[s];
+        decode_tiles(segment.values, tiles(shape_.v_head_dim), segment.count,
+                     memory_.values + (segment.first - first.first) * kTile, keys * kTile);
+      }
+      first.values = f32_panel(memory_.values, keys);
+    }
+    first.count = static_cast<int32_t>(keys);
+    found.count = 1;
   }
 
   // Rows that go through the kernel together. They hold whole tokens, or part of one: rows of one token see the same
@@ -591,8 +619,8 @@ void plan_round(AttendWork& work, int64_t first, int64_t end, const Threads& thr
 // Whether both products of the call can be of bf16 pairs.
 bool can_pair(const AttendCall& call) {
   return call.shape.head_dim % 2 == 0 && std::ranges::all_of(call.spans, [](const AttendSpan& span) {
-           return span.kv.keys == nullptr ||
-                  (span.kv.key_type == PanelType::bf16 && span.kv.value_type == PanelType::bf16);
+           return span.kv.table == nullptr ||
+                  (span.kv.keys.type == PanelType::bf16 && span.kv.values.type == PanelType::bf16);
          });
 }
 

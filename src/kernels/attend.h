@@ -13,21 +13,32 @@
 
 namespace regard::kernels {
 
+/// The keys, or the values, of all pages of a cache: page after page, in each a panel for every KV head.
+struct KvPanels {
+  PanelType type = PanelType::f32;
+  const std::byte* data = nullptr;
+  const float* scales = nullptr;   ///< [pages][kv_heads][page_tokens]: keys' multiply scores, values' weights; or null
+  const float* factors = nullptr;  ///< [kv_heads][width, padded to whole tiles]: what each element is multiplied by.
+  int64_t head_bytes = 0;          ///< From one KV head's panel to the next inside a page.
+  int64_t page_bytes = 0;          ///< From one page to the next.
+};
+
 /// The cached keys and values of one sequence in one layer. A page holds page_tokens positions, a divisor or a multiple
 /// of kBlock and a multiple of kTile: for each KV head a key panel [page_tokens/16][head_dim][16], and a value panel
-/// [v_head_dim/16][page_tokens][16]. 8-bit types come with a scale a token and head, [pages][kv_heads][page_tokens].
+/// [v_head_dim/16][page_tokens][16].
 struct KvPages {
-  PanelType key_type = PanelType::f32;
-  PanelType value_type = PanelType::f32;
-  const std::byte* keys = nullptr;
-  const std::byte* values = nullptr;
-  const float* key_scales = nullptr;    ///< They multiply scores; null: none
-  const float* value_scales = nullptr;  ///< They multiply weights.
+  KvPanels keys;
+  KvPanels values;
   int64_t page_tokens = 0;
-  int64_t key_head_bytes = 0;  ///< From one KV head's panel to the next inside a page.
-  int64_t value_head_bytes = 0;
-  int64_t key_page_bytes = 0;  ///< From one page to the next.
-  int64_t value_page_bytes = 0;
+  const int32_t* table = nullptr;  ///< The places of the sequence's pages first_page..first_page+page_count-1.
+  int64_t first_page = 0;
+  int64_t page_count = 0;
+
+  [[nodiscard]] bool holds(int64_t position) const {
+    const int64_t page = position / page_tokens;
+    return page >= first_page && page < first_page + page_count;
+  }
+  [[nodiscard]] int64_t place_of(int64_t position) const { return table[position / page_tokens - first_page]; }
 };
 
 /// What all rows of a call have in common.

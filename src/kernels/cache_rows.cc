@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -14,11 +15,6 @@
 #ifndef REGARD_KERNELS_CACHE_ROWS_ONCE_
 #define REGARD_KERNELS_CACHE_ROWS_ONCE_
 namespace regard::kernels {
-
-// The largest number of an 8-bit type: what a token's largest element becomes.
-constexpr float largest_of(DType dtype) {
-  return dtype == DType::i8 ? 127.0F : dtype == DType::f8_e4m3 ? 448.0F : 57344.0F;
-}
 
 // The microkernel reads e4m3 as 2^-8 of its number.
 constexpr float read_factor(DType dtype) { return dtype == DType::f8_e4m3 ? 256.0F : 1.0F; }
@@ -59,6 +55,10 @@ HWY_INLINE hn::Vec<Bytes> to_f8(Vec x) {
 }
 
 HWY_INLINE hn::Vec<Bytes> to_byte(DType dtype, Vec x) {
+  // Given scales leave numbers beyond the type's limits. i8 has one number more below zero than above.
+  const auto top = hn::Set(F32(), largest_of_cache(dtype));
+  const auto bottom = hn::Set(F32(), dtype == DType::i8 ? -128.0F : -largest_of_cache(dtype));
+  x = hn::Max(hn::Min(x, top), bottom);
   return dtype == DType::i8 ? to_i8(x) : dtype == DType::f8_e4m3 ? to_f8<3, 7>(x) : to_f8<2, 15>(x);
 }
 
@@ -103,7 +103,13 @@ TokenScale scale_of(const float* row, int64_t width, DType dtype) {
   // The quotient below must not overflow.
   constexpr float kNothing = 1e-30F;
   if (top < kNothing) return {.stored = 0.0F, .inverse = 0.0F};
-  return {.stored = top / largest_of(dtype) * read_factor(dtype), .inverse = largest_of(dtype) / top};
+  return {.stored = top / largest_of_cache(dtype) * read_factor(dtype), .inverse = largest_of_cache(dtype) / top};
+}
+
+// That of a row whose scales are given: it multiplies by 1, or tells that the row holds a NaN.
+TokenScale unit_scale(const float* row, int64_t width, DType dtype) {
+  const bool nan = std::any_of(row, row + width, [](float x) { return std::isnan(x); });
+  return {.stored = nan ? std::numeric_limits<float>::quiet_NaN() : read_factor(dtype), .inverse = 1.0F};
 }
 
 // Scales of rows first..first+count-1 of a tile, written beside the panel; their inverses stay here.
@@ -114,7 +120,9 @@ struct TileScales {
     std::fill_n(inverse, kTile, 1.0F);
     if (!has_token_scales(panel.dtype)) return;
     for (int64_t i = 0; i < rows.count; ++i) {
-      const TokenScale scale = scale_of(rows.data + i * rows.stride, rows.width, panel.dtype);
+      const float* row = rows.data + i * rows.stride;
+      const TokenScale scale =
+          panel.given_scales ? unit_scale(row, rows.width, panel.dtype) : scale_of(row, rows.width, panel.dtype);
       panel.scales[token + i] = scale.stored;
       inverse[i] = scale.inverse;
     }

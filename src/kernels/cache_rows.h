@@ -25,6 +25,11 @@ namespace regard::kernels {
   return info_of(panel_type_of_cache(dtype)).bytes_per_two_k / 2;
 }
 
+/// The largest number of a type with scales.
+[[nodiscard]] constexpr float largest_of_cache(DType dtype) {
+  return dtype == DType::i8 ? 127.0F : dtype == DType::f8_e4m3 ? 448.0F : 57344.0F;
+}
+
 /// One head's rows of some tokens, f32.
 struct TokenRows {
   const float* data = nullptr;
@@ -40,6 +45,9 @@ struct HeadPanel {
   float* scales = nullptr;
   DType dtype = DType::f32;
   int64_t page_tokens = 0;
+  /// The rows come divided by scales that somebody else knows, and are cut off at the type's limits [KV-42]; a token's
+  /// own scale only tells NaN.
+  bool given_scales = false;
 };
 
 /// Writes keys into a panel [page_tokens/16][head_dim][16], as tokens token.. of the page; all lie in one tile. What

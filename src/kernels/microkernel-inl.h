@@ -359,11 +359,13 @@ HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, i
   for (; tile < tile_count; ++tile) kernels.narrow(a, panel.from(tile, 0), depth, mode, c + tile * kTile, c_stride);
 }
 
-// Decodes `depth` k's of `tile_count` tiles to f32 tiles at out: [tile_count][depth][16].
+// Decodes `depth` k's of `tile_count` tiles to f32 tiles [depth][16] at out, tile_floats apart.
 template <class Element>
-void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t depth, float* HWY_RESTRICT out) {
+void decode_tiles_of(const PanelView& panel, int64_t tile_count, int64_t depth, float* HWY_RESTRICT all,
+                     int64_t tile_floats) {
   for (int64_t tile = 0; tile < tile_count; ++tile) {
     const std::byte* HWY_RESTRICT b = panel.data + tile * panel.tile_bytes;
+    float* HWY_RESTRICT out = all + tile * tile_floats;
     if constexpr (Element::kGrouped) {
       for (int64_t k = 0; k < depth; k += panel.group) {
         const std::byte* header = b;
@@ -387,42 +389,43 @@ void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t depth, flo
   }
 }
 
-// The same tiles as f32: the panel itself where it is f32 already, else decoded into `scratch`.
-inline PanelView decoded(const PanelView& panel, int64_t tile_count, int64_t depth, float* scratch) {
+inline void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t depth, float* out, int64_t tile_floats) {
   switch (panel.type) {
     case PanelType::f32:
-      return panel;
+      return decode_tiles_of<PlainF32>(panel, tile_count, depth, out, tile_floats);
     case PanelType::bf16:
-      decode_tiles<PlainBF16>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<PlainBF16>(panel, tile_count, depth, out, tile_floats);
     case PanelType::f16:
-      decode_tiles<PlainF16>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<PlainF16>(panel, tile_count, depth, out, tile_floats);
     case PanelType::f8_e4m3:
-      decode_tiles<PlainE4M3>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<PlainE4M3>(panel, tile_count, depth, out, tile_floats);
     case PanelType::f8_e5m2:
-      decode_tiles<PlainE5M2>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<PlainE5M2>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8_unscaled:
-      decode_tiles<PlainI8>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<PlainI8>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8:
-      decode_tiles<GroupedI8<PlainF16, false>>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<GroupedI8<PlainF16, false>>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8_wide:
-      decode_tiles<GroupedI8<PlainF32, true>>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<GroupedI8<PlainF32, true>>(panel, tile_count, depth, out, tile_floats);
     case PanelType::u4:
-      decode_tiles<GroupedU4<PlainF16>>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<GroupedU4<PlainF16>>(panel, tile_count, depth, out, tile_floats);
     case PanelType::u4_wide:
-      decode_tiles<GroupedU4<PlainF32>>(panel, tile_count, depth, scratch);
-      break;
+      return decode_tiles_of<GroupedU4<PlainF32>>(panel, tile_count, depth, out, tile_floats);
   }
+}
+
+// f32 tiles side by side, `depth` k's each.
+inline PanelView f32_panel(const float* tiles, int64_t depth) {
   return {.type = PanelType::f32,
-          .data = reinterpret_cast<const std::byte*>(scratch),
+          .data = reinterpret_cast<const std::byte*>(tiles),
           .tile_bytes = depth * kTile * static_cast<int64_t>(sizeof(float))};
+}
+
+// The same tiles as f32: the panel itself where it is f32 already, else decoded into `scratch`.
+inline PanelView decoded(const PanelView& panel, int64_t tile_count, int64_t depth, float* scratch) {
+  if (panel.type == PanelType::f32) return panel;
+  decode_tiles(panel, tile_count, depth, scratch, depth * kTile);
+  return f32_panel(scratch, depth);
 }
 
 }  // namespace regard::kernels::HWY_NAMESPACE

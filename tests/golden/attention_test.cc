@@ -27,6 +27,7 @@ double number(const Checkpoint& file, const std::string& key) { return std::stod
 // Pages of keys and values as the cache lays them out.
 struct Pages {
   Buffer keys, values;
+  std::vector<int32_t> table;
   kernels::KvPages view;
 };
 
@@ -39,27 +40,32 @@ Pages make_pages(const Tensor& k, const Tensor& v, DType dtype) {
   const auto type = dtype == DType::f32 ? kernels::PanelType::f32 : kernels::PanelType::bf16;
   Pages pages;
   kernels::KvPages& view = pages.view;
-  view = {.key_type = type, .value_type = type, .page_tokens = 64};
-  view.key_head_bytes = view.page_tokens * head_dim * bytes;
-  view.value_head_bytes = view.page_tokens * kernels::round_up(v_head_dim, kernels::kTile) * bytes;
-  view.key_page_bytes = heads * view.key_head_bytes;
-  view.value_page_bytes = heads * view.value_head_bytes;
+  view.page_tokens = 64;
   const int64_t count = kernels::round_up(tokens, view.page_tokens) / view.page_tokens;
-  pages.keys = Buffer(static_cast<size_t>(count * view.key_page_bytes));
-  pages.values = Buffer(static_cast<size_t>(count * view.value_page_bytes));
-  view.keys = pages.keys.data();
-  view.values = pages.values.data();
+  const auto lay_out = [&](kernels::KvPanels& side, Buffer& buffer, int64_t width) {
+    side.type = type;
+    side.head_bytes = view.page_tokens * width * bytes;
+    side.page_bytes = heads * side.head_bytes;
+    buffer = Buffer(static_cast<size_t>(count * side.page_bytes));
+    side.data = buffer.data();
+  };
+  lay_out(view.keys, pages.keys, head_dim);
+  lay_out(view.values, pages.values, kernels::round_up(v_head_dim, kernels::kTile));
+  // The pages of a sequence may lie in any order.
+  for (int64_t page = 0; page < count; ++page) pages.table.push_back(static_cast<int32_t>(count - 1 - page));
+  view.table = pages.table.data();
+  view.page_count = count;
   for (int64_t token = 0; token < tokens; ++token)
     for (int64_t head = 0; head < heads; ++head) {
-      const int64_t page = token / view.page_tokens;
+      const int64_t page = view.place_of(token);
       const auto store = [&](auto&& store_rows, const Tensor& rows, std::byte* panel) {
         const ConstTensorView row = rows.view()[token][head];
         store_rows({.data = row.as<float>(), .count = 1, .width = row.size(0)}, token % view.page_tokens,
                    {.data = panel, .dtype = dtype, .page_tokens = view.page_tokens});
       };
-      store(kernels::store_keys, k, pages.keys.data() + page * view.key_page_bytes + head * view.key_head_bytes);
+      store(kernels::store_keys, k, pages.keys.data() + page * view.keys.page_bytes + head * view.keys.head_bytes);
       store(kernels::store_values, v,
-            pages.values.data() + page * view.value_page_bytes + head * view.value_head_bytes);
+            pages.values.data() + page * view.values.page_bytes + head * view.values.head_bytes);
     }
   return pages;
 }

@@ -50,6 +50,7 @@ TEST(Edges, DecodeOfTheNextTokenEqualsTheLastRowOfALongerPrefill) {
     const auto size = *rc::gen::inRange<int64_t>(2, 100);
     if (*rc::gen::arbitrary<bool>()) c.config.sliding_window = size;
     if (*rc::gen::arbitrary<bool>()) c.config.attention_chunk_size = size;
+    draw_storage(c);
     const Layer layer(c);
     const Tensor hidden = layer.text(514);
     const auto expected = prefill_at_once(layer, hidden);

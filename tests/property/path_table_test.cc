@@ -23,7 +23,15 @@ constexpr MaskCase kMasks[] = {{"causal", true, 0, 0},
                                {"window and chunk", true, 9, 32},
                                {"bidirectional", false, 0, 0}};
 
-LayerCase layer_with(const MaskCase& mask, int64_t sinks, DType cache_dtype) {
+// The storages that such a layer may have.
+std::vector<KvStorage> storages_of(const MaskCase& mask) {
+  std::vector<KvStorage> storages = {KvStorage::contiguous, KvStorage::paged};
+  if (mask.window > 0) storages.push_back(KvStorage::ring);
+  if (mask.chunk > 0) storages.push_back(KvStorage::chunk);
+  return storages;
+}
+
+LayerCase layer_with(const MaskCase& mask, int64_t sinks, DType cache_dtype, KvStorage storage) {
   LayerCase c;
   c.config.hidden_size = 24;
   c.config.num_attention_heads = 4;
@@ -36,6 +44,7 @@ LayerCase layer_with(const MaskCase& mask, int64_t sinks, DType cache_dtype) {
   c.config.learned_sinks_size = sinks;
   c.config.inference.seq_len = kTokens;
   c.cache_dtype = cache_dtype;
+  c.storage = storage;
   c.seed = 20;
   return c;
 }
@@ -115,11 +124,12 @@ TEST_P(PathTable, EqualsTheOracleWithEveryMaskCacheAndNumberOfSinks) {
   for (const MaskCase& mask : kMasks) {
     if (GetParam().causal_only && !mask.is_causal) continue;
     for (const int64_t sinks : {0, 1, 2})
-      for (const DType cache : {DType::f32, DType::bf16, DType::f16}) {
-        SCOPED_TRACE(std::string(mask.name) + ", " + std::to_string(sinks) + " sinks, cache " +
-                     std::string(name_of(cache)));
-        expect_path_equals_oracle(GetParam(), layer_with(mask, sinks, cache));
-      }
+      for (const DType cache : {DType::f32, DType::bf16, DType::f16})
+        for (const KvStorage storage : storages_of(mask)) {
+          SCOPED_TRACE(std::string(mask.name) + ", " + std::to_string(sinks) + " sinks, cache " +
+                       std::string(name_of(cache)) + " in storage " + std::to_string(static_cast<int>(storage)));
+          expect_path_equals_oracle(GetParam(), layer_with(mask, sinks, cache, storage));
+        }
   }
 }
 

@@ -90,6 +90,7 @@ TEST(Schedule, ABatchOfWholeBidirectionalSequencesEqualsEachAlone) {
     auto scene = *scenes(false, 700);
     scene.layer.config.is_causal = false;
     scene.layer.config.sliding_window = scene.layer.config.attention_chunk_size = 0;
+    draw_storage(scene.layer);
     const Layer layer(scene.layer);
     std::vector<Sequence> sequences;
     std::vector<Session::Step> steps;

@@ -112,7 +112,19 @@ std::ostream& operator<<(std::ostream& out, const LayerCase& c) {
   norm("v norm", g.v_norm);
   return out << " (placement " << static_cast<int>(g.qk_norm_placement) << "), weights " << name_of(c.qkv_type)
              << " and " << name_of(c.output_type) << ", hidden " << name_of(c.hidden_dtype) << ", cache "
-             << name_of(c.cache_dtype) << ", seed " << c.seed;
+             << name_of(c.cache_dtype) << ", storage " << static_cast<int>(c.storage) << " in pages of " << c.page_size
+             << ", seed " << c.seed;
+}
+
+void draw_storage(LayerCase& c) {
+  const bool with_reach = one_in(3);
+  if (c.config.sliding_window > 0 && with_reach)
+    c.storage = KvStorage::ring;
+  else if (c.config.attention_chunk_size > 0 && with_reach)
+    c.storage = KvStorage::chunk;
+  else
+    c.storage = *rc::gen::element(KvStorage::contiguous, KvStorage::paged);
+  c.page_size = c.storage == KvStorage::contiguous ? 0 : *rc::gen::element<int64_t>(16, 32, 64, 128, 256);
 }
 
 rc::Gen<LayerCase> layer_cases(LayerWishes wishes) {
@@ -139,6 +151,7 @@ rc::Gen<LayerCase> layer_cases(LayerWishes wishes) {
     const auto dtypes = rc::gen::element(DType::f32, DType::bf16, DType::f16);
     c.hidden_dtype = *dtypes;
     c.cache_dtype = *dtypes;
+    draw_storage(c);
     c.seed = *rc::gen::arbitrary<uint64_t>();
     return c;
   });
@@ -198,6 +211,16 @@ void Layer::add_norms(Random& random) {
   fill(config.q_layernorm, config.num_attention_heads, config.head_dim, weights_.q_norm, &weights_.q_norm_bias);
   fill(config.k_layernorm, config.num_key_value_heads, config.head_dim, weights_.k_norm, &weights_.k_norm_bias);
   fill(config.v_norm, config.num_key_value_heads, config.v_head_dim, weights_.v_norm, nullptr);
+}
+
+KvCache Layer::make_cache(int64_t slots, int64_t capacity) const {
+  return {case_.storage,
+          {.slots = slots, .capacity = capacity, .dtype = case_.cache_dtype, .page_size = case_.page_size},
+          config()};
+}
+
+KvCache Layer::make_contiguous_cache(int64_t slots, int64_t capacity) const {
+  return KvCache::contiguous({.slots = slots, .capacity = capacity, .dtype = case_.cache_dtype}, config());
 }
 
 Tensor Layer::text(int64_t tokens, uint64_t index) const {

@@ -18,6 +18,8 @@ struct LayerCase {
   bool reorders_rows = false;  // of the query and key projections
   DType hidden_dtype = DType::f32;
   DType cache_dtype = DType::f32;
+  KvStorage storage = KvStorage::contiguous;  // a ring or chunk cache only where there is a window or chunk
+  int64_t page_size = 0;
   uint64_t seed = 0;  // of the numbers
 };
 std::ostream& operator<<(std::ostream& out, const LayerCase& c);
@@ -29,6 +31,8 @@ struct LayerWishes {
   bool small = false;         // few and narrow heads, for long texts
 };
 rc::Gen<LayerCase> layer_cases(LayerWishes wishes);
+// Draws a storage that the case's mask allows: for cases whose mask was changed.
+void draw_storage(LayerCase& c);
 
 // The layer of a case, with its weights.
 class Layer {
@@ -42,6 +46,9 @@ class Layer {
   [[nodiscard]] const Attention& attention() const { return *attention_; }
   [[nodiscard]] DType hidden_dtype() const { return case_.hidden_dtype; }
   [[nodiscard]] DType cache_dtype() const { return case_.cache_dtype; }
+  // A cache as the case says, or a contiguous one.
+  [[nodiscard]] KvCache make_cache(int64_t slots, int64_t capacity) const;
+  [[nodiscard]] KvCache make_contiguous_cache(int64_t slots, int64_t capacity) const;
   // Random hidden states [tokens, input_size]; the `index`-th text of this layer.
   [[nodiscard]] Tensor text(int64_t tokens, uint64_t index = 0) const;
 

@@ -46,8 +46,8 @@ std::vector<TokenOutput> token_outputs(const AttentionOutput& output) {
 
 Session::Session(const Layer& layer, const Options& options)
     : layer_(layer),
-      cache_(KvCache::contiguous({.slots = options.slots, .capacity = options.capacity, .dtype = layer.cache_dtype()},
-                                 layer.config())),
+      cache_(options.contiguous ? layer.make_contiguous_cache(options.slots, options.capacity)
+                                : layer.make_cache(options.slots, options.capacity)),
       workspace_(options.threads) {}
 
 void Session::advance(std::span<const Step> steps) {
@@ -125,7 +125,7 @@ void Session::advance_padded(std::span<const Step> steps, Padding padding) {
 
 std::vector<TokenOutput> prefill_at_once(const Layer& layer, const Tensor& hidden) {
   Sequence sequence{.hidden = hidden};
-  Session session(layer, {.capacity = sequence.length()});
+  Session session(layer, {.capacity = sequence.length(), .contiguous = true});
   session.advance(sequence, sequence.length());
   return sequence.outputs;
 }

@@ -41,6 +41,7 @@ class Session {
     int64_t slots = 1;
     int64_t capacity = 64;
     int threads = 1;
+    bool contiguous = false;  // instead of the storage that the layer's case says
   };
   Session(const Layer& layer, const Options& options);
 

@@ -239,7 +239,7 @@ TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
   const KvCache cache = KvCache::contiguous({}, config);
   EXPECT_EQ(cache.slots(), 3);
   EXPECT_EQ(cache.capacity(), 500);
-  EXPECT_EQ(cache.dtype(), DType::f16);
+  EXPECT_EQ(cache.key_format().dtype, DType::f16);
   EXPECT_EQ(cache.num_key_value_heads(), 2);
   EXPECT_EQ(cache.head_dim(), 20);
   EXPECT_EQ(cache.v_head_dim(), 12);
@@ -247,7 +247,7 @@ TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
 }
 
 TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
-  const auto refusal = [](const ContiguousCache& options) {
+  const auto refusal = [](const KvCacheOptions& options) {
     return error_of([&] { (void)KvCache::contiguous(options, layer()); });
   };
   EXPECT_THAT(refusal({.slots = -1, .capacity = 8}), HasSubstr("slots is -1"));

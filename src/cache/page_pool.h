@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace regard {
+
+// Who holds which pages. A page that nobody holds is free; how far it was written is forgotten when it becomes free, so
+// that nobody can share what its next owner has not written.
+class PagePool {
+ public:
+  explicit PagePool(int64_t pages);
+
+  [[nodiscard]] int64_t size() const { return static_cast<int64_t>(pages_.size()); }
+  [[nodiscard]] int64_t free() const { return static_cast<int64_t>(free_.size()); }
+  [[nodiscard]] int64_t holders(int32_t page) const { return at(page).holders; }
+  // Tokens of the page that were written, from its first on.
+  [[nodiscard]] int64_t written(int32_t page) const { return at(page).written; }
+  void set_written(int32_t page, int64_t tokens) { at(page).written = static_cast<int32_t>(tokens); }
+
+  // A free page; there has to be one.
+  [[nodiscard]] int32_t take();
+  // That page, which has to be free.
+  void take(int32_t page);
+  void retain(int32_t page) { ++at(page).holders; }
+  void release(int32_t page);
+
+ private:
+  struct Page {
+    int32_t holders = 0;
+    int32_t written = 0;
+    int32_t place = 0;  // in free_, while it is free
+  };
+  [[nodiscard]] const Page& at(int32_t page) const { return pages_[static_cast<size_t>(page)]; }
+  [[nodiscard]] Page& at(int32_t page) { return pages_[static_cast<size_t>(page)]; }
+
+  std::vector<Page> pages_;
+  std::vector<int32_t> free_;  // the next one last
+};
+
+}  // namespace regard

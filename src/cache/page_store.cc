@@ -1,0 +1,222 @@
+#include "cache/page_store.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "tensor/fail.h"
+
+namespace regard {
+namespace {
+
+using kernels::kTile;
+
+std::string_view name_of(PanelSide side) { return side == PanelSide::keys ? "keys" : "values"; }
+
+// Given scales for every head and element, or none.
+std::vector<float> spread_scales(PanelSide side, const KvFormat& format, int64_t kv_heads, int64_t width) {
+  if (format.scaling == KvScaling::per_token) {
+    require(format.scales.empty(), "cache: {} have given scales, but their scaling is per_token", name_of(side));
+    return {};
+  }
+  require(kernels::has_token_scales(format.dtype), "cache: {} have given scales, but their dtype is {}, which has none",
+          name_of(side), name_of(format.dtype));
+  const auto count = static_cast<int64_t>(format.scales.size());
+  const bool per_channel = format.scaling == KvScaling::per_channel;
+  const int64_t expected = format.scaling == KvScaling::per_tensor ? 1 : per_channel ? width : kv_heads;
+  require(count == 0 || count == expected || (per_channel && count == kv_heads * width),
+          "cache: {} have {} scales, expected {}{}", name_of(side), count, expected,
+          per_channel ? " or one a channel of each KV head" : "");
+  for (const float scale : format.scales)
+    require(std::isfinite(scale) && scale > 0, "cache: a scale of the {} is {}, expected a positive number",
+            name_of(side), scale);
+  const int64_t padded = kernels::round_up(width, kTile);
+  std::vector<float> factors(static_cast<size_t>(kv_heads * padded), 1.0F);
+  if (count == 0) return factors;
+  for (int64_t head = 0; head < kv_heads; ++head)
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t source = count == 1 ? 0 : !per_channel ? head : count == width ? i : head * width + i;
+      factors[static_cast<size_t>(head * padded + i)] = format.scales[static_cast<size_t>(source)];
+    }
+  return factors;
+}
+
+int64_t checked_bytes(int64_t pages, int64_t kv_heads, int64_t head_bytes) {
+  int64_t total = 0;
+  require(!__builtin_mul_overflow(pages * kv_heads, head_bytes, &total) && total < (int64_t{1} << 46),
+          "cache: {} pages of {} KV heads are more than the address space holds", pages, kv_heads);
+  return total;
+}
+
+// Where an element of a panel lies, counted in elements.
+int64_t element_index(PanelSide side, int64_t page_tokens, int64_t width, int64_t token, int64_t column) {
+  return side == PanelSide::keys ? (token / kTile * width + column) * kTile + token % kTile
+                                 : (column / kTile * page_tokens + token) * kTile + column % kTile;
+}
+
+// The bits of one element, as many bytes as it has; a 4-bit one takes a byte of its own.
+class Elements {
+ public:
+  Elements(std::byte* panel, DType dtype)
+      : panel_(panel), row_bytes_(kernels::row_bytes_of_cache(dtype)), halves_(row_bytes_ * 2 == kTile) {}
+
+  [[nodiscard]] int64_t bytes() const { return halves_ ? 1 : row_bytes_ / kTile; }
+  void get(int64_t index, std::byte* out) const {
+    if (halves_)
+      *out = (half_at(index) >> shift_of(index)) & std::byte{0xF};
+    else
+      std::memcpy(out, panel_ + index * bytes(), static_cast<size_t>(bytes()));
+  }
+  void put(const std::byte* bits, int64_t index) const {
+    if (halves_)
+      half_at(index) =
+          (half_at(index) & ~(std::byte{0xF} << shift_of(index))) | ((*bits & std::byte{0xF}) << shift_of(index));
+    else
+      std::memcpy(panel_ + index * bytes(), bits, static_cast<size_t>(bytes()));
+  }
+
+ private:
+  // Of a row's sixteen, the first eight are low halves.
+  [[nodiscard]] std::byte& half_at(int64_t index) const {
+    return panel_[index / kTile * row_bytes_ + index % (kTile / 2)];
+  }
+  static int shift_of(int64_t index) { return index % kTile < kTile / 2 ? 0 : 4; }
+
+  std::byte* panel_;
+  int64_t row_bytes_;
+  bool halves_;
+};
+
+}  // namespace
+
+PageStore::PageStore(PanelSide side, KvFormat format, const Sizes& sizes)
+    : side_(side), format_(std::move(format)), sizes_(sizes) {
+  require(kernels::is_cache_type(format_.dtype),
+          "cache: dtype is {} for {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2 or i8", regard::name_of(format_.dtype),
+          name_of(side));
+  factors_ = spread_scales(side, format_, sizes.kv_heads, sizes.width);
+  const int64_t rows = side == PanelSide::keys ? sizes.page_tokens / kTile * sizes.width
+                                               : kernels::tiles(sizes.width) * sizes.page_tokens;
+  head_bytes_ = rows * kernels::row_bytes_of_cache(format_.dtype);
+  data_ = Buffer(static_cast<size_t>(checked_bytes(sizes.pages, sizes.kv_heads, head_bytes_)));
+  if (kernels::has_token_scales(format_.dtype))
+    scales_ = Buffer(static_cast<size_t>(
+        checked_bytes(sizes.pages, sizes.kv_heads, sizes.page_tokens * static_cast<int64_t>(sizeof(float)))));
+}
+
+int64_t PageStore::bytes_per_token() const {
+  const int64_t scale_bytes = has_scales() ? static_cast<int64_t>(sizeof(float)) : 0;
+  return sizes_.kv_heads * (head_bytes_ / sizes_.page_tokens + scale_bytes);
+}
+
+kernels::HeadPanel PageStore::panel(int32_t page, int64_t head) const {
+  const int64_t index = static_cast<int64_t>(page) * sizes_.kv_heads + head;
+  return {.data = data_.data() + index * head_bytes_,
+          .scales = has_scales() ? reinterpret_cast<float*>(scales_.data()) + index * sizes_.page_tokens : nullptr,
+          .dtype = format_.dtype,
+          .page_tokens = sizes_.page_tokens,
+          .given_scales = !factors_.empty()};
+}
+
+kernels::KvPanels PageStore::view() const {
+  const kernels::HeadPanel first = panel(0, 0);
+  return {.type = kernels::panel_type_of_cache(format_.dtype),
+          .data = first.data,
+          .scales = first.scales,
+          .factors = factors_.empty() ? nullptr : factors_.data(),
+          .head_bytes = head_bytes_,
+          .page_bytes = sizes_.kv_heads * head_bytes_};
+}
+
+void PageStore::store(const kernels::TokenRows& rows, int32_t page, int64_t head, int64_t token) {
+  const auto write = [&](const kernels::TokenRows& numbers) {
+    if (side_ == PanelSide::keys)
+      kernels::store_keys(numbers, token, panel(page, head));
+    else
+      kernels::store_values(numbers, token, panel(page, head));
+  };
+  if (factors_.empty()) return write(rows);
+  thread_local std::vector<float> scaled;  // kept, so that steady calls allocate nothing
+  scaled.resize(static_cast<size_t>(rows.count * rows.width));
+  const float* factors = factors_.data() + head * kernels::round_up(rows.width, kTile);
+  for (int64_t i = 0; i < rows.count; ++i)
+    for (int64_t d = 0; d < rows.width; ++d)
+      scaled[static_cast<size_t>(i * rows.width + d)] = rows.data[i * rows.stride + d] / factors[d];
+  write({.data = scaled.data(), .stride = rows.width, .count = rows.count, .width = rows.width});
+}
+
+void PageStore::load(int32_t page, int64_t head, int64_t token, float* out) const {
+  if (side_ == PanelSide::keys)
+    kernels::load_key(panel(page, head), token, sizes_.width, out);
+  else
+    kernels::load_value(panel(page, head), token, sizes_.width, out);
+  if (factors_.empty()) return;
+  const float* factors = factors_.data() + head * kernels::round_up(sizes_.width, kTile);
+  for (int64_t d = 0; d < sizes_.width; ++d) out[d] *= factors[d];
+}
+
+void PageStore::copy_page(int32_t from, int32_t to) {
+  const auto copy = [&](const Buffer& buffer, int64_t page_bytes) {
+    std::memcpy(buffer.data() + to * page_bytes, buffer.data() + from * page_bytes, static_cast<size_t>(page_bytes));
+  };
+  copy(data_, sizes_.kv_heads * head_bytes_);
+  if (has_scales()) copy(scales_, sizes_.kv_heads * sizes_.page_tokens * static_cast<int64_t>(sizeof(float)));
+}
+
+void PageStore::copy_token(int32_t from, int64_t from_token, int32_t to, int64_t to_token) {
+  for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
+    const kernels::HeadPanel source = panel(from, head);
+    const kernels::HeadPanel target = panel(to, head);
+    const Elements read(source.data, format_.dtype);
+    const Elements write(target.data, format_.dtype);
+    std::array<std::byte, sizeof(float)> bits{};
+    for (int64_t d = 0; d < sizes_.width; ++d) {
+      read.get(element_index(side_, sizes_.page_tokens, sizes_.width, from_token, d), bits.data());
+      write.put(bits.data(), element_index(side_, sizes_.page_tokens, sizes_.width, to_token, d));
+    }
+    if (has_scales()) target.scales[to_token] = source.scales[from_token];
+  }
+}
+
+int64_t PageStore::bytes_of_row() const { return sizes_.width * Elements(data_.data(), format_.dtype).bytes(); }
+
+void PageStore::load_stored(int32_t page, int64_t head, int64_t token, std::byte* row, float* scale) const {
+  const kernels::HeadPanel source = panel(page, head);
+  const Elements elements(source.data, format_.dtype);
+  for (int64_t d = 0; d < sizes_.width; ++d)
+    elements.get(element_index(side_, sizes_.page_tokens, sizes_.width, token, d), row + d * elements.bytes());
+  if (has_scales()) *scale = source.scales[token];
+}
+
+void PageStore::store_stored(const std::byte* row, const float* scale, int32_t page, int64_t head, int64_t token) {
+  const kernels::HeadPanel target = panel(page, head);
+  const Elements elements(target.data, format_.dtype);
+  for (int64_t d = 0; d < sizes_.width; ++d)
+    elements.put(row + d * elements.bytes(), element_index(side_, sizes_.page_tokens, sizes_.width, token, d));
+  if (has_scales()) target.scales[token] = *scale;
+}
+
+KvFormat KvFormat::fitted(DType dtype, KvScaling scaling, ConstTensorView sample) {
+  require(kernels::is_cache_type(dtype) && kernels::has_token_scales(dtype),
+          "cache: a format of dtype {} is to be fitted, which has no scales", regard::name_of(dtype));
+  require(scaling != KvScaling::per_token, "cache: scales per token are computed as tokens come, not fitted");
+  require(sample.shape().rank() == 3, "cache: sample has shape {}, expected [tokens, kv_heads, head_dim]",
+          sample.shape());
+  const int64_t heads = sample.size(1);
+  const int64_t width = sample.size(2);
+  const int64_t count = scaling == KvScaling::per_tensor ? 1 : scaling == KvScaling::per_head ? heads : heads * width;
+  const std::span<const float> numbers = sample.elements<float>();
+  std::vector<float> largest(static_cast<size_t>(count), 0.0F);
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    require(std::isfinite(numbers[i]), "cache: sample holds {}, expected finite numbers", numbers[i]);
+    const int64_t channel = static_cast<int64_t>(i) % (heads * width);
+    auto& top = largest[static_cast<size_t>(count == 1 ? 0 : count == heads ? channel / width : channel)];
+    top = std::max(top, std::abs(numbers[i]));
+  }
+  // What the sample leaves at zero takes any scale.
+  for (float& top : largest) top = top > 0 ? top / kernels::largest_of_cache(dtype) : 1.0F;
+  return {.dtype = dtype, .scaling = scaling, .scales = std::move(largest)};
+}
+
+}  // namespace regard

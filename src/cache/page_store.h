@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "kernels/attend.h"
+#include "kernels/cache_rows.h"
+#include "regard/cache.h"
+
+namespace regard {
+
+// What the panels of pages hold: keys (elements of a token apart) or values (side by side).
+enum class PanelSide : uint8_t { keys, values };
+
+// The keys, or the values, of all pages of a cache.
+class PageStore {
+ public:
+  struct Sizes {
+    int64_t pages = 0;
+    int64_t page_tokens = 0;
+    int64_t kv_heads = 0;
+    int64_t width = 0;  // head_dim or v_head_dim
+  };
+
+  // Throws Error for a format that can't be.
+  PageStore(PanelSide side, KvFormat format, const Sizes& sizes);
+
+  [[nodiscard]] const KvFormat& format() const { return format_; }
+  [[nodiscard]] int64_t bytes_per_token() const;
+  [[nodiscard]] kernels::KvPanels view() const;
+
+  // Stores one head's rows as tokens token.. of a page; all lie in one tile.
+  void store(const kernels::TokenRows& rows, int32_t page, int64_t head, int64_t token);
+  // A token as f32: `width` numbers.
+  void load(int32_t page, int64_t head, int64_t token, float* out) const;
+
+  void copy_page(int32_t from, int32_t to);
+  // The token of all heads, as it is stored; the pages may be those of another store of the same format.
+  void copy_token(int32_t from, int64_t from_token, int32_t to, int64_t to_token);
+
+  // A token of a head as stored: bytes_of_row() bytes, and its scale where the type has one.
+  [[nodiscard]] int64_t bytes_of_row() const;
+  [[nodiscard]] bool has_scales() const { return scales_.size() > 0; }
+  void load_stored(int32_t page, int64_t head, int64_t token, std::byte* row, float* scale) const;
+  void store_stored(const std::byte* row, const float* scale, int32_t page, int64_t head, int64_t token);
+
+  [[nodiscard]] kernels::HeadPanel panel(int32_t page, int64_t head) const;
+
+ private:
+  PanelSide side_;
+  KvFormat format_;
+  Sizes sizes_;
+  int64_t head_bytes_ = 0;      // of one head's panel in a page
+  std::vector<float> factors_;  // given scales, as [kv_heads][width] padded to whole tiles; empty: none
+  Buffer data_;                 // [pages][kv_heads] panels
+  Buffer scales_;               // [pages][kv_heads][page_tokens]; empty: the type has none
+};
+
+}  // namespace regard
