@@ -107,6 +107,9 @@ class KvCache {
   /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
   /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.
   void check(std::span<const Span> spans, int64_t tokens_at_once = kTokensAtOnce) const;
+  /// How many free pages more the same spans would need; 0 if they fit. Throws Error for what `check` refuses
+  /// otherwise.
+  [[nodiscard]] int64_t missing_pages(std::span<const Span> spans, int64_t tokens_at_once = kTokensAtOnce) const;
   /// Stores keys [count, kv_heads, head_dim] and values [count, kv_heads, v_head_dim], both f32, as one span's tokens.
   /// A slot of -1 is ignored. Throws Error, before anything is written, where `check` of this span, all at once, would,
   /// or where shapes differ.

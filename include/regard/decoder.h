@@ -33,8 +33,12 @@ class Decoder {
   /// caches of that type.
   [[nodiscard]] DecoderCost cost(int64_t history, int64_t tokens, DType cache_dtype = DType::f32) const;
 
-  /// One cache a layer, for `slots` sequences of up to `capacity` tokens.
-  [[nodiscard]] std::vector<KvCache> make_caches(int64_t slots, int64_t capacity, DType dtype = DType::f32) const;
+  /// One cache a layer, each slot with memory of its own: contiguous, and a ring or chunk where the layer has a window
+  /// or chunk. `options.pages` has to be 0.
+  [[nodiscard]] std::vector<KvCache> make_caches(const KvCacheOptions& options) const;
+  /// One paged cache a layer, which together take no more than so many bytes: layers with windows or chunks as much as
+  /// their slots can need, the others all the same. Throws Error if that is less than a page for each slot.
+  [[nodiscard]] std::vector<KvCache> make_paged_caches(const KvCacheOptions& options, int64_t bytes) const;
 
   /// Which tokens' logits a call computes.
   enum class Logits : uint8_t { last_of_each_span, all };

@@ -156,7 +156,12 @@ struct KvCache::State {
     slot.last_check = checks;
   }
 
-  void check(std::span<const Span> spans, int64_t tokens_at_once);
+  int64_t missing_pages(std::span<const Span> spans, int64_t tokens_at_once);
+  void check(std::span<const Span> spans, int64_t tokens_at_once) {
+    const int64_t missing = missing_pages(spans, tokens_at_once);
+    require(missing == 0, "cache: {} more free pages of {} tokens are needed; {} of {} are free", missing, page_size(),
+            pool.free(), pool.size());
+  }
 
   // ---- Changes, which only happen once everything was checked ----
 
@@ -230,14 +235,15 @@ class Rehearsal {
     held_.resize(spans.size());
   }
 
-  // Throws Error if pages run out.
-  void run(std::span<const Slot> slots, int64_t tokens_at_once) {
+  // How many pages are missing at most.
+  int64_t missing(std::span<const Slot> slots, int64_t tokens_at_once) {
     Cursor begin;
     while (begin.span < spans_.size()) {
       const Cursor end = append_piece(slots, begin, tokens_at_once);
       trim_piece(slots, begin, end);
       begin = end;
     }
+    return std::max<int64_t>(0, -least_);
   }
 
  private:
@@ -254,7 +260,7 @@ class Rehearsal {
         PageRange& pages = held_[at.span];
         const Slot& slot = slots[static_cast<size_t>(span.slot)];
         if (at.tokens == 0) pages = begin(slot, span);
-        append(span, pages, span.first_position + at.tokens + count);
+        append(pages, span.first_position + at.tokens + count);
       }
       room -= count;
       at.tokens += count;
@@ -288,12 +294,11 @@ class Rehearsal {
     if (inside_page && page < pages.end && pool_.holders(slot.page(page)) > 1) --free_;
     return pages;
   }
-  void append(const Span& span, PageRange& pages, int64_t end_position) {
+  void append(PageRange& pages, int64_t end_position) {
     const int64_t end = std::max(pages.end, (end_position + page_size_ - 1) / page_size_);
     free_ -= end - pages.end;
     pages.end = end;
-    require(free_ >= 0, "cache: slot {} can't take the tokens before position {}: {} pages of {} tokens are missing",
-            span.slot, end_position, -free_, page_size_);
+    least_ = std::min(least_, free_);
   }
   void trim(const Slot& slot, PageRange& pages, int64_t position) {
     if (retention_.all) return;
@@ -314,6 +319,7 @@ class Rehearsal {
   int64_t page_size_;
   std::span<const Span> spans_;
   int64_t free_;
+  int64_t least_ = 0;             // that free_ came to
   std::vector<PageRange>& held_;  // by each span's slot
 };
 
@@ -344,10 +350,11 @@ int64_t pages_of_pool(const KvCacheOptions& options, const Retention& retention)
 
 }  // namespace
 
-void KvCache::State::check(std::span<const Span> spans, int64_t tokens_at_once) {
+int64_t KvCache::State::missing_pages(std::span<const Span> spans, int64_t tokens_at_once) {
   ++checks;
   for (const Span& span : spans) check_span(span);
-  if (!fixed()) Rehearsal(retention, pool, page_size(), spans, held).run(slots, tokens_at_once);
+  if (fixed()) return 0;
+  return Rehearsal(retention, pool, page_size(), spans, held).missing(slots, tokens_at_once);
 }
 
 KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
@@ -419,6 +426,10 @@ int64_t KvCache::first_held(int64_t slot) const {
 }
 
 void KvCache::check(std::span<const Span> spans, int64_t tokens_at_once) const { state_->check(spans, tokens_at_once); }
+
+int64_t KvCache::missing_pages(std::span<const Span> spans, int64_t tokens_at_once) const {
+  return state_->missing_pages(spans, tokens_at_once);
+}
 
 void KvCache::append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads) {
   State& s = *state_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
 #include "families/family.h"
 #include "kernels/rows.h"
@@ -108,12 +109,49 @@ DecoderCost Decoder::cost(int64_t history, int64_t tokens, DType cache_dtype) co
   return cost;
 }
 
-std::vector<KvCache> Decoder::make_caches(int64_t slots, int64_t capacity, DType dtype) const {
+std::vector<KvCache> Decoder::make_caches(const KvCacheOptions& options) const {
   std::vector<KvCache> caches;
-  for (const Layer& layer : layers_)
-    caches.push_back(
-        KvCache::contiguous({.slots = slots, .capacity = capacity, .dtype = dtype}, layer.attention.config()));
+  for (const Layer& layer : layers_) {
+    const AttentionConfig& config = layer.attention.config();
+    const KvStorage storage = config.sliding_window > 0         ? KvStorage::ring
+                              : config.attention_chunk_size > 0 ? KvStorage::chunk
+                                                                : KvStorage::contiguous;
+    caches.emplace_back(storage, options, config);
+  }
   return caches;
+}
+
+std::vector<KvCache> Decoder::make_paged_caches(const KvCacheOptions& options, int64_t bytes) const {
+  std::vector<std::optional<KvCache>> caches(layers_.size());
+  int64_t left = bytes;
+  int64_t bytes_of_row = 0;  // a page of every layer that keeps all tokens
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const AttentionConfig& config = layers_[i].attention.config();
+    // One page costs no memory until it is written: this cache only tells the sizes of the one to come.
+    KvCacheOptions one = options;
+    one.pages = 1;
+    const KvCache sample = KvCache::paged(one, config);
+    const int64_t page_bytes = sample.bytes_per_token() * sample.page_size();
+    if (config.sliding_window == 0 && config.attention_chunk_size == 0) {
+      bytes_of_row += page_bytes;
+    } else {
+      caches[i] = KvCache::paged(options, config);
+      left -= caches[i]->pages() * page_bytes;
+    }
+  }
+  std::vector<KvCache> all;
+  KvCacheOptions rest = options;
+  if (bytes_of_row > 0) {
+    // More than all slots can fill would be of no use.
+    const int64_t page_size = options.page_size == 0 ? 32 : options.page_size;
+    rest.pages = std::min(left / bytes_of_row, options.slots * ((options.capacity + page_size - 1) / page_size));
+  }
+  require(left >= 0 && (bytes_of_row == 0 || rest.pages >= options.slots),
+          "the cache's memory is {} bytes, but {} sequences need at least {}", bytes, options.slots,
+          bytes - left + options.slots * bytes_of_row);
+  for (size_t i = 0; i < layers_.size(); ++i)
+    all.push_back(caches[i] ? std::move(*caches[i]) : KvCache::paged(rest, layers_[i].attention.config()));
+  return all;
 }
 
 ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<const Span> spans,

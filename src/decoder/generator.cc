@@ -42,7 +42,7 @@ GenerateResult generate(const Decoder& decoder, const Tokenizer& tokenizer, std:
   // The last token that is generated never goes into the cache.
   const int64_t room = decoder.config().context_length - length + 1;
   const int64_t max_tokens = std::min(options.max_tokens, room);
-  auto caches = decoder.make_caches(1, length + max_tokens - 1, options.cache_dtype);
+  auto caches = decoder.make_caches({.slots = 1, .capacity = length + max_tokens - 1, .dtype = options.cache_dtype});
   Sampler sampler(options.sampler);
   GenerateResult result;
 
@@ -75,7 +75,7 @@ Score score(const Decoder& decoder, std::span<const int32_t> tokens, Workspace& 
   // Logits of so many tokens at a time: 50 MB with a vocabulary of 50,000.
   constexpr int64_t kTokensAtOnce = 256;
   const auto length = static_cast<int64_t>(tokens.size());
-  auto caches = decoder.make_caches(1, length, cache_dtype);
+  auto caches = decoder.make_caches({.slots = 1, .capacity = length, .dtype = cache_dtype});
   const Stopwatch watch;
   std::vector<double> losses(tokens.size());
   for (int64_t first = 0; first + 1 < length; first += kTokensAtOnce) {

@@ -262,7 +262,7 @@ struct DecoderBench {
   DecoderBench(const std::shared_ptr<const Decoder>& model, int64_t history, int64_t count, DType cache_dtype,
                Workspace& workspace)
       : decoder(model),
-        caches(decoder->make_caches(1, history + count, cache_dtype)),
+        caches(decoder->make_caches({.slots = 1, .capacity = history + count, .dtype = cache_dtype})),
         tokens(static_cast<size_t>(std::max(history, count)), 1),
         span{.slot = 0, .first_position = history, .count = count} {
     if (history > 0) forward({.slot = 0, .first_position = 0, .count = history}, workspace);
