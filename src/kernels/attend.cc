@@ -37,6 +37,9 @@ struct BlockKeys {
   const float* value_scales = nullptr;
 };
 
+// Tiles of keys that are scored at once.
+constexpr int64_t kScoreTiles = 4;
+
 // One block of keys of one unit.
 struct BlockOfUnit {
   const Unit* unit = nullptr;  // null: none
@@ -352,23 +355,34 @@ class UnitKernel {
     add_values(keys, tile, partial.weighted);
   }
 
-  // scores[row][key] = q . k for every key that some row of the tile sees.
+  // scores[row][key] = q . k for every key that some row of the tile sees, as many keys at a time as the kernel takes
+  // tiles.
   void score(const BlockKeys& keys, const RowTile& tile) const {
-    // As many keys at a time as the kernel takes tiles.
-    constexpr int32_t kKeys = 4 * kTile;
     KeyRange all;
     for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) all = all.unite(memory_.seen[row]);
-    for (int s = 0; s < keys.count; ++s) {
-      const Segment& segment = keys.segments[s];
-      const KeyRange own = all.intersect(segment.range());
-      if (own.empty()) continue;
-      const int32_t end = own.last + 1;
-      for (auto first = static_cast<int32_t>(own.first / kTile * kTile); first < end; first += kKeys) {
-        PanelView panel = segment.keys.from((first - segment.first) / kTile, 0);
-        if (!fetches(tile, first / kKeys)) panel.ahead = 0;
-        score_keys(panel, tiles(std::min(kKeys, end - first)), tile, memory_.scores + first);
-      }
+    const int64_t end = tiles(all.last + 1);
+    const Segment* segment = keys.segments;
+    for (int64_t first = all.first / kTile; first < end;) {
+      while (first * kTile >= segment->first + segment->count) ++segment;
+      const int64_t here = (segment->first + segment->count) / kTile - first;
+      const int64_t wanted = std::min<int64_t>(kScoreTiles, end - first);
+      const bool fetching = fetches(tile, first / kScoreTiles);
+      const bool splits = here == 2 && wanted == 4 && segment[1].count >= 2 * kTile && !layout_.pairs;
+      const PanelView low = keys_from(*segment, first, fetching);
+      float* out = memory_.scores + first * kTile;
+      if (splits)
+        score_split_keys(low, keys_from(segment[1], first + 2, fetching), tile, out);
+      else
+        score_keys(low, std::min(here, wanted), tile, out);
+      first += splits ? wanted : std::min(here, wanted);
     }
+  }
+
+  // A segment's keys from a tile of the block on.
+  [[nodiscard]] static PanelView keys_from(const Segment& segment, int64_t tile, bool fetching) {
+    PanelView panel = segment.keys.from(tile - segment.first / kTile, 0);
+    if (!fetching) panel.ahead = 0;
+    return panel;
   }
 
   void score_keys(const PanelView& keys, int64_t tile_count, const RowTile& tile, float* out) const {
@@ -379,11 +393,19 @@ class UnitKernel {
                       kBlock);
       return;
     }
-    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock) {
-      const float* queries = memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
-      multiply(queries, tile.rows, keys.from(0, k), tile_count, std::min(kScoreBlock, shape_.head_dim - k),
-               k == 0 ? Sum::start : Sum::add, out, kBlock);
-    }
+    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock)
+      multiply(queries_from(tile, k), tile.rows, keys.from(0, k), tile_count,
+               std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+  }
+
+  void score_split_keys(const PanelView& low, const PanelView& high, const RowTile& tile, float* out) const {
+    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock)
+      multiply_split(queries_from(tile, k), tile.rows, low.from(0, k), high.from(0, k),
+                     std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+  }
+
+  [[nodiscard]] const float* queries_from(const RowTile& tile, int64_t k) const {
+    return memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
   }
 
   // weighted[row] = sum over the row's visible keys of weight * value, in order of position. Only visible keys are
@@ -463,21 +485,30 @@ class UnitKernel {
       for (int64_t r = 0; r < at.rows; ++r) std::fill_n(out + r * layout_.value_width, at.tiles * kTile, 0.0F);
       return;
     }
+    if (layout_.pairs) return add_pairs(keys, at, part, mode, out);
+    PanelPart parts[kMostParts];
+    int64_t count = 0;
     for (int s = 0; s < keys.count; ++s) {
       const Segment& segment = keys.segments[s];
       const KeyRange own = part.intersect(segment.range());
       if (own.empty()) continue;
-      const int64_t first = own.first - segment.first;
-      PanelView values = segment.values.from(at.tile, layout_.pairs ? 0 : first);
+      parts[count] = {segment.values.from(at.tile, own.first - segment.first), own.size()};
+      if (!at.fetching) parts[count].panel.ahead = 0;
+      ++count;
+    }
+    multiply(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, mode, out,
+             static_cast<size_t>(layout_.value_width));
+  }
+
+  void add_pairs(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* out) const {
+    for (int s = 0; s < keys.count; ++s) {
+      const Segment& segment = keys.segments[s];
+      const KeyRange own = part.intersect(segment.range());
+      if (own.empty()) continue;
+      PanelView values = segment.values.from(at.tile, 0);
       if (!at.fetching) values.ahead = 0;
-      if (layout_.pairs) {
-        multiply_bf16({memory_.bf16_weights + at.row * kBlock + segment.first, at.rows}, values, at.tiles, first,
-                      own.last - segment.first, mode, out, layout_.value_width);
-        mode = Sum::resume;
-        continue;
-      }
-      multiply(memory_.scores + at.row * kBlock + own.first, at.rows, values, at.tiles, own.size(), mode, out,
-               static_cast<size_t>(layout_.value_width));
+      multiply_bf16({memory_.bf16_weights + at.row * kBlock + segment.first, at.rows}, values, at.tiles,
+                    own.first - segment.first, own.last - segment.first, mode, out, layout_.value_width);
       mode = Sum::resume;
     }
   }
