@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "cache/page_pool.h"
 #include "cache/page_store.h"
@@ -217,6 +218,7 @@ struct KvCache::State {
     return {.keys = keys.view(),
             .values = values.view(),
             .page_tokens = page_size(),
+            .page_shift = std::countr_zero(static_cast<uint64_t>(page_size())),
             .table = slot.table.data(),
             .first_page = slot.first_page,
             .page_count = static_cast<int64_t>(slot.table.size())};

@@ -229,7 +229,7 @@ class UnitKernel {
   };
   [[nodiscard]] Panels panels_at(const KvPages& kv, int64_t head, int64_t position) const {
     const int64_t page = kv.place_of(position);
-    const int64_t offset = position % kv.page_tokens;
+    const int64_t offset = kv.offset_of(position);
     const auto panel = [&](const KvPanels& side) {
       return PanelView{.type = side.type, .data = side.data + page * side.page_bytes + head * side.head_bytes};
     };
@@ -246,7 +246,7 @@ class UnitKernel {
     const int64_t start = block * kBlock;
     const int64_t end = start + round_up(needed.last + 1, kTile);
     for (int64_t position = start + needed.first / kTile * kTile; position < end;) {
-      const int64_t count = std::min(end, (position / kv.page_tokens + 1) * kv.page_tokens) - position;
+      const int64_t count = std::min(end - position, kv.page_tokens - kv.offset_of(position));
       Segment& segment = found.segments[found.count++];
       segment.first = static_cast<int32_t>(position - start);
       segment.count = static_cast<int32_t>(count);
@@ -291,7 +291,7 @@ class UnitKernel {
   }
 
   [[nodiscard]] int64_t index_of_scale(const KvPages& kv, int64_t head, int64_t position) const {
-    return (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + position % kv.page_tokens;
+    return (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + kv.offset_of(position);
   }
 
   // Puts the block's keys and values into scratch memory as f32, as one segment: where many rows pass by them, this is
