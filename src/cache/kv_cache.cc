@@ -12,6 +12,7 @@ namespace regard {
 namespace {
 
 using kernels::kTile;
+using kernels::PanelSide;
 
 constexpr int64_t kMost = int64_t{1} << 31;
 

@@ -25,6 +25,8 @@ struct Segment {
   int32_t count = 0;
   PanelView keys;    // tiles of 16 keys, k over head_dim
   PanelView values;  // tiles of 16 elements of v_head_dim, k over the segment's keys
+  const float* key_scales = nullptr;
+  const float* value_scales = nullptr;
 
   [[nodiscard]] KeyRange range() const { return {first, first + count - 1}; }
 };
@@ -98,22 +100,20 @@ class UnitKernel {
       if (alone) clear(into, 0, rows_);
       return;
     }
-    const BlockKeys keys = find_keys(block, next, needed);
-    // The rows of a tile suit both panels: narrow types go with fewer.
-    const Segment& any = keys.segments[0];
-    const PanelType type = any.keys.type == PanelType::f32 ? any.values.type : any.keys.type;
-    int64_t index = 0;
-    for (int64_t row = 0; row < rows_; ++index) {
-      const RowTile tile{.row = row, .rows = rows_from(row, type), .index = index};
-      if (next.unit != nullptr && next.unit != &unit_) fetch_queries(*next.unit, tile);
-      if (alone) {
-        attend_tile(keys, tile, layout_.rows_of(into, row));
-      } else {
-        attend_tile(keys, tile, memory_.partial);
-        merge(memory_.partial, layout_.rows_of(into, row), tile.rows, layout_.value_width, scale_.factor,
-              memory_.factors);
-      }
-      row += tile.rows;
+    const int64_t tail_start =
+        unit_.span->tails == nullptr ? std::numeric_limits<int64_t>::max() : unit_.span->tail_start;
+    if (block * kBlock + needed.last < tail_start) {
+      BlockKeys keys = find_keys(block, next, needed, 0);
+      if (decodes()) decode(keys);
+      attend_rows(keys, 0, rows_, next, into, alone);
+      return;
+    }
+    for (int64_t token = 0; token < unit_.tokens; ++token) {
+      const int64_t row = token * layout_.group;
+      if (!memory_.seen[row].empty())
+        attend_rows(find_keys(block, {}, memory_.seen[row], token), row, row + layout_.group, {}, into, alone);
+      else if (alone)
+        clear(into, row, layout_.group);
     }
   }
 
@@ -149,6 +149,27 @@ class UnitKernel {
   }
 
  private:
+  // Rows first..end-1 of attend_block; all see these keys.
+  void attend_rows(const BlockKeys& keys, int64_t first, int64_t end, const BlockOfUnit& next, const Partial& into,
+                   bool alone) const {
+    // The rows of a tile suit both panels: narrow types go with fewer.
+    const Segment& any = keys.segments[0];
+    const PanelType type = any.keys.type == PanelType::f32 ? any.values.type : any.keys.type;
+    int64_t index = 0;
+    for (int64_t row = first; row < end; ++index) {
+      const RowTile tile{.row = row, .rows = rows_from(row, end, type), .index = index};
+      if (next.unit != nullptr && next.unit != &unit_) fetch_queries(*next.unit, tile);
+      if (alone) {
+        attend_tile(keys, tile, layout_.rows_of(into, row));
+      } else {
+        attend_tile(keys, tile, memory_.partial);
+        merge(memory_.partial, layout_.rows_of(into, row), tile.rows, layout_.value_width, scale_.factor,
+              memory_.factors);
+      }
+      row += tile.rows;
+    }
+  }
+
   // 2^x for x <= 0; 0 where that is no normal number, as everywhere. The whole part leaves in double: what it would
   // cost the rest in f32 would show in an output that a sink keeps small.
   static float power(double x) {
@@ -240,26 +261,38 @@ class UnitKernel {
     return {.keys = keys.from(offset / kTile, 0), .values = values.from(0, offset)};
   }
 
-  [[nodiscard]] BlockKeys find_keys(int64_t block, const BlockOfUnit& next, KeyRange needed) const {
-    const KvPages& kv = unit_.span->kv;
+  // The keys that a token of the unit needs, or all its tokens where they see the same.
+  [[nodiscard]] BlockKeys find_keys(int64_t block, const BlockOfUnit& next, KeyRange needed, int64_t token) const {
     BlockKeys found;
     const int64_t start = block * kBlock;
     const int64_t end = start + round_up(needed.last + 1, kTile);
     for (int64_t position = start + needed.first / kTile * kTile; position < end;) {
-      const int64_t count = std::min(end - position, kv.page_tokens - kv.offset_of(position));
+      const KvPages& kv = pages_at(position, token);
       Segment& segment = found.segments[found.count++];
+      const int64_t page_end = position + kv.page_tokens - kv.offset_of(position);
       segment.first = static_cast<int32_t>(position - start);
-      segment.count = static_cast<int32_t>(count);
+      segment.count = static_cast<int32_t>(std::min({end, page_end, end_of_shared(position)}) - position);
       Panels panels = panels_at(kv, unit_.kv_head, position);
       if (next.unit != nullptr) fetch_after(panels, next, segment);
       segment.keys = panels.keys;
       segment.values = panels.values;
-      position += count;
+      segment.key_scales = scales_at(kv, kv.keys, unit_.kv_head, position);
+      segment.value_scales = scales_at(kv, kv.values, unit_.kv_head, position);
+      position += segment.count;
     }
-    found.key_scales = find_scales(kv.keys.scales, found, start, memory_.key_scales);
-    found.value_scales = find_scales(kv.values.scales, found, start, memory_.value_scales);
-    if (decodes()) decode(found);
+    found.key_scales = join_scales(found, &Segment::key_scales, memory_.key_scales);
+    found.value_scales = join_scales(found, &Segment::value_scales, memory_.value_scales);
     return found;
+  }
+
+  [[nodiscard]] const KvPages& pages_at(int64_t position, int64_t token) const {
+    const AttendSpan& span = *unit_.span;
+    if (span.tails == nullptr || position < span.tail_start) return span.kv;
+    return span.tails[unit_.first_token - span.first_token + token];
+  }
+  [[nodiscard]] int64_t end_of_shared(int64_t position) const {
+    const AttendSpan& span = *unit_.span;
+    return span.tails != nullptr && position < span.tail_start ? span.tail_start : std::numeric_limits<int64_t>::max();
   }
 
   // Makes the panels fetch what lies at the same place of the next block, and its scales.
@@ -270,28 +303,26 @@ class UnitKernel {
     const Panels later = panels_at(kv, next.unit->kv_head, position);
     panels.keys.ahead = later.keys.data - panels.keys.data;
     panels.values.ahead = later.values.data - panels.values.data;
-    const int64_t place = index_of_scale(kv, next.unit->kv_head, position);
-    for (const float* scales : {kv.keys.scales, kv.values.scales})
+    for (const KvPanels* side : {&kv.keys, &kv.values}) {
+      const float* scales = scales_at(kv, *side, next.unit->kv_head, position);
       for (int64_t i = 0; scales != nullptr && i < segment.count; i += kTile)
-        prefetch(reinterpret_cast<const std::byte*>(scales + place + i));
+        prefetch(reinterpret_cast<const std::byte*>(scales + i));
+    }
   }
 
   // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several pages.
-  [[nodiscard]] const float* find_scales(const float* scales, const BlockKeys& found, int64_t start,
-                                         float* memory) const {
-    if (scales == nullptr) return nullptr;
-    const KvPages& kv = unit_.span->kv;
-    const auto place = [&](const Segment& segment) {
-      return scales + index_of_scale(kv, unit_.kv_head, start + segment.first);
-    };
-    if (found.count == 1) return place(found.segments[0]) - found.segments[0].first;
+  [[nodiscard]] static const float* join_scales(const BlockKeys& found, const float* Segment::*scales, float* memory) {
+    const Segment& first = found.segments[0];
+    if (first.*scales == nullptr) return nullptr;
+    if (found.count == 1) return first.*scales - first.first;
     for (int s = 0; s < found.count; ++s)
-      std::copy_n(place(found.segments[s]), found.segments[s].count, memory + found.segments[s].first);
+      std::copy_n(found.segments[s].*scales, found.segments[s].count, memory + found.segments[s].first);
     return memory;
   }
 
-  [[nodiscard]] int64_t index_of_scale(const KvPages& kv, int64_t head, int64_t position) const {
-    return (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + kv.offset_of(position);
+  [[nodiscard]] const float* scales_at(const KvPages& kv, const KvPanels& side, int64_t head, int64_t position) const {
+    if (side.scales == nullptr) return nullptr;
+    return side.scales + (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + kv.offset_of(position);
   }
 
   // Puts the block's keys and values into scratch memory as f32, as one segment: where many rows pass by them, this is
@@ -323,10 +354,10 @@ class UnitKernel {
 
   // Rows that go through the kernel together. They hold whole tokens, or part of one: rows of one token see the same
   // keys, and of several tokens not, which leaves ragged ends.
-  [[nodiscard]] int64_t rows_from(int64_t row, PanelType type) const {
+  [[nodiscard]] int64_t rows_from(int64_t row, int64_t end, PanelType type) const {
     const int64_t most = type == PanelType::f32 || layout_.pairs ? kMaxRows : kFusedRows;
     const int64_t group = layout_.group;
-    if (group <= most) return std::min(most / group * group, rows_ - row);
+    if (group <= most) return std::min(most / group * group, end - row);
     const int64_t parts = (group + most - 1) / most;
     return std::min((group + parts - 1) / parts, group - row % group);
   }

@@ -59,6 +59,10 @@ struct AttendSpan {
   KvPages kv;
   int64_t first_token = 0;  ///< Index into the packed tokens.
   int64_t count = 0;
+  /// Where tokens of the span see different keys at the same position, as the branches of a token tree do: what each
+  /// token's sequence holds from tail_start on, a multiple of kTile, in pages of kTile. Null: all see kv.
+  const KvPages* tails = nullptr;  ///< [count]
+  int64_t tail_start = 0;
 };
 
 struct AttendCall {
