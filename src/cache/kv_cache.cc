@@ -23,10 +23,12 @@ struct KvCache::State {
   Buffer value_scales;
   std::vector<int64_t> lengths;
 
-  [[nodiscard]] int64_t element_bytes() const { return static_cast<int64_t>(size_of(*options.dtype)); }
-  [[nodiscard]] int64_t key_head_bytes() const { return page_tokens * head_dim * element_bytes(); }
+  [[nodiscard]] int64_t bytes_of(int64_t elements) const {
+    return elements * kernels::row_bytes_of_cache(*options.dtype) / kernels::kTile;
+  }
+  [[nodiscard]] int64_t key_head_bytes() const { return bytes_of(page_tokens * head_dim); }
   [[nodiscard]] int64_t value_head_bytes() const {
-    return page_tokens * kernels::round_up(v_head_dim, kernels::kTile) * element_bytes();
+    return bytes_of(page_tokens * kernels::round_up(v_head_dim, kernels::kTile));
   }
 
   void require_slot(int64_t slot) const {
@@ -91,8 +93,8 @@ KvCache KvCache::contiguous(const ContiguousCache& options, const AttentionConfi
   require(filled.slots >= 1 && filled.slots <= kMost, "cache: slots is {}, expected 1 or more", filled.slots);
   require(filled.capacity >= 1 && filled.capacity <= kMost, "cache: capacity is {}, expected 1 or more",
           filled.capacity);
-  require(kernels::is_cache_type(*filled.dtype), "cache: dtype is {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2 or i8",
-          name_of(*filled.dtype));
+  require(kernels::is_cache_type(*filled.dtype),
+          "cache: dtype is {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4", name_of(*filled.dtype));
   state->kv_heads = layer.num_key_value_heads;
   state->head_dim = layer.head_dim;
   state->v_head_dim = layer.v_head_dim;
@@ -127,7 +129,7 @@ int64_t KvCache::v_head_dim() const { return state_->v_head_dim; }
 int64_t KvCache::bytes_per_token() const {
   const int64_t scale_bytes = kernels::has_token_scales(dtype()) ? 2 * sizeof(float) : 0;
   const int64_t elements = state_->head_dim + kernels::round_up(state_->v_head_dim, kernels::kTile);
-  return state_->kv_heads * (elements * state_->element_bytes() + scale_bytes);
+  return state_->bytes_of(state_->kv_heads * elements) + state_->kv_heads * scale_bytes;
 }
 
 int64_t KvCache::length(int64_t slot) const {
