@@ -115,7 +115,7 @@ TEST_P(PathTable, EqualsTheOracleWithEveryMaskCacheAndNumberOfSinks) {
   for (const MaskCase& mask : kMasks) {
     if (GetParam().causal_only && !mask.is_causal) continue;
     for (const int64_t sinks : {0, 1, 2})
-      for (const DType cache : {DType::f32, DType::bf16, DType::f16}) {
+      for (const DType cache : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3}) {
         SCOPED_TRACE(std::string(mask.name) + ", " + std::to_string(sinks) + " sinks, cache " +
                      std::string(name_of(cache)));
         expect_path_equals_oracle(GetParam(), layer_with(mask, sinks, cache));
