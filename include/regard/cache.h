@@ -28,8 +28,9 @@ struct Span {
 struct ContiguousCache {
   int64_t slots = 0;     ///< Sequences; the config's kv_cache_batch_size.
   int64_t capacity = 0;  ///< Tokens a sequence may hold; the config's max_length.
-  /// f32, bf16, f16, f8_e4m3, f8_e5m2 or i8; the config's attention_dtype [KV-5]. The 8-bit types keep a scale a token
-  /// and head, which makes its largest element the type's largest number; an infinity or a NaN makes all of it NaN.
+  /// f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4; the config's attention_dtype [KV-5]. Types of 8 and 4 bits keep a
+  /// scale a token and head, which makes its largest element the type's largest number (-8 for i4); an infinity or a
+  /// NaN makes all of it NaN.
   std::optional<DType> dtype;
 };
 
