@@ -111,17 +111,20 @@ TEST(CacheRows, FourBitsFollowTheSignOfTheirLargestElement) {
       {0.5F, -4, 3.5F, -3.5F}, {0.5F, 4, 3.5F, -3.5F}, {1, -4, 3.5F, 0}, {1, 4, -3.5F, 0}};
   const std::vector<float> scales = {0.5F, -0.5F, 0.5F, -0.5F};
   for (size_t i = 0; i < rows.size(); ++i) {
-    // Also where the first is far behind, in another vector.
-    for (const int64_t ahead : {0, 5, 40}) {
-      SCOPED_TRACE(::testing::Message() << i << " after " << ahead);
-      std::vector<float> row(static_cast<size_t>(ahead), 0.0F);
+    // Side by side, and in different vectors.
+    for (const size_t distance : {1, 7, 20}) {
+      SCOPED_TRACE(::testing::Message() << i << ", distance " << distance);
+      std::vector<float> row(4 * distance, 0.0F);
       std::vector<float> expected = row;
-      row.insert(row.end(), rows[i].begin(), rows[i].end());
-      expected.insert(expected.end(), kept[i].begin(), kept[i].end());
+      for (size_t j = 0; j < 4; ++j) {
+        row[(j + 1) * distance - 1] = rows[i][j];
+        expected[(j + 1) * distance - 1] = kept[i][j];
+      }
+      const auto width = static_cast<int64_t>(row.size());
       std::vector<float> back(row.size());
-      Page page(DType::i4, ahead + 4);
-      kernels::store_values(rows_of(row, 0, 1, ahead + 4), 3, page.panel);
-      kernels::load_value(page.panel, 3, ahead + 4, back.data());
+      Page page(DType::i4, width);
+      kernels::store_values(rows_of(row, 0, 1, width), 3, page.panel);
+      kernels::load_value(page.panel, 3, width, back.data());
       EXPECT_EQ(back, expected);
       EXPECT_EQ(page.scales[3], scales[i]);
     }

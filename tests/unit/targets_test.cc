@@ -218,19 +218,17 @@ TEST(Targets, FourBitCachesHoldAndGiveTheSameNumbers) {
 }
 
 // NaN has no number among 4 bits; what stands for it is not left to the instruction set.
-TEST(Targets, FourBitsOfSpecialNumbersAreTheSameBytes) {
+TEST(Targets, FourBitsOfATokenWithSpecialNumbersAreZeros) {
   std::vector<float> row(16, 1.0F);
   row[2] = std::numeric_limits<float>::quiet_NaN();
   row[11] = -std::numeric_limits<float>::infinity();
-  Bytes expected;
   for (const std::string& target : kernels::supported_targets()) {
     const Forced forced(target);
     Bytes bytes(16 * 8);
     std::vector<float> scales(16);
     kernels::store_values({.data = row.data(), .stride = 16, .count = 1, .width = 16}, 3,
                           {.data = bytes.data(), .scales = scales.data(), .dtype = DType::i4, .page_tokens = 16});
-    if (expected.empty()) expected = bytes;
-    EXPECT_TRUE(bytes == expected) << target;
+    for (size_t i = 0; i < 8; ++i) EXPECT_EQ(bytes[3 * 8 + i], std::byte{0x88}) << target << ' ' << i;
   }
 }
 
