@@ -35,7 +35,9 @@ enum class KvStorage : uint8_t {
 
 /// What shares a scale of an 8-bit or 4-bit cache [KV-43].
 enum class KvScaling : uint8_t {
-  per_token,    ///< A token of a head; computed as it is stored: its largest element becomes the type's largest number.
+  /// A token of a head. It is computed as the token is stored: the element of largest magnitude becomes the type's
+  /// largest number, or -8 for i4; an infinity or a NaN makes all of it NaN.
+  per_token,
   per_tensor,   ///< All of keys, or of values; given, as are the next two.
   per_head,     ///< A KV head.
   per_channel,  ///< An element of the head, in all heads or in each.
@@ -43,7 +45,7 @@ enum class KvScaling : uint8_t {
 
 /// How keys, or values, are stored.
 struct KvFormat {
-  DType dtype = DType::f32;  ///< f32, bf16, f16, f8_e4m3, f8_e5m2 or i8
+  DType dtype = DType::f32;  ///< f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4
   KvScaling scaling = KvScaling::per_token;
   /// Given scales: [1], [kv_heads], or [head_dim] or [kv_heads * head_dim]; empty: 1, which is the reference's
   /// direct_cast [KV-41]. A number is stored as number / scale, rounded to nearest even, and the type's largest where

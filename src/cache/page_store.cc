@@ -54,8 +54,8 @@ int64_t checked_bytes(int64_t pages, int64_t kv_heads, int64_t head_bytes) {
 PageStore::PageStore(PanelSide side, KvFormat format, const Sizes& sizes)
     : side_(side), format_(std::move(format)), sizes_(sizes) {
   require(kernels::is_cache_type(format_.dtype),
-          "cache: dtype is {} for {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2 or i8", regard::name_of(format_.dtype),
-          name_of(side));
+          "cache: dtype is {} for {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4",
+          regard::name_of(format_.dtype), name_of(side));
   factors_ = spread_scales(side, format_, sizes.kv_heads, sizes.width);
   const int64_t rows = side == PanelSide::keys ? sizes.page_tokens / kTile * sizes.width
                                                : kernels::tiles(sizes.width) * sizes.page_tokens;

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "families/family.h"
+#include "kernels/cache_rows.h"
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
 #include "tensor/fail.h"
@@ -102,8 +103,9 @@ DecoderCost Decoder::cost(int64_t history, int64_t tokens, DType cache_dtype) co
       keys += static_cast<double>(mask.visible(position, length).size());
     const int64_t stored = length - mask.visible(history, length).first;
     cost.operations += 2.0 * keys * static_cast<double>(c.num_attention_heads * (c.head_dim + c.v_head_dim));
-    cost.bytes += static_cast<double>(stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim)) *
-                  static_cast<double>(size_of(cache_dtype));
+    const int64_t elements = stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim);
+    cost.bytes +=
+        static_cast<double>(elements * kernels::row_bytes_of_cache(cache_dtype)) / static_cast<double>(kernels::kTile);
   }
   add_linear(config_.tied_embeddings ? embedding_.weight : output_.weight, 1);
   return cost;

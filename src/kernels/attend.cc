@@ -31,7 +31,7 @@ struct Segment {
   [[nodiscard]] KeyRange range() const { return {first, first + count - 1}; }
 };
 
-// The keys of one block that a unit needs, as at most kBlock / kTile segments, and the scales of 8-bit types by key.
+// The keys of one block that a unit needs, as at most kBlock / kTile segments, and the scales of narrow types by key.
 struct BlockKeys {
   Segment segments[kBlock / kTile];
   int count = 0;

@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/panel.h"
 
@@ -109,6 +110,47 @@ struct PlainI8 {
   }
 };
 
+template <int kFirst, int... kIndex>
+constexpr std::array<float, sizeof...(kIndex)> numbers_from(std::integer_sequence<int, kIndex...>) {
+  return {static_cast<float>(kFirst + kIndex)...};
+}
+
+// The low four bits of each lane as a number, counted from kLowest; the others may be anything where a table of all
+// sixteen fits a vector.
+template <int kLowest>
+HWY_INLINE Vec low_nibble_as_float(hn::Vec<hn::RebindToSigned<F32>> bits) {
+#if HWY_TARGET <= HWY_AVX3
+  alignas(64) static constexpr auto kNumbers = numbers_from<kLowest>(std::make_integer_sequence<int, kTile>());
+  return Vec{_mm512_permutexvar_ps(bits.raw, hn::Load(F32(), kNumbers.data()).raw)};
+#else
+  const hn::RebindToSigned<F32> wide;
+  return hn::ConvertTo(F32(), hn::Add(hn::And(bits, hn::Set(wide, 15)), hn::Set(wide, kLowest)));
+#endif
+}
+
+// Byte i of a row holds lane i in its low half and lane i + 8 in its high half: a vector takes either all low halves
+// of some bytes, or all high ones, or, where it has sixteen lanes, both.
+struct PlainI4 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 8;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<uint8_t, F32> narrow;
+    const hn::RebindToSigned<F32> wide;
+#if HWY_TARGET <= HWY_AVX3
+    const hn::Repartition<uint64_t, decltype(narrow)> twice;
+    uint64_t bytes;
+    std::memcpy(&bytes, row, kRowBytes);
+    const auto bits = hn::PromoteTo(wide, hn::BitCast(narrow, hn::Set(twice, bytes)));
+    alignas(64) static constexpr int32_t kShifts[kTile] = {0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4};
+    return low_nibble_as_float<-8>({_mm512_srlv_epi32(bits.raw, hn::Load(wide, kShifts).raw)});
+#else
+    const size_t lane = vector * kLanes;
+    const auto bits = hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(row) + lane % kRowBytes));
+    return low_nibble_as_float<-8>(lane < kRowBytes ? bits : hn::ShiftRight<4>(bits));
+#endif
+  }
+};
+
 // Both kinds of fp8 go through f16. e5m2 is the upper half of one. The exponent of e4m3 has another bias: moved into
 // place its bits mean 2^-8 of the number (and NaN, which only the scale beside it can tell, means 1.875).
 struct PlainE5M2 {
@@ -169,16 +211,6 @@ struct GroupedI8 {
   }
 };
 
-// The low four bits of each lane as a number; the others may be anything where a table of all sixteen fits a vector.
-HWY_INLINE Vec low_nibble_as_float(hn::Vec<hn::RebindToSigned<F32>> bits) {
-#if HWY_TARGET <= HWY_AVX3
-  alignas(64) static constexpr float kNumbers[kTile] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return Vec{_mm512_permutexvar_ps(bits.raw, hn::Load(F32(), kNumbers).raw)};
-#else
-  return hn::ConvertTo(F32(), hn::And(bits, hn::Set(hn::RebindToSigned<F32>(), 15)));
-#endif
-}
-
 template <class Scale>
 struct GroupedU4 {
   static constexpr bool kGrouped = true;
@@ -192,8 +224,8 @@ struct GroupedU4 {
     const hn::Rebind<uint8_t, F32> narrow;
     const hn::RebindToSigned<F32> wide;
     const auto bytes = hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(pair) + vector * kLanes));
-    even = hn::MulAdd(low_nibble_as_float(bytes), group.scale, group.minimum);
-    odd = hn::MulAdd(low_nibble_as_float(hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
+    even = hn::MulAdd(low_nibble_as_float<0>(bytes), group.scale, group.minimum);
+    odd = hn::MulAdd(low_nibble_as_float<0>(hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
   }
 };
 
@@ -369,6 +401,8 @@ inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
       return kKernels<PlainE5M2>[index];
     case PanelType::i8_unscaled:
       return kKernels<PlainI8>[index];
+    case PanelType::i4_unscaled:
+      return kKernels<PlainI4>[index];
     case PanelType::i8:
       return kKernels<GroupedI8<PlainF16, false>>[index];
     case PanelType::i8_wide:
@@ -472,6 +506,8 @@ inline void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t dep
       return decode_tiles_of<PlainE5M2>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8_unscaled:
       return decode_tiles_of<PlainI8>(panel, tile_count, depth, out, tile_floats);
+    case PanelType::i4_unscaled:
+      return decode_tiles_of<PlainI4>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8:
       return decode_tiles_of<GroupedI8<PlainF16, false>>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8_wide:

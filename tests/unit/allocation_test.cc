@@ -210,7 +210,7 @@ KvCache steady_cache(DType dtype) {
 TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
   const Attention attention = test::random_layer(steady_layer(), 162).load();
   const Tensor gain = test::Numbers(163).tensor({512});
-  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8})
+  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8, DType::i4})
     for (const DType dtype : {DType::f32, DType::bf16})
       for (const int threads : {1, 2})
         for (const bool pairs : {false, true})
@@ -236,7 +236,7 @@ TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
 
 TEST(Allocation, AttendAllocatesNothingInSteadyState) {
   const auto sinks = test::Numbers(165).floats(8);
-  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8})
+  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8, DType::i4})
     for (const DType dtype : {DType::f32, DType::bf16})
       for (const int threads : {1, 2})
         for (Span span : kSteadySpans) {

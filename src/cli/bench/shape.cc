@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/common.h"
+#include "kernels/cache_rows.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -94,8 +95,8 @@ double AttentionShape::operations() const {
 
 double AttentionShape::bytes() const {
   const int64_t first = mask.visible(length - queries(), length).first;
-  return static_cast<double>((length - first) * batch * kv_heads * (head_dim + v_head_dim)) *
-         static_cast<double>(size_of(dtype));
+  const int64_t elements = (length - first) * batch * kv_heads * (head_dim + v_head_dim);
+  return static_cast<double>(elements * kernels::row_bytes_of_cache(dtype)) / static_cast<double>(kernels::kTile);
 }
 
 }  // namespace regard::cli
