@@ -276,6 +276,7 @@ struct TileRun {
   const std::byte* high;  // the others
   int64_t ahead_low;
   int64_t ahead_high;
+  int64_t tile_bytes;  // from one tile of a half to the next
   int64_t depth;
 };
 
@@ -283,8 +284,7 @@ struct TileRun {
 struct TileRuns {
   const TileRun* runs;
   int64_t count;
-  int64_t tile_bytes;  // from one tile of a half to the next
-  int64_t group;       // as a panel's
+  int64_t group;  // as a panel's
 };
 
 // kRows rows of A (kBlock floats apart) times kTiles tiles of B. C's rows are c_stride floats apart, its tiles 16.
@@ -294,8 +294,8 @@ HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& al
   Accumulators<Element, kRows, kTiles> accumulators;
   accumulators.begin(mode, c, c_stride);
   constexpr size_t kLow = kTiles == 1 ? 1 : kTiles / 2;
-  const auto tile_bytes = static_cast<size_t>(all.tile_bytes);
   for (const TileRun* run = all.runs; run < all.runs + all.count; ++run) {
+    const auto tile_bytes = static_cast<size_t>(run->tile_bytes);
     const std::byte* HWY_RESTRICT low = run->low;
     const std::byte* HWY_RESTRICT high = run->high;
     const std::byte* next_low = low + run->ahead_low;
@@ -429,12 +429,12 @@ HWY_INLINE void multiply(const float* a, int64_t rows, const PanelPart* parts, i
   const PanelView& first = parts[0].panel;
   const RowKernels& kernels = kernels_for(first.type, rows);
   TileRun runs[kMostParts];
-  const TileRuns all{.runs = runs, .count = part_count, .tile_bytes = first.tile_bytes, .group = first.group};
+  const TileRuns all{.runs = runs, .count = part_count, .group = first.group};
   const auto run_kernel = [&](MultiplyTiles kernel, int64_t tile, int64_t count) HWY_ATTR {
     for (int64_t i = 0; i < part_count; ++i) {
       const PanelView& panel = parts[i].panel;
       const std::byte* low = panel.data + tile * panel.tile_bytes;
-      runs[i] = {low, low + count / 2 * panel.tile_bytes, panel.ahead, panel.ahead, parts[i].depth};
+      runs[i] = {low, low + count / 2 * panel.tile_bytes, panel.ahead, panel.ahead, panel.tile_bytes, parts[i].depth};
     }
     kernel(a, all, mode, c + tile * kTile, c_stride);
   };
@@ -458,8 +458,8 @@ HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& lo
     multiply(a, rows, high, 2, depth, mode, c + 2 * kTile, c_stride);
     return;
   }
-  const TileRun run{low.data, high.data, low.ahead, high.ahead, depth};
-  kernels.wide(a, {.runs = &run, .count = 1, .tile_bytes = low.tile_bytes, .group = 0}, mode, c, c_stride);
+  const TileRun run{low.data, high.data, low.ahead, high.ahead, low.tile_bytes, depth};
+  kernels.wide(a, {.runs = &run, .count = 1, .group = 0}, mode, c, c_stride);
 }
 
 // Decodes `depth` k's of `tile_count` tiles to f32 tiles [depth][16] at out, tile_floats apart.

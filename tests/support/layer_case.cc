@@ -212,9 +212,13 @@ void Layer::add_norms(Random& random) {
   fill(config.v_norm, config.num_key_value_heads, config.v_head_dim, weights_.v_norm, nullptr);
 }
 
-KvCache Layer::make_cache(int64_t slots, int64_t capacity) const {
+KvCache Layer::make_cache(int64_t slots, int64_t capacity, int64_t speculation_length) const {
   return {case_.storage,
-          {.slots = slots, .capacity = capacity, .dtype = case_.cache_dtype, .page_size = case_.page_size},
+          {.slots = slots,
+           .capacity = capacity,
+           .dtype = case_.cache_dtype,
+           .page_size = case_.page_size,
+           .speculation_length = speculation_length},
           config()};
 }
 

@@ -275,7 +275,7 @@ TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
   EXPECT_THAT(refusal({.slots = -1, .capacity = 8}), HasSubstr("slots is -1"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = -8}), HasSubstr("capacity is -8"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = 8, .dtype = DType::i32}),
-              HasSubstr("dtype is i32, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4"));
+              HasSubstr("dtype is i32 for keys, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4"));
   EXPECT_THAT(refusal({.slots = int64_t{1} << 31, .capacity = int64_t{1} << 31}), HasSubstr("address space"));
 }
 
