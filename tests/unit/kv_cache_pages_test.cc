@@ -628,6 +628,8 @@ TEST(KvCachePages, GivenScalesRoundToNearestEvenUpToTheTypesLimits) {
   EXPECT_THAT(stored(given(i8, {0.5F}), {63.5F, 1000, -64, -1000}), ElementsAre(63.5F, 63.5F, -64, -64));
   EXPECT_THAT(stored(given(i8, {2}), {kInfinity, -kInfinity, 253, 255.5F}), ElementsAre(254, -256, 252, 254));
   EXPECT_THAT(stored(given(i8, {}), {2.5F, 3.5F, 127.6F, -128.6F}), ElementsAre(2, 4, 127, -128));
+  // Ties of the quotient: times 1/7, rounded, they would be a little more.
+  EXPECT_THAT(stored(given(i8, {7}), {45.5F, 87.5F, 101.5F, -157.5F}), ElementsAre(42, 84, 98, -154));
   EXPECT_THAT(stored(given(f8_e4m3, {}), {448, 449, 1e9F, -1e9F}), ElementsAre(448, 448, 448, -448));
   EXPECT_THAT(stored(given(f8_e4m3, {2}), {896, 480, -2000, 17 * 2}), ElementsAre(896, 480, -896, 32));
   EXPECT_THAT(stored(given(f8_e4m3, {}), {17, 19, 1.0625F, 1.1875F}), ElementsAre(16, 20, 1, 1.25F));
@@ -860,6 +862,33 @@ TEST(KvCachePages, CallsOfManySequencesFindRoom) {
       spans.push_back({.slot = slot, .first_position = cache.length(slot), .count = each});
     EXPECT_EQ(cache.missing_pages(spans), 0) << each;
   }
+}
+
+// All sequences verify a draft at the same time, each across as many pages as it may lie in.
+TEST(KvCachePages, RingsHaveRoomForTheDraftsOfAllSequences) {
+  constexpr int64_t kSlots = 300;
+  AttentionConfig config{.hidden_size = 2, .num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 1};
+  config.sliding_window = 30;
+  KvCache cache = KvCache::ring(
+      {.slots = kSlots, .capacity = 200, .dtype = DType::f32, .page_size = 16, .speculation_length = 2}, config);
+  for (int64_t slot = 0; slot < kSlots; ++slot) decode(cache, slot, 46, 46);  // the last token of page 0 is held
+  for (int64_t slot = 0; slot < kSlots; ++slot) append(cache, slot, 46, 3);
+  EXPECT_EQ(cache.page_table(0).size(), 4U);
+}
+
+// A copy of a shared page that leaves the window during the call makes room for what comes later in it.
+TEST(KvCachePages, ACopyThatIsGivenBackIsCountedAsFree) {
+  KvCache cache = paged({.slots = 3, .capacity = 64, .pages = 3}, 4);
+  append(cache, 0, 0, 20);
+  cache.fork(0, 1, 20);
+  cache.fork(0, 2, 20);
+  const Span span{.slot = 0, .first_position = 20, .count = 40};
+  EXPECT_EQ(cache.missing_pages(std::span(&span, 1), 16), 0);
+  for (const int64_t end : {36, 52, 60}) {
+    append(cache, 0, cache.length(0), end - cache.length(0));
+    cache.trim(0);
+  }
+  EXPECT_EQ(cache.free_pages(), 1);
 }
 
 // Forking takes no page and copies none; freeing gives back those that nobody else holds.
