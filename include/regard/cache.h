@@ -103,6 +103,10 @@ class KvCache {
   /// The first position that the slot still holds; windows and chunks give older ones back.
   [[nodiscard]] int64_t first_held(int64_t slot) const;
 
+  /// The first position that the token at `position` sees under the layer's mask, as far as this storage gives others
+  /// back: always 0 in a contiguous cache.
+  [[nodiscard]] int64_t first_seen(int64_t position) const;
+
   /// Checks that all spans can be appended, without changing anything, if they come in order and `tokens_at_once` at a
   /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
   /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.
@@ -152,6 +156,8 @@ class KvCache {
   [[nodiscard]] int64_t free_pages() const;
   /// The pages that hold tokens 0.. of a slot, page_size() in each; -1: given back. Valid until the slot changes.
   [[nodiscard]] std::vector<int32_t> page_table(int64_t slot) const;
+  /// Its entry `index`; -1 if it was given back. Throws Error for an index past the length.
+  [[nodiscard]] int32_t page_of(int64_t slot, int64_t index) const;
   /// The place of a token: page * page_size + offset [KV-62]. Throws Error if it is not held.
   [[nodiscard]] int64_t index_of(int64_t slot, int64_t position) const;
   /// Holds a page in use once more, so that it outlives its sequences, and lets it go again. Throws Error for a page

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "cache/page_pool.h"
 #include "cache/page_store.h"
@@ -11,6 +12,7 @@ namespace regard {
 namespace {
 
 using kernels::kTile;
+using kernels::PanelSide;
 
 constexpr int64_t kMost = int64_t{1} << 31;
 
@@ -226,6 +228,7 @@ struct KvCache::State {
     return {.keys = keys.view(),
             .values = values.view(),
             .page_tokens = page_size(),
+            .page_shift = std::countr_zero(static_cast<uint64_t>(page_size())),
             .table = slot.table.data(),
             .first_page = slot.first_page,
             .page_count = static_cast<int64_t>(slot.table.size())};
@@ -455,6 +458,8 @@ int64_t KvCache::first_held(int64_t slot) const {
   return std::min(found.first_page * state_->page_size(), found.length);
 }
 
+int64_t KvCache::first_seen(int64_t position) const { return state_->retention.first_seen(position); }
+
 void KvCache::check(std::span<const Span> spans, int64_t tokens_at_once) const { state_->check(spans, tokens_at_once); }
 
 int64_t KvCache::missing_pages(std::span<const Span> spans, int64_t tokens_at_once) const {
@@ -670,6 +675,13 @@ std::vector<int32_t> KvCache::page_table(int64_t slot) const {
   pages.insert(pages.end(), found.table.begin(), found.table.end());
   pages.resize(static_cast<size_t>(state_->pages_of(found.length)));
   return pages;
+}
+
+int32_t KvCache::page_of(int64_t slot, int64_t index) const {
+  const Slot& found = state_->at(slot);
+  const int64_t pages = state_->pages_of(found.length);
+  require(index >= 0 && index < pages, "cache: slot {} has {} pages, but number {} is asked for", slot, pages, index);
+  return index < found.first_page ? -1 : found.page(index);
 }
 
 int64_t KvCache::index_of(int64_t slot, int64_t position) const {
