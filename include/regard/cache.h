@@ -163,7 +163,8 @@ class KvCache {
   /// The place of a token: page * page_size + offset [KV-62]. Throws Error if it is not held.
   [[nodiscard]] int64_t index_of(int64_t slot, int64_t position) const;
   /// Holds a page in use once more, so that it outlives its sequences, and lets it go again. Throws Error for a page
-  /// that does not exist or that nobody holds.
+  /// that does not exist, that nobody holds or has written to yet, and `release` for one that was not retained as
+  /// often.
   void retain(int32_t page);
   void release(int32_t page);
   /// How many hold a page: sequences, and retain calls.

@@ -60,6 +60,11 @@ void check_spans(const AttendInput& input) {
     require(span.first_position >= 0 && span.first_position <= stored && span.count <= stored - span.first_position,
             "attend: a span ends at position {}, but slot {} holds {} tokens; append keys and values first",
             span.first_position + span.count, span.slot, stored);
+    // The first row sees the oldest keys.
+    const int64_t seen = input.mask.visible(span.first_position, stored).first;
+    require(seen >= input.cache->first_held(span.slot),
+            "attend: the token at position {} of slot {} sees position {}, but only {} and later are held",
+            span.first_position, span.slot, seen, input.cache->first_held(span.slot));
   }
   require(tokens == input.queries.size(0), "attend: spans hold {} tokens, but queries has {}", tokens,
           input.queries.size(0));

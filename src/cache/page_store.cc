@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "tensor/fail.h"
 
@@ -167,8 +168,9 @@ KvFormat KvFormat::fitted(DType dtype, KvScaling scaling, ConstTensorView sample
     auto& top = largest[static_cast<size_t>(count == 1 ? 0 : count == heads ? channel / width : channel)];
     top = std::max(top, std::abs(numbers[i]));
   }
-  // What the sample leaves at zero takes any scale.
-  for (float& top : largest) top = top > 0 ? top / kernels::largest_of_cache(dtype) : 1.0F;
+  // What the sample leaves at zero takes any scale, and none is so small that it is no number.
+  constexpr float kSmallest = std::numeric_limits<float>::min();
+  for (float& top : largest) top = top > 0 ? std::max(kSmallest, top / kernels::largest_of_cache(dtype)) : 1.0F;
   return {.dtype = dtype, .scaling = scaling, .scales = std::move(largest)};
 }
 
