@@ -10,8 +10,9 @@ namespace regard {
 namespace {
 
 // Tokens of a step: enough that the weights are read for many tokens at once, few enough that the running sequences do
-// not wait long for a prompt.
+// not wait long for a prompt. Where more sequences run than that, prompts still get on.
 constexpr int64_t kTokensAStep = 512;
+constexpr int64_t kLeastPromptTokens = 128;
 
 int64_t count_of(std::span<const int32_t> tokens) { return static_cast<int64_t>(tokens.size()); }
 
@@ -98,33 +99,52 @@ void Scheduler::step() {
   if (!spans_.empty()) run();
 }
 
+// Tokens of prompts in this step, beside one of each sequence that decodes.
+int64_t Scheduler::prompt_budget() const {
+  const int64_t decoding =
+      std::ranges::count_if(running_, [](const auto& sequence) { return sequence->pending() == 1; });
+  return std::max(kTokensAStep - decoding, kLeastPromptTokens);
+}
+
 // Starts waiting sequences while there are slots, tokens left in this step, and memory.
 void Scheduler::admit() {
-  int64_t budget = kTokensAStep;
-  for (const auto& sequence : running_) budget -= sequence->pending();
+  int64_t budget = prompt_budget();
+  prefilling_.clear();
+  growing_.clear();
+  for (const auto& sequence : running_) {
+    if (sequence->pending() == 1) continue;
+    budget -= sequence->pending();
+    note_prefill(*sequence);
+  }
   while (budget > 0 && !waiting_.empty() && cache_.free_slots() > 0 && (!memory_full_ || running_.empty()) &&
          !computes_prefix_of(*waiting_.front()) && start_next())
     budget -= running_.back()->pending();
 }
 
-// Whether a running sequence is about to compute pages that the next one can share: it then is worth to wait a step.
+void Scheduler::note_prefill(const Sequence& sequence) {
+  prefilling_.push_back(&sequence);
+  growing_.push_back({.slot = sequence.slot, .first_position = sequence.cached, .count = sequence.pending()});
+}
+
+// Whether a running sequence is about to compute pages that the next one can share: waiting for them is cheaper.
 bool Scheduler::computes_prefix_of(const Sequence& next) const {
-  return std::ranges::any_of(running_, [&](const auto& sequence) {
-    if (sequence->pending() == 1 || sequence->salt != next.salt) return false;
+  return std::ranges::any_of(prefilling_, [&](const Sequence* sequence) {
+    if (sequence->salt != next.salt) return false;
     const auto differs = std::ranges::mismatch(sequence->tokens, next.tokens).in2;
     const int64_t common = std::min<int64_t>(differs - next.tokens.begin(), count_of(next.tokens) - 1);
     return common / page_size_ > sequence->cached / page_size_;
   });
 }
 
-// False, and nothing has changed, where the memory does not hold what is known of it beside what runs.
+// False, and nothing has changed, where the memory does not hold all its tokens beside those that others still prefill.
 bool Scheduler::start_next() {
   running_.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
   Sequence& next = *running_.back();
   open(next);
-  // One that is alone is not judged by what it needs at once: it starts, and make_room sees to the rest.
-  if (running_.size() > 1 && !known_tokens_fit()) {
+  note_prefill(next);
+  // One that is alone starts in any case: make_room sees to what it needs.
+  if (running_.size() > 1 && !cache_.make_room(growing_)) {
     send_back_youngest();
     return false;
   }
@@ -143,19 +163,12 @@ void Scheduler::open(Sequence& sequence) {
   sequence.cached = sequence.committed = opened->length;
 }
 
-// Whether there is memory for all tokens that running sequences have, with those that did not run yet.
-bool Scheduler::known_tokens_fit() {
-  known_.clear();
-  for (const auto& sequence : running_)
-    known_.push_back({.slot = sequence->slot, .first_position = sequence->cached, .count = sequence->pending()});
-  return cache_.make_room(known_);
-}
-
 // One token of each sequence that decodes, and of the others as much as the step still takes, the oldest first.
 void Scheduler::plan() {
-  int64_t budget = kTokensAStep - std::ranges::count_if(running_, [](const auto& s) { return s->pending() == 1; });
+  int64_t budget = prompt_budget();
   spans_.clear();
   planned_.clear();
+  growing_.clear();
   for (const auto& sequence : running_) {
     const int64_t pending = sequence->pending();
     const int64_t count = pending == 1 ? 1 : std::min(pending, budget);
@@ -163,13 +176,16 @@ void Scheduler::plan() {
     if (pending > 1) budget -= count;
     spans_.push_back({.slot = sequence->slot, .first_position = sequence->cached, .count = count});
     planned_.push_back(sequence.get());
+    // Only a new page takes memory: shared pages are whole, so that nobody writes to one.
+    const int64_t room = (page_size_ - sequence->cached % page_size_) % page_size_;
+    if (count > room) growing_.push_back(spans_.back());
   }
 }
 
 // Plans a step that the memory has room for.
 void Scheduler::make_room() {
   plan();
-  while (!spans_.empty() && !cache_.make_room(spans_)) {
+  while (!growing_.empty() && !cache_.make_room(growing_)) {
     free_memory();
     plan();
   }

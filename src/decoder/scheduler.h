@@ -68,11 +68,12 @@ class Scheduler {
   struct Sequence;
   using Queue = std::deque<std::unique_ptr<Sequence>>;
 
+  [[nodiscard]] int64_t prompt_budget() const;
   void admit();
+  void note_prefill(const Sequence& sequence);
   [[nodiscard]] bool computes_prefix_of(const Sequence& next) const;
   [[nodiscard]] bool start_next();
   void open(Sequence& sequence);
-  [[nodiscard]] bool known_tokens_fit();
   void plan();
   void make_room();
   void free_memory();
@@ -102,7 +103,8 @@ class Scheduler {
   std::vector<int32_t> tokens_;
   std::vector<Span> spans_;
   std::vector<Sequence*> planned_;
-  std::vector<Span> known_;  // memory of known_tokens_fit
+  std::vector<const Sequence*> prefilling_;
+  std::vector<Span> growing_;  // those that need new pages
 };
 
 }  // namespace regard

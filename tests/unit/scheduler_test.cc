@@ -147,7 +147,7 @@ std::string wrong_with(const Model& model, const Request& request, const Machine
 // The promise: bits depend neither on the batch, nor on the order, the memory, the threads, or what others left behind.
 TEST(Scheduler, EveryRequestGivesWhatGenerateGivesForItAlone) {
   const Model model;
-  check_property(300, [&] {
+  check_property(150, [&] {
     Random random(*rc::gen::arbitrary<uint64_t>());
     Machine machine;
     machine.slots = *rc::gen::inRange<int64_t>(1, 7);
