@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "cache/page_pool.h"
 #include "cache/page_store.h"
@@ -11,6 +12,7 @@ namespace regard {
 namespace {
 
 using kernels::kTile;
+using kernels::PanelSide;
 
 constexpr int64_t kMost = int64_t{1} << 31;
 
@@ -217,6 +219,7 @@ struct KvCache::State {
     return {.keys = keys.view(),
             .values = values.view(),
             .page_tokens = page_size(),
+            .page_shift = std::countr_zero(static_cast<uint64_t>(page_size())),
             .table = slot.table.data(),
             .first_page = slot.first_page,
             .page_count = static_cast<int64_t>(slot.table.size())};

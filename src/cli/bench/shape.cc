@@ -37,7 +37,7 @@ AttentionShape AttentionShape::parse(std::string_view text) {
   const auto bad = [&](std::string_view part) {
     fail(
         "bench: shape \"{}\" has the part \"{}\"; expected e.g. prefill:f32:b1:h32:kv8:d128:s2048 or "
-        "decode:bf16:b8:h32:kv8:d128:l8192, and perhaps v64, w128, c8192, sink",
+        "decode:bf16:b8:h32:kv8:d128:l8192, and perhaps v64, w128, c8192, sink, p32",
         text, part);
   };
   const auto parts = split(text);
@@ -70,6 +70,8 @@ AttentionShape AttentionShape::parse(std::string_view text) {
       shape.length = number;
     else if (name == "w")
       shape.mask.sliding_window = number;
+    else if (name == "p")
+      shape.page_size = number;
     else if (name == "c")
       shape.mask.attention_chunk_size = number;
     else
