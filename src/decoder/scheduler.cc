@@ -210,9 +210,7 @@ void Scheduler::free_memory() {
 }
 
 void Scheduler::send_back_youngest() {
-  Sequence& youngest = *running_.back();
-  cache_.close(youngest.slot);
-  youngest.cached = 0;
+  cache_.close(running_.back()->slot);
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
   memory_full_ = true;

@@ -140,7 +140,7 @@ std::string wrong_with(const Model& model, const Request& request, const Machine
   if (!tokens) return result.finish == Finish::error ? "" : "no error where there is not enough memory";
   if (result.finish == Finish::error) return "an error: " + result.error;
   if (result.tokens != *tokens) return "other tokens";
-  const bool stopped = result.tokens.back() == model.tokenizer().end_tokens()[0];
+  const bool stopped = std::ranges::count(model.tokenizer().end_tokens(), result.tokens.back()) > 0;
   return (result.finish == Finish::stop) == stopped ? "" : "the wrong reason to finish";
 }
 
@@ -172,7 +172,7 @@ TEST(Scheduler, EveryRequestGivesWhatGenerateGivesForItAlone) {
 }
 
 TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
-  const Model model;
+  const Model model(TinyLlama{.context = 256, .has_end_token = false});
   Random random(1);
   std::vector<Request> requests;
   for (uint64_t i = 0; i < 6; ++i)
@@ -186,8 +186,22 @@ TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
   for (const Request& request : requests) server.scheduler().submit(request);
   server.finish();
   EXPECT_GT(server.scheduler().stats().preemptions, 0);
+  EXPECT_EQ(server.order(), (std::vector<int64_t>{0, 1, 2, 3, 4, 5}));
   for (int64_t i = 0; i < 6; ++i)
     EXPECT_EQ(wrong_with(model, requests[static_cast<size_t>(i)], machine, server.result(i)), "") << i;
+}
+
+TEST(Scheduler, ASequenceWaitsForTheMemoryOfItsPromptButNotForAll) {
+  const Model model(TinyLlama{.context = 256, .has_end_token = false});
+  Random random(8);
+  // Two pages, one that becomes three, and two: together more than there are, until the first has ended.
+  Server server(model, {.slots = 3, .pages = 4});
+  server.scheduler().submit({.prompt = random_tokens(random, 40), .max_tokens = 5});
+  server.scheduler().submit({.prompt = random_tokens(random, 20), .max_tokens = 60});
+  server.scheduler().submit({.prompt = random_tokens(random, 33), .max_tokens = 2});
+  server.finish();
+  EXPECT_EQ(server.order(), (std::vector<int64_t>{0, 2, 1}));
+  EXPECT_EQ(server.scheduler().stats().preemptions, 0);
 }
 
 TEST(Scheduler, PromptsThatBeginAlikeAreComputedOnceForEachSalt) {
@@ -262,15 +276,17 @@ TEST(Scheduler, LongPromptsPassInPiecesWhileOthersGoOn) {
   EXPECT_EQ(server.result(1).tokens, model.alone(lengthy));
 }
 
-TEST(Scheduler, MoreSequencesThanTokensOfAStepAllGoOn) {
+TEST(Scheduler, PromptsGetOnBesideMoreSequencesThanAStepHasTokens) {
   const Model model(TinyLlama{.context = 64, .has_end_token = false});
   Random random(6);
   Server server(model, {.slots = 600, .pages = 2000, .threads = 2});
   std::vector<Request> requests;
-  for (int i = 0; i < 600; ++i) requests.push_back({.prompt = random_tokens(random, 1 + i % 3), .max_tokens = 8});
+  for (int i = 0; i < 590; ++i) requests.push_back({.prompt = random_tokens(random, 1 + i % 3), .max_tokens = 20});
+  requests.push_back({.prompt = random_tokens(random, 10), .max_tokens = 2});
   for (const Request& request : requests) server.scheduler().submit(request);
   server.finish();
-  for (int64_t i = 0; i < 600; ++i)
+  EXPECT_EQ(server.order().front(), 590);
+  for (int64_t i = 0; i < 591; ++i)
     ASSERT_EQ(server.result(i).tokens, model.alone(requests[static_cast<size_t>(i)])) << i;
 }
 
