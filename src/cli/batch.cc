@@ -89,7 +89,7 @@ class Batch {
                requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
                rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
     fmt::print(stderr, "[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
-               cache.most_pages_in_use, cache.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
+               stats.most_pages_in_use, cache.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
   }
 
  private:

@@ -224,6 +224,7 @@ void Scheduler::run() {
     if (spans_[i].count == planned_[i]->pending()) ++stats_.generated_tokens;
   }
   sample(decoder_.forward(tokens_, spans_, cache_.layers(), Decoder::Logits::last_of_each_span, workspace_));
+  if (!growing_.empty()) stats_.most_pages_in_use = std::max(stats_.most_pages_in_use, cache_.stats().pages_in_use);
   for (Sequence* sequence : planned_) commit(*sequence);
   std::erase_if(running_, [&](const auto& sequence) { return end_if_finished(*sequence); });
 }

@@ -40,6 +40,7 @@ class Scheduler {
     int64_t shared_tokens = 0;  // of those, found in the prefix cache
     int64_t generated_tokens = 0;
     int64_t preemptions = 0;
+    int64_t most_pages_in_use = 0;  // of the cache's fullest layer, prefixes included
   };
 
   // The cache is empty, paged, and has room for the model's context in each slot; the others outlive the scheduler.

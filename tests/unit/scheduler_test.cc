@@ -186,6 +186,7 @@ TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
   for (const Request& request : requests) server.scheduler().submit(request);
   server.finish();
   EXPECT_GT(server.scheduler().stats().preemptions, 0);
+  EXPECT_EQ(server.scheduler().stats().most_pages_in_use, machine.pages);
   EXPECT_EQ(server.order(), (std::vector<int64_t>{0, 1, 2, 3, 4, 5}));
   for (int64_t i = 0; i < 6; ++i)
     EXPECT_EQ(wrong_with(model, requests[static_cast<size_t>(i)], machine, server.result(i)), "") << i;
