@@ -102,6 +102,7 @@ void ModelCache::close(int64_t slot) {
   State& s = *state_;
   s.require_open(slot);
   for (KvCache& layer : s.layers) layer.truncate(slot, 0);
+  if (s.tree) s.tree->note_release();
   s.at(slot).open = false;
   s.free_slots.push_back(slot);
 }
@@ -123,6 +124,7 @@ void ModelCache::truncate(int64_t slot, int64_t length) {
   s.require_open(slot);
   s.require_continues(slot, length);
   for (KvCache& layer : s.layers) layer.truncate(slot, length);
+  if (s.tree) s.tree->note_release();
   s.at(slot).committed_pages = std::min(s.at(slot).committed_pages, length / s.layers[0].page_size());
 }
 

@@ -90,6 +90,7 @@ void PrefixTree::erase(Node& node) {
 int64_t PrefixTree::evict(size_t layer, int64_t count) {
   const bool needed = keeps_all(layer);
   int64_t freed = 0;
+  if (all_in_use_[layer]) return 0;
   for (auto place = recent_.end(); place != recent_.begin() && freed < count;) {
     Node& node = **--place;
     const int32_t page = node.pages[layer];
@@ -105,6 +106,8 @@ int64_t PrefixTree::evict(size_t layer, int64_t count) {
       node.pages[layer] = -1;
     }
   }
+  // The next call need not look through them all again.
+  all_in_use_[layer] = freed < count;
   return freed;
 }
 

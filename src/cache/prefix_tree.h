@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <memory>
@@ -17,7 +18,7 @@ namespace regard {
 class PrefixTree {
  public:
   // The layers have to outlive the tree.
-  explicit PrefixTree(std::span<KvCache> layers) : layers_(layers) {}
+  explicit PrefixTree(std::span<KvCache> layers) : layers_(layers), all_in_use_(layers.size(), false) {}
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
 
@@ -31,6 +32,8 @@ class PrefixTree {
   // Lets go of up to `count` pages of a layer that only this tree holds, the least recently used first; returns how
   // many.
   int64_t evict(size_t layer, int64_t count);
+  // Tells that sequences let go of pages: those of the tree may be its own again.
+  void note_release() { std::ranges::fill(all_in_use_, false); }
 
  private:
   struct Node;
@@ -60,7 +63,8 @@ class PrefixTree {
 
   std::span<KvCache> layers_;
   std::unordered_map<uint64_t, Node> roots_;
-  std::list<Node*> recent_;  // the most recently used first; parents before their children
+  std::list<Node*> recent_;       // the most recently used first; parents before their children
+  std::vector<bool> all_in_use_;  // by layer: whether an eviction found too little since the last release
   int64_t evicted_ = 0;
 };
 

@@ -152,12 +152,9 @@ class UnitKernel {
   // Rows first..end-1 of attend_block; all see these keys.
   void attend_rows(const BlockKeys& keys, int64_t first, int64_t end, const BlockOfUnit& next, const Partial& into,
                    bool alone) const {
-    // The rows of a tile suit both panels: narrow types go with fewer.
-    const Segment& any = keys.segments[0];
-    const PanelType type = any.keys.type == PanelType::f32 ? any.values.type : any.keys.type;
     int64_t index = 0;
     for (int64_t row = first; row < end; ++index) {
-      const RowTile tile{.row = row, .rows = rows_from(row, end, type), .index = index};
+      const RowTile tile{.row = row, .rows = rows_from(row, end), .index = index};
       if (next.unit != nullptr && next.unit != &unit_) fetch_queries(*next.unit, tile);
       if (alone) {
         attend_tile(keys, tile, layout_.rows_of(into, row));
@@ -354,11 +351,11 @@ class UnitKernel {
 
   // Rows that go through the kernel together. They hold whole tokens, or part of one: rows of one token see the same
   // keys, and of several tokens not, which leaves ragged ends.
-  [[nodiscard]] int64_t rows_from(int64_t row, int64_t end, PanelType type) const {
-    const int64_t most = type == PanelType::f32 || layout_.pairs ? kMaxRows : kFusedRows;
+  [[nodiscard]] int64_t rows_from(int64_t row, int64_t end) const {
+    constexpr int64_t kMost = kMaxRows;
     const int64_t group = layout_.group;
-    if (group <= most) return std::min(most / group * group, end - row);
-    const int64_t parts = (group + most - 1) / most;
+    if (group <= kMost) return std::min(kMost / group * group, end - row);
+    const int64_t parts = (group + kMost - 1) / kMost;
     return std::min((group + parts - 1) / parts, group - row % group);
   }
 

@@ -76,7 +76,7 @@ void multiply_block(const PackedRows& packed, int64_t block, int64_t count, Pane
   if (packed.pairs)
     return multiply_bf16({packed.bf16_row(block, 0), packed.rows}, panel, tile_count, 0, count - 1, mode, c, c_stride);
   if (packed.rows > kMostFused) panel = decoded(panel, tile_count, count, decode_memory);
-  const int64_t step = even_step(packed.rows, panel.type == PanelType::f32 ? kMaxRows : kFusedRows);
+  const int64_t step = even_step(packed.rows, kMaxRows);
   for (int64_t row = 0; row < packed.rows; row += step) {
     multiply(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count, mode,
              c + row * c_stride, static_cast<size_t>(c_stride));
@@ -98,7 +98,7 @@ void multiply_run(const PackedRows& packed, int64_t depth, const ColumnRun& run,
   float* out = product.out + first_row * product.out_stride;
   const int64_t end = run.first + run.count;
   const int64_t whole_end = std::min(end, product.columns / kTile);
-  const bool few = packed.rows <= kFusedRows;
+  const bool few = packed.rows <= kMaxRows;
   const int64_t group = few ? 4 : kDecodedTiles;
   const auto multiply_part = [&](int64_t block, int64_t tile) {
     const int64_t count = std::min(kBlock, depth - block * kBlock);

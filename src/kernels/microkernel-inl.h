@@ -370,9 +370,6 @@ constexpr auto kernel_table(std::integer_sequence<int, kIndex...>) {
   return std::array<RowKernels, sizeof...(kIndex)>{row_kernels<Element, kIndex + 1>()...};
 }
 
-// The rows of a kernel that decodes its panel as it goes.
-inline constexpr int kFusedRows = kMaxRows < 8 ? kMaxRows : 8;
-
 // Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile.
 inline constexpr int64_t kMostFused = 32;
 
@@ -383,8 +380,7 @@ constexpr int64_t even_step(int64_t rows, int64_t most) {
 }
 
 template <class Element>
-inline constexpr auto kKernels =
-    kernel_table<Element>(std::make_integer_sequence<int, std::is_same_v<Element, PlainF32> ? kMaxRows : kFusedRows>());
+inline constexpr auto kKernels = kernel_table<Element>(std::make_integer_sequence<int, kMaxRows>());
 
 inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
   const auto index = static_cast<size_t>(rows - 1);
@@ -422,7 +418,7 @@ struct PanelPart {
 };
 inline constexpr int64_t kMostParts = kBlock / kTile;
 
-// `rows` rows (at most kMaxRows; kFusedRows unless the panels are f32) times `tile_count` tiles of at most kMostParts
+// `rows` rows (at most kMaxRows) times `tile_count` tiles of at most kMostParts
 // parts.
 HWY_INLINE void multiply(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count, int64_t tile_count,
                          Sum mode, float* c, size_t c_stride) {
