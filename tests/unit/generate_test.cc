@@ -79,6 +79,14 @@ TEST(Drafts, ChangeNoTokenWhateverTheSamplerCacheAndWindow) {
   }
 }
 
+// Long drafts that keep failing become short ones.
+TEST(Drafts, WasteLittle) {
+  Speaker speaker;
+  const GenerateOptions options{.max_tokens = 300, .sampler = {.temperature = 0.5F, .seed = 3}, .draft_length = 64};
+  const auto result = speaker.speak(kPrompt, options);
+  EXPECT_LT(result.draft_tokens - result.accepted_tokens, 300);
+}
+
 TEST(Drafts, StopWhereTheTextWouldStopWithoutThem) {
   Speaker speaker;
   const GenerateOptions plain{.max_tokens = 150};

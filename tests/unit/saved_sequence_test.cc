@@ -121,6 +121,21 @@ TEST(SavedSequence, RoundTripsBitForBitThroughEveryStorageAndType) {
     }
 }
 
+// Bytes in odd numbers, which would put the scales behind them where no number may lie.
+TEST(SavedSequence, OddWidthsRoundTrip) {
+  const TempFolder folder;
+  const std::string path = folder.file("sequence.safetensors");
+  AttentionConfig config{.hidden_size = 8, .num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 5};
+  config.v_head_dim = 2;
+  const KvCacheOptions options{.slots = 1, .capacity = 8, .dtype = DType::i8};
+  auto saved = one(KvStorage::contiguous, options, config);
+  fill(saved, 0, 1, 5);
+  save_sequence(path, saved, 0, ids(1));
+  auto restored = one(KvStorage::paged, options, config);
+  restore_sequence(path, restored, 0);
+  expect_equal(saved[0], 0, restored[0], 0, 1);
+}
+
 TEST(SavedSequence, ChunksKeepWhatTheyNeed) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
