@@ -48,6 +48,7 @@ constexpr Panel kPanels[] = {{"f32", PanelType::f32, 0},
                              {"f8_e4m3", PanelType::f8_e4m3, 0},
                              {"f8_e5m2", PanelType::f8_e5m2, 0},
                              {"i8_unscaled", PanelType::i8_unscaled, 0},
+                             {"i4_unscaled", PanelType::i4_unscaled, 0},
                              {"i8", PanelType::i8, 32},
                              {"i8_wide", PanelType::i8_wide, 16},
                              {"u4", PanelType::u4, 32},
@@ -79,7 +80,8 @@ void matmul(benchmark::State& state, const Panel& panel) {
 
 // ---- caches ----
 
-constexpr DType kCacheTypes[] = {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8_e4m3, DType::f8_e5m2};
+constexpr DType kCacheTypes[] = {DType::f32, DType::bf16,    DType::f16,    DType::i8,
+                                 DType::i4,  DType::f8_e4m3, DType::f8_e5m2};
 
 AttentionConfig layer(int64_t heads, int64_t kv_heads, int64_t head_dim) {
   return {.hidden_size = 256, .num_attention_heads = heads, .num_key_value_heads = kv_heads, .head_dim = head_dim};

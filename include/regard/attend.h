@@ -15,11 +15,13 @@ struct AttendInput {
   std::span<const Span> spans;     ///< In the order of the tokens, whose keys and values are in the cache already.
   const KvCache* cache = nullptr;  ///< Its KV heads divide the query heads [MATH-2].
   Mask mask;
-  double softmax_scale = 0.0;      ///< Multiplies the scores; 0: 1/sqrt(head_dim).
-  double logit_soft_cap = 0.0;     ///< 0: off; otherwise scores become cap * tanh(score / cap).
-  std::span<const float> sinks;    ///< One logit a query head, or none [MATH-6].
-  TensorView output;               ///< [tokens, heads, v_head_dim], of the queries' type, dense
-  TensorView lse;                  ///< f32 [tokens, heads], or none: log of the sum of exp(scores), sinks included
+  double softmax_scale = 0.0;    ///< Multiplies the scores; 0: 1/sqrt(head_dim).
+  double logit_soft_cap = 0.0;   ///< 0: off; otherwise scores become cap * tanh(score / cap).
+  std::span<const float> sinks;  ///< One logit a query head, or none [MATH-6].
+  TensorView output;             ///< [tokens, heads, v_head_dim], of the queries' type, dense
+  TensorView lse;                ///< f32 [tokens, heads], or none: log of the sum of exp(scores), sinks included
+  /// As AttentionInput::active_masks: which of a span's own tokens each of them sees.
+  std::span<const ConstTensorView> active_masks;
   Workspace* workspace = nullptr;  ///< None: one of its own for this call, with a thread per core.
 };
 

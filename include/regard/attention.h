@@ -103,6 +103,11 @@ struct AttentionInput : AttentionOptions {
   std::span<const Span>
       spans;  ///< In the order of the tokens; their counts add up to tokens. None: one sequence from position 0.
   TensorView output;  ///< Where to write [tokens, hidden_size], of the input's type; none: a new tensor.
+  /// For drafts that branch: one [count, count] of bool or u8 a span, telling which of the span's own tokens (columns)
+  /// each of them (rows) sees; itself and some before it. An empty view, or none at all: all before it [MASK-11],
+  /// [MASK-12]. A token's position is then the span's first plus the number it sees but itself, and its output has the
+  /// bits of its branch decoded alone. The cache holds the tokens as they come: KvCache::accept keeps a branch.
+  std::span<const ConstTensorView> active_masks;
 };
 
 /// A padded batch: one sequence a row, padding on the right or on the left.
@@ -112,6 +117,7 @@ struct PaddedAttentionInput : AttentionOptions {
                                    ///< none: no padding.
   ConstTensorView position_ids;  ///< [batch, seq] of i32 or i64; consecutive over a row's tokens. None: from 0, or from
                                  ///< the cache's length on.
+  ConstTensorView active_mask;   ///< [batch, seq, seq], or [seq, seq] for all rows; as AttentionInput::active_masks.
   std::span<const int64_t> seq_ids;  ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
 };
 

@@ -35,7 +35,9 @@ enum class KvStorage : uint8_t {
 
 /// What shares a scale of an 8-bit or 4-bit cache [KV-43].
 enum class KvScaling : uint8_t {
-  per_token,    ///< A token of a head; computed as it is stored: its largest element becomes the type's largest number.
+  /// A token of a head. It is computed as the token is stored: the element of largest magnitude becomes the type's
+  /// largest number, or -8 for i4; an infinity or a NaN makes all of it NaN.
+  per_token,
   per_tensor,   ///< All of keys, or of values; given, as are the next two.
   per_head,     ///< A KV head.
   per_channel,  ///< An element of the head, in all heads or in each.
@@ -43,7 +45,7 @@ enum class KvScaling : uint8_t {
 
 /// How keys, or values, are stored.
 struct KvFormat {
-  DType dtype = DType::f32;  ///< f32, bf16, f16, f8_e4m3, f8_e5m2 or i8
+  DType dtype = DType::f32;  ///< f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4
   KvScaling scaling = KvScaling::per_token;
   /// Given scales: [1], [kv_heads], or [head_dim] or [kv_heads * head_dim]; empty: 1, which is the reference's
   /// direct_cast [KV-41]. A number is stored as number / scale, rounded to nearest even, and the type's largest where
@@ -103,6 +105,10 @@ class KvCache {
   /// The first position that the slot still holds; windows and chunks give older ones back.
   [[nodiscard]] int64_t first_held(int64_t slot) const;
 
+  /// The first position that the token at `position` sees under the layer's mask, as far as this storage gives others
+  /// back: always 0 in a contiguous cache.
+  [[nodiscard]] int64_t first_seen(int64_t position) const;
+
   /// Checks that all spans can be appended, without changing anything, if they come in order and `tokens_at_once` at a
   /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
   /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.
@@ -152,10 +158,13 @@ class KvCache {
   [[nodiscard]] int64_t free_pages() const;
   /// The pages that hold tokens 0.. of a slot, page_size() in each; -1: given back. Valid until the slot changes.
   [[nodiscard]] std::vector<int32_t> page_table(int64_t slot) const;
+  /// Its entry `index`; -1 if it was given back. Throws Error for an index past the length.
+  [[nodiscard]] int32_t page_of(int64_t slot, int64_t index) const;
   /// The place of a token: page * page_size + offset [KV-62]. Throws Error if it is not held.
   [[nodiscard]] int64_t index_of(int64_t slot, int64_t position) const;
   /// Holds a page in use once more, so that it outlives its sequences, and lets it go again. Throws Error for a page
-  /// that does not exist or that nobody holds.
+  /// that does not exist, that nobody holds or has written to yet, and `release` for one that was not retained as
+  /// often.
   void retain(int32_t page);
   void release(int32_t page);
   /// How many hold a page: sequences, and retain calls.

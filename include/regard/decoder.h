@@ -44,9 +44,11 @@ class Decoder {
   enum class Logits : uint8_t { last_of_each_span, all };
   /// Runs packed tokens through the model, appending to the caches. Returns logits [rows, vocab_size] in f32, rows in
   /// order of the tokens; they live until the workspace's next use. Throws Error, before a cache changes, for token ids
-  /// outside the vocabulary and for what Attention::forward refuses.
+  /// outside the vocabulary and for what Attention::forward refuses. `active_masks` are those of AttentionInput, for
+  /// tokens that branch.
   [[nodiscard]] ConstTensorView forward(std::span<const int32_t> tokens, std::span<const Span> spans,
-                                        std::span<KvCache> caches, Logits logits, Workspace& workspace) const;
+                                        std::span<KvCache> caches, Logits logits, Workspace& workspace,
+                                        std::span<const ConstTensorView> active_masks = {}) const;
 
  private:
   struct Layer {
@@ -56,8 +58,9 @@ class Decoder {
     Linear gate, up, down;
   };
 
-  void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
-                  TensorView hidden, Workspace& workspace) const;
+  void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
+                  std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
+                  Workspace& workspace) const;
   void run_mlp(const Layer& layer, TensorView hidden, Workspace& workspace) const;
 
   ModelConfig config_;

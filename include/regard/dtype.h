@@ -7,10 +7,23 @@
 
 namespace regard {
 
-/// Element types of tensors. Names in text are those of this enum: "f32", "bf16", "f8_e4m3", ...
-enum class DType : uint8_t { f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, u8, i32, i64, boolean };
+/// Element types of tensors and caches. Names in text are those of this enum: "f32", "bf16", "f8_e4m3", ...
+enum class DType : uint8_t {
+  f32,
+  f64,
+  bf16,
+  f16,
+  f8_e4m3,
+  f8_e5m2,
+  i8,
+  i4,  ///< signed 4 bits, in caches only
+  u8,
+  i32,
+  i64,
+  boolean
+};
 
-/// Bytes of one element.
+/// Bytes of one element. Throws Error for i4, which has no whole ones and which no tensor holds.
 [[nodiscard]] size_t size_of(DType dtype);
 [[nodiscard]] std::string_view name_of(DType dtype);
 /// The inverse of `name_of`. Throws Error for a name that no type has.

@@ -52,7 +52,7 @@ class ModelCache {
   void commit(int64_t slot, std::span<const int32_t> tokens);
 
   /// Whether these spans can be appended; for that, cached prefixes that no sequence uses are forgotten, the least
-  /// recently used first. Changes nothing else. Throws Error for spans that no memory could hold.
+  /// recently used first. Changes nothing else. Throws Error for what KvCache::check refuses for other reasons.
   [[nodiscard]] bool make_room(std::span<const Span> spans);
 
   struct Stats {

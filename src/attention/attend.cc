@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <optional>
+#include <vector>
 
 #include "attention/span_rows.h"
 #include "kernels/workspace.h"
@@ -37,6 +38,17 @@ void check(const AttendInput& input) {
           "attend: logit_soft_cap is {}, expected 0 (off) or a positive number", input.logit_soft_cap);
 }
 
+std::vector<std::optional<TokenTree>> make_trees(const AttendInput& input) {
+  if (input.active_masks.empty()) return {};
+  require(input.active_masks.size() == input.spans.size(), "attend: active_masks has {} masks, expected {}, one a span",
+          input.active_masks.size(), input.spans.size());
+  require(input.mask.is_causal, "attend: active_masks are given, but the mask is not causal");
+  std::vector<std::optional<TokenTree>> trees(input.spans.size());
+  for (size_t i = 0; i < trees.size(); ++i)
+    if (!input.active_masks[i].empty()) trees[i].emplace(input.spans[i], input.active_masks[i]);
+  return trees;
+}
+
 void check_spans(const AttendInput& input) {
   int64_t tokens = 0;
   for (const Span& span : input.spans) {
@@ -48,6 +60,11 @@ void check_spans(const AttendInput& input) {
     require(span.first_position >= 0 && span.first_position <= stored && span.count <= stored - span.first_position,
             "attend: a span ends at position {}, but slot {} holds {} tokens; append keys and values first",
             span.first_position + span.count, span.slot, stored);
+    // The first row sees the oldest keys.
+    const int64_t seen = input.mask.visible(span.first_position, stored).first;
+    require(seen >= input.cache->first_held(span.slot),
+            "attend: the token at position {} of slot {} sees position {}, but only {} and later are held",
+            span.first_position, span.slot, seen, input.cache->first_held(span.slot));
   }
   require(tokens == input.queries.size(0), "attend: spans hold {} tokens, but queries has {}", tokens,
           input.queries.size(0));
@@ -58,28 +75,34 @@ void check_spans(const AttendInput& input) {
 void attend(const AttendInput& input) {
   check(input);
   check_spans(input);
+  std::vector<std::optional<TokenTree>> trees = make_trees(input);
   std::optional<Workspace> own;
   if (input.workspace == nullptr) own.emplace();
   Workspace& workspace = own ? *own : *input.workspace;
   Workspace::Memory& memory = workspace.memory();
+  const auto head_dim = static_cast<double>(input.cache->head_dim());
+  const double scale = input.softmax_scale == 0 ? 1.0 / std::sqrt(head_dim) : input.softmax_scale;
+  const kernels::AttendShape shape{.heads = input.queries.size(1),
+                                   .kv_heads = input.cache->num_key_value_heads(),
+                                   .head_dim = input.cache->head_dim(),
+                                   .v_head_dim = input.cache->v_head_dim(),
+                                   .scale = static_cast<float>(scale),
+                                   .soft_cap = static_cast<float>(input.logit_soft_cap),
+                                   .sinks = input.sinks.empty() ? nullptr : input.sinks.data()};
+  copy_tails(trees, input.spans, *input.cache, shape, workspace);
   SpanRows rows(memory, input.queries.size(0));
   int64_t first = 0;
-  for (const Span& span : input.spans) {
+  for (size_t i = 0; i < input.spans.size(); ++i) {
+    const Span& span = input.spans[i];
     if (span.slot == -1)
       rows.skip(first, span.count);
+    else if (!trees.empty() && trees[i])
+      rows.add_tree(first, span, *trees[i], input.cache->view(span.slot), input.mask);
     else
       rows.add(first, span, input.cache->view(span.slot), input.mask, input.cache->length(span.slot));
     first += span.count;
   }
-  const auto head_dim = static_cast<double>(input.cache->head_dim());
-  const double scale = input.softmax_scale == 0 ? 1.0 / std::sqrt(head_dim) : input.softmax_scale;
-  kernels::attend({.shape = {.heads = input.queries.size(1),
-                             .kv_heads = input.cache->num_key_value_heads(),
-                             .head_dim = input.cache->head_dim(),
-                             .v_head_dim = input.cache->v_head_dim(),
-                             .scale = static_cast<float>(scale),
-                             .soft_cap = static_cast<float>(input.logit_soft_cap),
-                             .sinks = input.sinks.empty() ? nullptr : input.sinks.data()},
+  kernels::attend({.shape = shape,
                    .spans = memory.spans,
                    .dtype = input.queries.dtype(),
                    .queries = input.queries.data(),

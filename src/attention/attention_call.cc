@@ -30,6 +30,7 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionInput& i
   tokens_ = input.hidden_states.size(0);
   resolve_spans();
   resolve_cache();
+  resolve_trees();
   resolve_angles();
   make_outputs();
 }
@@ -80,6 +81,21 @@ void AttentionCall::resolve_spans() {
   require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);
 }
 
+void AttentionCall::resolve_trees() {
+  if (input_.active_masks.empty()) return;
+  require(input_.active_masks.size() == spans_.size(), "attention: active_masks has {} masks, expected {}, one a span",
+          input_.active_masks.size(), spans_.size());
+  require(config_.is_causal, "attention: active_masks are given, but the layer is not causal");
+  trees_.resize(spans_.size());
+  for (size_t i = 0; i < spans_.size(); ++i)
+    if (!input_.active_masks[i].empty()) trees_[i].emplace(spans_[i], input_.active_masks[i]);
+}
+
+int64_t AttentionCall::position_of(size_t span, int64_t token) const {
+  const bool branches = !trees_.empty() && trees_[span];
+  return memory_.origins[span] + spans_[span].first_position + (branches ? trees_[span]->depth(token) : token);
+}
+
 void AttentionCall::resolve_cache() {
   cache_ = input_.cache;
   // The position that a span's first position 0 stands for; only without a cache is it not 0.
@@ -115,8 +131,7 @@ void AttentionCall::resolve_angles() {
   positions.assign(input_.rotary_position_ids.begin(), input_.rotary_position_ids.end());
   if (positions.empty())
     for (size_t s = 0; s < spans_.size(); ++s)
-      for (int64_t i = 0; i < spans_[s].count; ++i)
-        positions.push_back(memory_.origins[s] + spans_[s].first_position + i);
+      for (int64_t i = 0; i < spans_[s].count; ++i) positions.push_back(position_of(s, i));
   const uint64_t key = layer_.rotary_->key(positions);
   const auto fits = [&](const AngleTable* table) { return table != nullptr && !table->empty() && table->key == key; };
   const auto use_all = [&](const AngleTable& cos, const AngleTable& sin) {
@@ -178,8 +193,8 @@ void AttentionCall::make_outputs() {
 }
 
 int64_t AttentionCall::piece_tokens() const {
-  // Where queries see later tokens, all keys have to be there first.
-  if (!config_.is_causal) return std::max<int64_t>(1, tokens_);
+  // Where queries see later tokens, all keys have to be there first; and trees are not cut.
+  if (!config_.is_causal || !input_.active_masks.empty()) return std::max<int64_t>(1, tokens_);
   const int64_t asked = config_.inference.windowed_context_encoding_size;
   return asked > 0 ? asked : kPieceTokens;
 }
@@ -299,7 +314,7 @@ void AttentionCall::prepare_heads(const Piece& piece, TensorView q, TensorView k
     // A number that is normed and rotated costs some ten operations.
     workspace_.threads().for_work(10 * numbers).for_each((part.count + kRun - 1) / kRun, [&](int64_t run, int) {
       for (int64_t i = run * kRun; i < std::min((run + 1) * kRun, part.count); ++i)
-        prepare(first + i, memory_.origins[index] + part.first_position + i);
+        prepare(first + i, position_of(index, part.first_position - spans_[index].first_position + i));
     });
   });
 }
@@ -323,22 +338,26 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
 
 void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView attended) {
   const Mask mask = Mask::of(config_);
+  const kernels::AttendShape shape{.heads = config_.num_attention_heads,
+                                   .kv_heads = config_.num_key_value_heads,
+                                   .head_dim = config_.head_dim,
+                                   .v_head_dim = config_.v_head_dim,
+                                   .scale = static_cast<float>(config_.softmax_scale),
+                                   .soft_cap = static_cast<float>(config_.logit_soft_cap),
+                                   .sinks = layer_.sinks_.empty() ? nullptr : layer_.sinks_.data()};
+  copy_tails(trees_, spans_, *cache_, shape, workspace_);
   SpanRows rows(memory_, piece.count);
   for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
     const Span& span = spans_[index];
     if (span.slot == -1)
       rows.skip(first, part.count);
+    else if (!trees_.empty() && trees_[index])
+      rows.add_tree(first, part, *trees_[index], cache_->view(span.slot), mask, memory_.origins[index]);
     else
       rows.add(first, part, cache_->view(span.slot), mask, span.first_position + span.count, memory_.origins[index]);
   });
   kernels::attend(
-      {.shape = {.heads = config_.num_attention_heads,
-                 .kv_heads = config_.num_key_value_heads,
-                 .head_dim = config_.head_dim,
-                 .v_head_dim = config_.v_head_dim,
-                 .scale = static_cast<float>(config_.softmax_scale),
-                 .soft_cap = static_cast<float>(config_.logit_soft_cap),
-                 .sinks = layer_.sinks_.empty() ? nullptr : layer_.sinks_.data()},
+      {.shape = shape,
        .spans = memory_.spans,
        .queries = q.data(),
        .visible = memory_.visible.data(),

@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "attention/token_tree.h"
 #include "kernels/workspace.h"
 #include "regard/attention.h"
 
@@ -25,6 +26,7 @@ class AttentionCall {
   void check_input() const;
   void resolve_spans();
   void resolve_cache();
+  void resolve_trees();
   void resolve_angles();
   void find_angles(const Piece& piece);
   void make_outputs();
@@ -36,6 +38,9 @@ class AttentionCall {
   void append(const Piece& piece, TensorView k, TensorView v);
   void attend(const Piece& piece, ConstTensorView q, TensorView attended);
   void write_hidden(const Piece& piece, ConstTensorView attended);
+
+  // The position in its sequence of a span's token.
+  [[nodiscard]] int64_t position_of(size_t span, int64_t token) const;
 
   // Calls visit(index of the span, tokens before the part in the piece, the part as a span) for each span's part inside
   // a piece.
@@ -53,6 +58,7 @@ class AttentionCall {
   std::span<const Span> spans_;
   std::optional<KvCache> own_cache_;
   KvCache* cache_ = nullptr;
+  std::vector<std::optional<TokenTree>> trees_;  // by span; empty: no span has one
   // Of tokens first .. first+count-1 of the call.
   struct Angles {
     ConstTensorView cos;

@@ -44,6 +44,10 @@ class PaddedCall {
     seq_ = x.size(1);
     check_matrix("attention_mask", input.attention_mask);
     check_matrix("position_ids", input.position_ids);
+    const Shape all{batch_, seq_, seq_};
+    const Shape shared{seq_, seq_};
+    require(input.active_mask.empty() || input.active_mask.shape() == all || input.active_mask.shape() == shared,
+            "attention: active_mask has shape {}, expected {} or {}", input.active_mask.shape(), all, shared);
     require(input.seq_ids.empty() || static_cast<int64_t>(input.seq_ids.size()) == batch_,
             "attention: seq_ids has {} entries, expected {}", input.seq_ids.size(), batch_);
     require(
@@ -55,12 +59,14 @@ class PaddedCall {
   AttentionOutput run() {
     std::vector<Span> spans;
     std::vector<int64_t> rotary;
+    std::vector<ConstTensorView> active_masks;
     int64_t tokens = 0;
     for (int64_t b = 0; b < batch_; ++b) {
       const Row& row = rows_[static_cast<size_t>(b)];
       if (row.count == 0) continue;
       spans.push_back({.slot = row.slot, .first_position = row.first_position, .count = row.count});
       tokens += row.count;
+      if (!input_.active_mask.empty()) active_masks.push_back(active_mask(b, row));
       if (input_.rotary_position_ids.empty()) continue;
       const auto ids =
           input_.rotary_position_ids.subspan(static_cast<size_t>(b * seq_ + row.first), static_cast<size_t>(row.count));
@@ -73,6 +79,7 @@ class PaddedCall {
     inner.hidden_states = packed;
     inner.spans = spans;
     inner.rotary_position_ids = rotary;
+    inner.active_masks = active_masks;
     if (!residual.empty()) inner.residual = residual;
     AttentionOutput output = attention_.forward(inner);
     output.hidden_states =
@@ -133,6 +140,13 @@ class PaddedCall {
               position, row.first + i, first + i);
     }
     return first;
+  }
+
+  // What the row's real tokens see of each other.
+  [[nodiscard]] ConstTensorView active_mask(int64_t b, const Row& row) const {
+    const ConstTensorView& all = input_.active_mask;
+    const ConstTensorView mask = all.shape().rank() == 2 ? all : all[b];
+    return mask.slice(0, row.first, row.count).slice(1, row.first, row.count);
   }
 
   // [batch, seq, width] -> [tokens, width]

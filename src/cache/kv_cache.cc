@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "cache/page_pool.h"
 #include "cache/page_store.h"
@@ -11,6 +12,7 @@ namespace regard {
 namespace {
 
 using kernels::kTile;
+using kernels::PanelSide;
 
 constexpr int64_t kMost = int64_t{1} << 31;
 
@@ -42,10 +44,20 @@ struct Slot {
   [[nodiscard]] int32_t page(int64_t index) const { return table[static_cast<size_t>(index - first_page)]; }
 };
 
-// Pages first..end-1 of a sequence.
+// Pages first..end-1 of a sequence in a rehearsal: those before old_end are the slot's, but for the one of which it
+// took a copy.
 struct PageRange {
   int64_t first = 0;
   int64_t end = 0;
+  int64_t old_end = 0;
+  int64_t copied = -1;
+};
+
+// What a rehearsal notes; kept for the next one, so that steady calls allocate nothing.
+struct RehearsalNotes {
+  std::vector<PageRange> held;      // by each span's slot
+  std::vector<int32_t> given_back;  // how many have let go of each page of the pool
+  std::vector<int32_t> touched;     // the pages of which somebody has
 };
 
 void check_sizes(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
@@ -87,8 +99,8 @@ struct KvCache::State {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
-  uint64_t checks = 0;          // made so far
-  std::vector<PageRange> held;  // of the spans of a check
+  uint64_t checks = 0;  // made so far
+  RehearsalNotes notes;
 
   [[nodiscard]] int64_t page_size() const { return options.page_size; }
   [[nodiscard]] int64_t pages_of(int64_t tokens) const { return (tokens + page_size() - 1) / page_size(); }
@@ -166,8 +178,7 @@ struct KvCache::State {
   // ---- Changes, which only happen once everything was checked ----
 
   void release_pages(Slot& slot, int64_t first, int64_t end) {
-    for (int64_t page = first; page < end; ++page)
-      if (slot.page(page) >= 0) pool.release(slot.page(page));
+    for (int64_t page = first; page < end; ++page) pool.release(slot.page(page));
   }
   void drop_after(Slot& slot, int64_t length) {
     slot.length = length;
@@ -217,6 +228,7 @@ struct KvCache::State {
     return {.keys = keys.view(),
             .values = values.view(),
             .page_tokens = page_size(),
+            .page_shift = std::countr_zero(static_cast<uint64_t>(page_size())),
             .table = slot.table.data(),
             .first_page = slot.first_page,
             .page_count = static_cast<int64_t>(slot.table.size())};
@@ -228,11 +240,18 @@ namespace {
 // Counts free pages while spans are appended piece by piece, each piece followed by a trim, without doing so.
 class Rehearsal {
  public:
-  // `memory` is kept by the caller, so that steady calls allocate nothing.
   Rehearsal(const Retention& retention, const PagePool& pool, int64_t page_size, std::span<const Span> spans,
-            std::vector<PageRange>& memory)
-      : retention_(retention), pool_(pool), page_size_(page_size), spans_(spans), free_(pool.free()), held_(memory) {
-    held_.resize(spans.size());
+            RehearsalNotes& notes)
+      : retention_(retention), pool_(pool), page_size_(page_size), spans_(spans), free_(pool.free()), notes_(notes) {
+    notes_.held.resize(spans.size());
+    notes_.given_back.resize(static_cast<size_t>(pool.size()));
+    notes_.touched.reserve(static_cast<size_t>(pool.size()));
+  }
+  Rehearsal(const Rehearsal&) = delete;
+  Rehearsal& operator=(const Rehearsal&) = delete;
+  ~Rehearsal() {
+    for (const int32_t page : notes_.touched) given_back(page) = 0;
+    notes_.touched.clear();
   }
 
   // How many pages are missing at most.
@@ -257,7 +276,7 @@ class Rehearsal {
       const Span& span = spans_[at.span];
       const int64_t count = std::min(room, span.count - at.tokens);
       if (span.slot != -1) {
-        PageRange& pages = held_[at.span];
+        PageRange& pages = notes_.held[at.span];
         const Slot& slot = slots[static_cast<size_t>(span.slot)];
         if (at.tokens == 0) pages = begin(slot, span);
         append(pages, span.first_position + at.tokens + count);
@@ -275,23 +294,28 @@ class Rehearsal {
       const Span& span = spans_[i];
       const int64_t tokens = i == end.span ? end.tokens : span.count;
       if (span.slot != -1)
-        trim(slots[static_cast<size_t>(span.slot)], held_[i], retention_.first_needed(span.first_position + tokens));
+        trim(slots[static_cast<size_t>(span.slot)], notes_.held[i],
+             retention_.first_needed(span.first_position + tokens));
     }
   }
 
   // What the slot holds once it is ready for the span's first token.
   PageRange begin(const Slot& slot, const Span& span) {
-    PageRange pages{slot.first_page, slot.end_page()};
+    PageRange pages{.first = slot.first_page, .end = slot.end_page(), .old_end = slot.end_page()};
     const int64_t page = span.first_position / page_size_;
     const bool inside_page = span.first_position % page_size_ != 0;
     if (span.first_position < slot.length) {
       const int64_t end = std::clamp(page + (inside_page ? 1 : 0), pages.first, pages.end);
-      give_back(slot, end, pages.end);
-      pages.end = end;
+      give_back(slot, pages, end, pages.end);
+      pages.end = pages.old_end = end;
     }
     trim(slot, pages, retention_.first_needed(span.first_position));
-    if (pages.first == pages.end) pages = {page, page};
-    if (inside_page && page < pages.end && pool_.holders(slot.page(page)) > 1) --free_;
+    if (pages.first == pages.end) pages = {.first = page, .end = page, .old_end = page};
+    if (inside_page && page < pages.end && holders(slot.page(page)) > 1) {
+      --free_;
+      let_go(slot.page(page));
+      pages.copied = page;
+    }
     return pages;
   }
   void append(PageRange& pages, int64_t end_position) {
@@ -303,24 +327,32 @@ class Rehearsal {
   void trim(const Slot& slot, PageRange& pages, int64_t position) {
     if (retention_.all) return;
     const int64_t page = std::clamp(position / page_size_, pages.first, pages.end);
-    give_back(slot, pages.first, page);
+    give_back(slot, pages, pages.first, page);
     pages.first = page;
   }
-  // A page that the slot holds already is only free then if nobody else holds it.
-  void give_back(const Slot& slot, int64_t first, int64_t end) {
+  void give_back(const Slot& slot, const PageRange& pages, int64_t first, int64_t end) {
     for (int64_t page = first; page < end; ++page) {
-      const bool old = page >= slot.first_page && page < slot.end_page();
-      if (!old || (slot.page(page) >= 0 && pool_.holders(slot.page(page)) == 1)) ++free_;
+      if (page < pages.old_end && page != pages.copied)
+        let_go(slot.page(page));
+      else
+        ++free_;
     }
   }
+  // A page is free when the last who holds it has let go.
+  void let_go(int32_t page) {
+    if (given_back(page)++ == 0) notes_.touched.push_back(page);
+    if (holders(page) == 0) ++free_;
+  }
+  [[nodiscard]] int64_t holders(int32_t page) { return pool_.holders(page) - given_back(page); }
+  [[nodiscard]] int32_t& given_back(int32_t page) { return notes_.given_back[static_cast<size_t>(page)]; }
 
   const Retention& retention_;
   const PagePool& pool_;
   int64_t page_size_;
   std::span<const Span> spans_;
   int64_t free_;
-  int64_t least_ = 0;             // that free_ came to
-  std::vector<PageRange>& held_;  // by each span's slot
+  int64_t least_ = 0;  // that free_ came to
+  RehearsalNotes& notes_;
 };
 
 // The most pages of a slot while it decodes, a draft at a time.
@@ -351,10 +383,11 @@ int64_t pages_of_pool(const KvCacheOptions& options, const Retention& retention)
 }  // namespace
 
 int64_t KvCache::State::missing_pages(std::span<const Span> spans, int64_t tokens_at_once) {
+  require(tokens_at_once >= 1, "cache: tokens_at_once is {}, expected 1 or more", tokens_at_once);
   ++checks;
   for (const Span& span : spans) check_span(span);
   if (fixed()) return 0;
-  return Rehearsal(retention, pool, page_size(), spans, held).missing(slots, tokens_at_once);
+  return Rehearsal(retention, pool, page_size(), spans, notes).missing(slots, tokens_at_once);
 }
 
 KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
@@ -425,6 +458,8 @@ int64_t KvCache::first_held(int64_t slot) const {
   return std::min(found.first_page * state_->page_size(), found.length);
 }
 
+int64_t KvCache::first_seen(int64_t position) const { return state_->retention.first_seen(position); }
+
 void KvCache::check(std::span<const Span> spans, int64_t tokens_at_once) const { state_->check(spans, tokens_at_once); }
 
 int64_t KvCache::missing_pages(std::span<const Span> spans, int64_t tokens_at_once) const {
@@ -492,6 +527,8 @@ void KvCache::accept(int64_t slot, int64_t first_position, std::span<const int64
   s.require_continues(slot, found.first_page, first_position + count);
   int64_t moved = 0;
   while (moved < count && indices[static_cast<size_t>(moved)] == moved) ++moved;
+  // Accepted tokens that stay where they are may have left the window already.
+  if (moved < count) s.require_stored(slot, first_position + moved, 1);
   const int64_t first_page = (first_position + moved) / s.page_size();
   const int64_t end_page = s.pages_of(first_position + count);
   int64_t copies = 0;
@@ -604,17 +641,19 @@ void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& to
   require(first >= 0 && count <= s.options.capacity - first,
           "cache: slot {} would hold {} tokens from position {} on, but its capacity is {}", slot, count, first,
           s.options.capacity);
-  s.require_continues(slot, first / s.page_size() + (first % s.page_size() == 0 ? 0 : 1), first + count);
-  const int64_t first_page = first / s.page_size();
+  // A page of which only the end is given is not held: its beginning is somebody else's old tokens.
+  const int64_t first_page = s.pages_of(first);
   const int64_t end_page = s.pages_of(first + count);
+  s.require_continues(slot, first_page, first + count);
   require(s.fixed() || end_page - first_page <= s.pool.free(), "cache: {} pages are needed, but {} are free",
           end_page - first_page, s.pool.free());
   if (!s.fixed()) {
     found.first_page = first_page;
     while (found.end_page() < end_page) found.table.push_back(s.pool.take());
   }
+  const int64_t skipped = std::min(count, first_page * s.page_size() - first);
   const auto write = [&](PageStore& store, const Tensor& rows, const Tensor& scales) {
-    for (int64_t i = 0; i < count * s.kv_heads; ++i) {
+    for (int64_t i = skipped * s.kv_heads; i < count * s.kv_heads; ++i) {
       const int64_t position = first + i / s.kv_heads;
       store.store_stored(reinterpret_cast<const std::byte*>(row_of<uint8_t>(rows, i, store.bytes_of_row())),
                          row_of<float>(scales, i, 1), found.page(position / s.page_size()), i % s.kv_heads,
@@ -623,7 +662,7 @@ void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& to
   };
   write(s.keys, tokens.keys, tokens.key_scales);
   write(s.values, tokens.values, tokens.value_scales);
-  s.set_stored(found, first, first + count);
+  s.set_stored(found, first + skipped, first + count);
 }
 
 int64_t KvCache::page_size() const { return state_->page_size(); }
@@ -638,6 +677,13 @@ std::vector<int32_t> KvCache::page_table(int64_t slot) const {
   return pages;
 }
 
+int32_t KvCache::page_of(int64_t slot, int64_t index) const {
+  const Slot& found = state_->at(slot);
+  const int64_t pages = state_->pages_of(found.length);
+  require(index >= 0 && index < pages, "cache: slot {} has {} pages, but number {} is asked for", slot, pages, index);
+  return index < found.first_page ? -1 : found.page(index);
+}
+
 int64_t KvCache::index_of(int64_t slot, int64_t position) const {
   state_->require_stored(slot, position, 1);
   const int64_t page_size = state_->page_size();
@@ -647,13 +693,17 @@ int64_t KvCache::index_of(int64_t slot, int64_t position) const {
 void KvCache::retain(int32_t page) {
   state_->require_pool("holding a page");
   state_->require_held_page(page);
-  state_->pool.retain(page);
+  // Its slot writes a reserved page in place, and nobody else may then hold it.
+  require(state_->pool.written(page) > 0, "cache: page {} is to be retained, but nothing is written to it yet", page);
+  state_->pool.keep(page);
 }
 
 void KvCache::release(int32_t page) {
   state_->require_pool("letting go of a page");
   state_->require_held_page(page);
-  state_->pool.release(page);
+  // What sequences hold is theirs to give back.
+  require(state_->pool.keepers(page) > 0, "cache: page {} is to be released, but nobody has retained it", page);
+  state_->pool.unkeep(page);
 }
 
 int64_t KvCache::holders(int32_t page) const {

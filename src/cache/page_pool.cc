@@ -33,4 +33,14 @@ void PagePool::release(int32_t page) {
   free_.push_back(page);
 }
 
+void PagePool::keep(int32_t page) {
+  retain(page);
+  ++at(page).keepers;
+}
+
+void PagePool::unkeep(int32_t page) {
+  --at(page).keepers;
+  release(page);
+}
+
 }  // namespace regard

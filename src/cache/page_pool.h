@@ -15,6 +15,8 @@ class PagePool {
   [[nodiscard]] int64_t size() const { return static_cast<int64_t>(pages_.size()); }
   [[nodiscard]] int64_t free() const { return static_cast<int64_t>(free_.size()); }
   [[nodiscard]] int64_t holders(int32_t page) const { return at(page).holders; }
+  // How many of them are no sequences.
+  [[nodiscard]] int64_t keepers(int32_t page) const { return at(page).keepers; }
   // Tokens of the page that were written, from its first on.
   [[nodiscard]] int64_t written(int32_t page) const { return at(page).written; }
   void set_written(int32_t page, int64_t tokens) { at(page).written = static_cast<int32_t>(tokens); }
@@ -25,10 +27,14 @@ class PagePool {
   void take(int32_t page);
   void retain(int32_t page) { ++at(page).holders; }
   void release(int32_t page);
+  // The same for somebody who is no sequence.
+  void keep(int32_t page);
+  void unkeep(int32_t page);
 
  private:
   struct Page {
     int32_t holders = 0;
+    int32_t keepers = 0;
     int32_t written = 0;
     int32_t place = 0;  // in free_, while it is free
   };

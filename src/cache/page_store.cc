@@ -1,9 +1,9 @@
 #include "cache/page_store.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "tensor/fail.h"
 
@@ -11,6 +11,7 @@ namespace regard {
 namespace {
 
 using kernels::kTile;
+using kernels::PanelSide;
 
 std::string_view name_of(PanelSide side) { return side == PanelSide::keys ? "keys" : "values"; }
 
@@ -49,52 +50,13 @@ int64_t checked_bytes(int64_t pages, int64_t kv_heads, int64_t head_bytes) {
   return total;
 }
 
-// Where an element of a panel lies, counted in elements.
-int64_t element_index(PanelSide side, int64_t page_tokens, int64_t width, int64_t token, int64_t column) {
-  return side == PanelSide::keys ? (token / kTile * width + column) * kTile + token % kTile
-                                 : (column / kTile * page_tokens + token) * kTile + column % kTile;
-}
-
-// The bits of one element, as many bytes as it has; a 4-bit one takes a byte of its own.
-class Elements {
- public:
-  Elements(std::byte* panel, DType dtype)
-      : panel_(panel), row_bytes_(kernels::row_bytes_of_cache(dtype)), halves_(row_bytes_ * 2 == kTile) {}
-
-  [[nodiscard]] int64_t bytes() const { return halves_ ? 1 : row_bytes_ / kTile; }
-  void get(int64_t index, std::byte* out) const {
-    if (halves_)
-      *out = (half_at(index) >> shift_of(index)) & std::byte{0xF};
-    else
-      std::memcpy(out, panel_ + index * bytes(), static_cast<size_t>(bytes()));
-  }
-  void put(const std::byte* bits, int64_t index) const {
-    if (halves_)
-      half_at(index) =
-          (half_at(index) & ~(std::byte{0xF} << shift_of(index))) | ((*bits & std::byte{0xF}) << shift_of(index));
-    else
-      std::memcpy(panel_ + index * bytes(), bits, static_cast<size_t>(bytes()));
-  }
-
- private:
-  // Of a row's sixteen, the first eight are low halves.
-  [[nodiscard]] std::byte& half_at(int64_t index) const {
-    return panel_[index / kTile * row_bytes_ + index % (kTile / 2)];
-  }
-  static int shift_of(int64_t index) { return index % kTile < kTile / 2 ? 0 : 4; }
-
-  std::byte* panel_;
-  int64_t row_bytes_;
-  bool halves_;
-};
-
 }  // namespace
 
 PageStore::PageStore(PanelSide side, KvFormat format, const Sizes& sizes)
     : side_(side), format_(std::move(format)), sizes_(sizes) {
   require(kernels::is_cache_type(format_.dtype),
-          "cache: dtype is {} for {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2 or i8", regard::name_of(format_.dtype),
-          name_of(side));
+          "cache: dtype is {} for {}, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4",
+          regard::name_of(format_.dtype), name_of(side));
   factors_ = spread_scales(side, format_, sizes.kv_heads, sizes.width);
   const int64_t rows = side == PanelSide::keys ? sizes.page_tokens / kTile * sizes.width
                                                : kernels::tiles(sizes.width) * sizes.page_tokens;
@@ -164,37 +126,29 @@ void PageStore::copy_page(int32_t from, int32_t to) {
   if (has_scales()) copy(scales_, sizes_.kv_heads * sizes_.page_tokens * static_cast<int64_t>(sizeof(float)));
 }
 
+kernels::PanelElements PageStore::elements(int32_t page, int64_t head) const {
+  return {side_, kernels::panel_type_of_cache(format_.dtype), panel(page, head).data, sizes_.page_tokens, sizes_.width};
+}
+
 void PageStore::copy_token(int32_t from, int64_t from_token, int32_t to, int64_t to_token) {
   for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
-    const kernels::HeadPanel source = panel(from, head);
-    const kernels::HeadPanel target = panel(to, head);
-    const Elements read(source.data, format_.dtype);
-    const Elements write(target.data, format_.dtype);
-    std::array<std::byte, sizeof(float)> bits{};
-    for (int64_t d = 0; d < sizes_.width; ++d) {
-      read.get(element_index(side_, sizes_.page_tokens, sizes_.width, from_token, d), bits.data());
-      write.put(bits.data(), element_index(side_, sizes_.page_tokens, sizes_.width, to_token, d));
-    }
-    if (has_scales()) target.scales[to_token] = source.scales[from_token];
+    elements(to, head).copy_token(elements(from, head), from_token, to_token);
+    if (has_scales()) panel(to, head).scales[to_token] = panel(from, head).scales[from_token];
   }
 }
 
-int64_t PageStore::bytes_of_row() const { return sizes_.width * Elements(data_.data(), format_.dtype).bytes(); }
+int64_t PageStore::bytes_of_row() const { return sizes_.width * elements(0, 0).bytes(); }
 
 void PageStore::load_stored(int32_t page, int64_t head, int64_t token, std::byte* row, float* scale) const {
-  const kernels::HeadPanel source = panel(page, head);
-  const Elements elements(source.data, format_.dtype);
-  for (int64_t d = 0; d < sizes_.width; ++d)
-    elements.get(element_index(side_, sizes_.page_tokens, sizes_.width, token, d), row + d * elements.bytes());
-  if (has_scales()) *scale = source.scales[token];
+  const kernels::PanelElements source = elements(page, head);
+  for (int64_t d = 0; d < sizes_.width; ++d) source.get(token, d, row + d * source.bytes());
+  if (has_scales()) *scale = panel(page, head).scales[token];
 }
 
 void PageStore::store_stored(const std::byte* row, const float* scale, int32_t page, int64_t head, int64_t token) {
-  const kernels::HeadPanel target = panel(page, head);
-  const Elements elements(target.data, format_.dtype);
-  for (int64_t d = 0; d < sizes_.width; ++d)
-    elements.put(row + d * elements.bytes(), element_index(side_, sizes_.page_tokens, sizes_.width, token, d));
-  if (has_scales()) target.scales[token] = *scale;
+  const kernels::PanelElements target = elements(page, head);
+  for (int64_t d = 0; d < sizes_.width; ++d) target.put(row + d * target.bytes(), token, d);
+  if (has_scales()) panel(page, head).scales[token] = *scale;
 }
 
 KvFormat KvFormat::fitted(DType dtype, KvScaling scaling, ConstTensorView sample) {
@@ -214,8 +168,9 @@ KvFormat KvFormat::fitted(DType dtype, KvScaling scaling, ConstTensorView sample
     auto& top = largest[static_cast<size_t>(count == 1 ? 0 : count == heads ? channel / width : channel)];
     top = std::max(top, std::abs(numbers[i]));
   }
-  // What the sample leaves at zero takes any scale.
-  for (float& top : largest) top = top > 0 ? top / kernels::largest_of_cache(dtype) : 1.0F;
+  // What the sample leaves at zero takes any scale, and none is so small that it is no number.
+  constexpr float kSmallest = std::numeric_limits<float>::min();
+  for (float& top : largest) top = top > 0 ? std::max(kSmallest, top / kernels::largest_of_cache(dtype)) : 1.0F;
   return {.dtype = dtype, .scaling = scaling, .scales = std::move(largest)};
 }
 

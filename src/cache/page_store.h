@@ -1,17 +1,14 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 #include <vector>
 
 #include "kernels/attend.h"
 #include "kernels/cache_rows.h"
+#include "kernels/panel_elements.h"
 #include "regard/cache.h"
 
 namespace regard {
-
-// What the panels of pages hold: keys (elements of a token apart) or values (side by side).
-enum class PanelSide : uint8_t { keys, values };
 
 // The keys, or the values, of all pages of a cache.
 class PageStore {
@@ -24,7 +21,7 @@ class PageStore {
   };
 
   // Throws Error for a format that can't be.
-  PageStore(PanelSide side, KvFormat format, const Sizes& sizes);
+  PageStore(kernels::PanelSide side, KvFormat format, const Sizes& sizes);
 
   [[nodiscard]] const KvFormat& format() const { return format_; }
   [[nodiscard]] int64_t bytes_per_token() const;
@@ -36,7 +33,7 @@ class PageStore {
   void load(int32_t page, int64_t head, int64_t token, float* out) const;
 
   void copy_page(int32_t from, int32_t to);
-  // The token of all heads, as it is stored; the pages may be those of another store of the same format.
+  // The token of all heads, as it is stored.
   void copy_token(int32_t from, int64_t from_token, int32_t to, int64_t to_token);
 
   // A token of a head as stored: bytes_of_row() bytes, and its scale where the type has one.
@@ -48,7 +45,9 @@ class PageStore {
   [[nodiscard]] kernels::HeadPanel panel(int32_t page, int64_t head) const;
 
  private:
-  PanelSide side_;
+  [[nodiscard]] kernels::PanelElements elements(int32_t page, int64_t head) const;
+
+  kernels::PanelSide side_;
   KvFormat format_;
   Sizes sizes_;
   int64_t head_bytes_ = 0;      // of one head's panel in a page

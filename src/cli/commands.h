@@ -10,6 +10,7 @@ namespace regard::cli {
 // Each adds its subcommand with options, help and examples to the app. What a subcommand does runs in its callback,
 // after parsing; it throws Error for bad input.
 void add_generate(CLI::App& app);
+void add_batch(CLI::App& app);
 void add_score(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_attend(CLI::App& app);

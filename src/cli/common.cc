@@ -19,6 +19,7 @@ void add_threads(CLI::App& command, int& threads) {
 
 DType parse_cache_dtype(std::string_view name) {
   if (name == "int8") return DType::i8;
+  if (name == "int4") return DType::i4;
   if (name == "fp8" || name == "fp8_e4m3") return DType::f8_e4m3;
   if (name == "fp8_e5m2") return DType::f8_e5m2;
   return dtype_from_name(name);
@@ -26,7 +27,7 @@ DType parse_cache_dtype(std::string_view name) {
 
 void add_kv_dtype(CLI::App& command, std::string& kv_dtype) {
   command.add_option("--kv-dtype", kv_dtype, "Type of the cached keys and values (default: f32)")
-      ->check(CLI::IsMember({"f32", "bf16", "f16", "int8", "fp8", "fp8_e4m3", "fp8_e5m2"}));
+      ->check(CLI::IsMember({"f32", "bf16", "f16", "int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2"}));
 }
 
 void ModelOptions::add_to(CLI::App& command) {

@@ -10,7 +10,7 @@
 
 namespace regard::cli {
 
-// The type that users name: also as "int8", "fp8" (e4m3), "fp8_e4m3" or "fp8_e5m2". Throws Error for others.
+// The type that users name: also as "int8", "int4", "fp8" (e4m3), "fp8_e4m3" or "fp8_e5m2". Throws Error for others.
 [[nodiscard]] DType parse_cache_dtype(std::string_view name);
 // --kv-dtype T
 void add_kv_dtype(CLI::App& command, std::string& kv_dtype);

@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.footer("Each command has its own help, e.g.: regard generate --help");
   regard::cli::add_generate(app);
+  regard::cli::add_batch(app);
   regard::cli::add_score(app);
   regard::cli::add_inspect(app);
   regard::cli::add_attend(app);

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "families/family.h"
+#include "kernels/cache_rows.h"
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
 #include "tensor/fail.h"
@@ -102,8 +103,9 @@ DecoderCost Decoder::cost(int64_t history, int64_t tokens, DType cache_dtype) co
       keys += static_cast<double>(mask.visible(position, length).size());
     const int64_t stored = length - mask.visible(history, length).first;
     cost.operations += 2.0 * keys * static_cast<double>(c.num_attention_heads * (c.head_dim + c.v_head_dim));
-    cost.bytes += static_cast<double>(stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim)) *
-                  static_cast<double>(size_of(cache_dtype));
+    const int64_t elements = stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim);
+    cost.bytes +=
+        static_cast<double>(elements * kernels::row_bytes_of_cache(cache_dtype)) / static_cast<double>(kernels::kTile);
   }
   add_linear(config_.tied_embeddings ? embedding_.weight : output_.weight, 1);
   return cost;
@@ -155,7 +157,8 @@ std::vector<KvCache> Decoder::make_paged_caches(const KvCacheOptions& options, i
 }
 
 ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<const Span> spans,
-                                 std::span<KvCache> caches, Logits logits, Workspace& workspace) const {
+                                 std::span<KvCache> caches, Logits logits, Workspace& workspace,
+                                 std::span<const ConstTensorView> active_masks) const {
   require(caches.size() == layers_.size(), "decoder: {} caches are given, expected {}, one a layer", caches.size(),
           layers_.size());
   for (const int32_t token : tokens)
@@ -164,7 +167,7 @@ ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<cons
   const auto count = static_cast<int64_t>(tokens.size());
   Memory& memory = workspace.memory();
   const TensorView hidden = memory.matrix(Memory::Piece::hidden, count, config_.hidden_size);
-  run_layers(tokens, spans, caches, hidden, workspace);
+  run_layers(tokens, spans, active_masks, caches, hidden, workspace);
 
   std::vector<int64_t> rows;
   int64_t end = 0;
@@ -184,8 +187,9 @@ ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<cons
   return out;
 }
 
-void Decoder::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
-                         TensorView hidden, Workspace& workspace) const {
+void Decoder::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
+                         std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
+                         Workspace& workspace) const {
   for_each_row(hidden.size(0), workspace.threads(), [&](int64_t row) {
     embedding_.weight.decode_row(tokens[static_cast<size_t>(row)], {hidden.as<float>() + row * config_.hidden_size,
                                                                     static_cast<size_t>(config_.hidden_size)});
@@ -196,6 +200,7 @@ void Decoder::run_layers(std::span<const int32_t> tokens, std::span<const Span> 
     AttentionInput input;
     input.hidden_states = hidden;
     input.spans = spans;
+    input.active_masks = active_masks;
     input.output = branch;
     input.cache = &caches[i];
     input.rmsnorm = ConstTensorView(layer.attention_norm.data(), {config_.hidden_size});

@@ -25,17 +25,22 @@ struct Segment {
   int32_t count = 0;
   PanelView keys;    // tiles of 16 keys, k over head_dim
   PanelView values;  // tiles of 16 elements of v_head_dim, k over the segment's keys
+  const float* key_scales = nullptr;
+  const float* value_scales = nullptr;
 
   [[nodiscard]] KeyRange range() const { return {first, first + count - 1}; }
 };
 
-// The keys of one block that a unit needs, as at most kBlock / kTile segments, and the scales of 8-bit types by key.
+// The keys of one block that a unit needs, as at most kBlock / kTile segments, and the scales of narrow types by key.
 struct BlockKeys {
   Segment segments[kBlock / kTile];
   int count = 0;
   const float* key_scales = nullptr;
   const float* value_scales = nullptr;
 };
+
+// Tiles of keys that are scored at once.
+constexpr int64_t kScoreTiles = 4;
 
 // One block of keys of one unit.
 struct BlockOfUnit {
@@ -95,22 +100,20 @@ class UnitKernel {
       if (alone) clear(into, 0, rows_);
       return;
     }
-    const BlockKeys keys = find_keys(block, next, needed);
-    // The rows of a tile suit both panels: narrow types go with fewer.
-    const Segment& any = keys.segments[0];
-    const PanelType type = any.keys.type == PanelType::f32 ? any.values.type : any.keys.type;
-    int64_t index = 0;
-    for (int64_t row = 0; row < rows_; ++index) {
-      const RowTile tile{.row = row, .rows = rows_from(row, type), .index = index};
-      if (next.unit != nullptr && next.unit != &unit_) fetch_queries(*next.unit, tile);
-      if (alone) {
-        attend_tile(keys, tile, layout_.rows_of(into, row));
-      } else {
-        attend_tile(keys, tile, memory_.partial);
-        merge(memory_.partial, layout_.rows_of(into, row), tile.rows, layout_.value_width, scale_.factor,
-              memory_.factors);
-      }
-      row += tile.rows;
+    const int64_t tail_start =
+        unit_.span->tails == nullptr ? std::numeric_limits<int64_t>::max() : unit_.span->tail_start;
+    if (block * kBlock + needed.last < tail_start) {
+      BlockKeys keys = find_keys(block, next, needed, 0);
+      if (decodes()) decode(keys);
+      attend_rows(keys, 0, rows_, next, into, alone);
+      return;
+    }
+    for (int64_t token = 0; token < unit_.tokens; ++token) {
+      const int64_t row = token * layout_.group;
+      if (!memory_.seen[row].empty())
+        attend_rows(find_keys(block, {}, memory_.seen[row], token), row, row + layout_.group, {}, into, alone);
+      else if (alone)
+        clear(into, row, layout_.group);
     }
   }
 
@@ -146,6 +149,27 @@ class UnitKernel {
   }
 
  private:
+  // Rows first..end-1 of attend_block; all see these keys.
+  void attend_rows(const BlockKeys& keys, int64_t first, int64_t end, const BlockOfUnit& next, const Partial& into,
+                   bool alone) const {
+    // The rows of a tile suit both panels: narrow types go with fewer.
+    const Segment& any = keys.segments[0];
+    const PanelType type = any.keys.type == PanelType::f32 ? any.values.type : any.keys.type;
+    int64_t index = 0;
+    for (int64_t row = first; row < end; ++index) {
+      const RowTile tile{.row = row, .rows = rows_from(row, end, type), .index = index};
+      if (next.unit != nullptr && next.unit != &unit_) fetch_queries(*next.unit, tile);
+      if (alone) {
+        attend_tile(keys, tile, layout_.rows_of(into, row));
+      } else {
+        attend_tile(keys, tile, memory_.partial);
+        merge(memory_.partial, layout_.rows_of(into, row), tile.rows, layout_.value_width, scale_.factor,
+              memory_.factors);
+      }
+      row += tile.rows;
+    }
+  }
+
   // 2^x for x <= 0; 0 where that is no normal number, as everywhere. The whole part leaves in double: what it would
   // cost the rest in f32 would show in an output that a sink keeps small.
   static float power(double x) {
@@ -226,7 +250,7 @@ class UnitKernel {
   };
   [[nodiscard]] Panels panels_at(const KvPages& kv, int64_t head, int64_t position) const {
     const int64_t page = kv.place_of(position);
-    const int64_t offset = position % kv.page_tokens;
+    const int64_t offset = kv.offset_of(position);
     const auto panel = [&](const KvPanels& side) {
       return PanelView{.type = side.type, .data = side.data + page * side.page_bytes + head * side.head_bytes};
     };
@@ -237,26 +261,38 @@ class UnitKernel {
     return {.keys = keys.from(offset / kTile, 0), .values = values.from(0, offset)};
   }
 
-  [[nodiscard]] BlockKeys find_keys(int64_t block, const BlockOfUnit& next, KeyRange needed) const {
-    const KvPages& kv = unit_.span->kv;
+  // The keys that a token of the unit needs, or all its tokens where they see the same.
+  [[nodiscard]] BlockKeys find_keys(int64_t block, const BlockOfUnit& next, KeyRange needed, int64_t token) const {
     BlockKeys found;
     const int64_t start = block * kBlock;
     const int64_t end = start + round_up(needed.last + 1, kTile);
     for (int64_t position = start + needed.first / kTile * kTile; position < end;) {
-      const int64_t count = std::min(end, (position / kv.page_tokens + 1) * kv.page_tokens) - position;
+      const KvPages& kv = pages_at(position, token);
       Segment& segment = found.segments[found.count++];
+      const int64_t page_end = position + kv.page_tokens - kv.offset_of(position);
       segment.first = static_cast<int32_t>(position - start);
-      segment.count = static_cast<int32_t>(count);
+      segment.count = static_cast<int32_t>(std::min({end, page_end, end_of_shared(position)}) - position);
       Panels panels = panels_at(kv, unit_.kv_head, position);
       if (next.unit != nullptr) fetch_after(panels, next, segment);
       segment.keys = panels.keys;
       segment.values = panels.values;
-      position += count;
+      segment.key_scales = scales_at(kv, kv.keys, unit_.kv_head, position);
+      segment.value_scales = scales_at(kv, kv.values, unit_.kv_head, position);
+      position += segment.count;
     }
-    found.key_scales = find_scales(kv.keys.scales, found, start, memory_.key_scales);
-    found.value_scales = find_scales(kv.values.scales, found, start, memory_.value_scales);
-    if (decodes()) decode(found);
+    found.key_scales = join_scales(found, &Segment::key_scales, memory_.key_scales);
+    found.value_scales = join_scales(found, &Segment::value_scales, memory_.value_scales);
     return found;
+  }
+
+  [[nodiscard]] const KvPages& pages_at(int64_t position, int64_t token) const {
+    const AttendSpan& span = *unit_.span;
+    if (span.tails == nullptr || position < span.tail_start) return span.kv;
+    return span.tails[unit_.first_token - span.first_token + token];
+  }
+  [[nodiscard]] int64_t end_of_shared(int64_t position) const {
+    const AttendSpan& span = *unit_.span;
+    return span.tails != nullptr && position < span.tail_start ? span.tail_start : std::numeric_limits<int64_t>::max();
   }
 
   // Makes the panels fetch what lies at the same place of the next block, and its scales.
@@ -267,28 +303,26 @@ class UnitKernel {
     const Panels later = panels_at(kv, next.unit->kv_head, position);
     panels.keys.ahead = later.keys.data - panels.keys.data;
     panels.values.ahead = later.values.data - panels.values.data;
-    const int64_t place = index_of_scale(kv, next.unit->kv_head, position);
-    for (const float* scales : {kv.keys.scales, kv.values.scales})
+    for (const KvPanels* side : {&kv.keys, &kv.values}) {
+      const float* scales = scales_at(kv, *side, next.unit->kv_head, position);
       for (int64_t i = 0; scales != nullptr && i < segment.count; i += kTile)
-        prefetch(reinterpret_cast<const std::byte*>(scales + place + i));
+        prefetch(reinterpret_cast<const std::byte*>(scales + i));
+    }
   }
 
   // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several pages.
-  [[nodiscard]] const float* find_scales(const float* scales, const BlockKeys& found, int64_t start,
-                                         float* memory) const {
-    if (scales == nullptr) return nullptr;
-    const KvPages& kv = unit_.span->kv;
-    const auto place = [&](const Segment& segment) {
-      return scales + index_of_scale(kv, unit_.kv_head, start + segment.first);
-    };
-    if (found.count == 1) return place(found.segments[0]) - found.segments[0].first;
+  [[nodiscard]] static const float* join_scales(const BlockKeys& found, const float* Segment::*scales, float* memory) {
+    const Segment& first = found.segments[0];
+    if (first.*scales == nullptr) return nullptr;
+    if (found.count == 1) return first.*scales - first.first;
     for (int s = 0; s < found.count; ++s)
-      std::copy_n(place(found.segments[s]), found.segments[s].count, memory + found.segments[s].first);
+      std::copy_n(found.segments[s].*scales, found.segments[s].count, memory + found.segments[s].first);
     return memory;
   }
 
-  [[nodiscard]] int64_t index_of_scale(const KvPages& kv, int64_t head, int64_t position) const {
-    return (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + position % kv.page_tokens;
+  [[nodiscard]] const float* scales_at(const KvPages& kv, const KvPanels& side, int64_t head, int64_t position) const {
+    if (side.scales == nullptr) return nullptr;
+    return side.scales + (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + kv.offset_of(position);
   }
 
   // Puts the block's keys and values into scratch memory as f32, as one segment: where many rows pass by them, this is
@@ -320,10 +354,10 @@ class UnitKernel {
 
   // Rows that go through the kernel together. They hold whole tokens, or part of one: rows of one token see the same
   // keys, and of several tokens not, which leaves ragged ends.
-  [[nodiscard]] int64_t rows_from(int64_t row, PanelType type) const {
+  [[nodiscard]] int64_t rows_from(int64_t row, int64_t end, PanelType type) const {
     const int64_t most = type == PanelType::f32 || layout_.pairs ? kMaxRows : kFusedRows;
     const int64_t group = layout_.group;
-    if (group <= most) return std::min(most / group * group, rows_ - row);
+    if (group <= most) return std::min(most / group * group, end - row);
     const int64_t parts = (group + most - 1) / most;
     return std::min((group + parts - 1) / parts, group - row % group);
   }
@@ -352,23 +386,34 @@ class UnitKernel {
     add_values(keys, tile, partial.weighted);
   }
 
-  // scores[row][key] = q . k for every key that some row of the tile sees.
+  // scores[row][key] = q . k for every key that some row of the tile sees, as many keys at a time as the kernel takes
+  // tiles.
   void score(const BlockKeys& keys, const RowTile& tile) const {
-    // As many keys at a time as the kernel takes tiles.
-    constexpr int32_t kKeys = 4 * kTile;
     KeyRange all;
     for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) all = all.unite(memory_.seen[row]);
-    for (int s = 0; s < keys.count; ++s) {
-      const Segment& segment = keys.segments[s];
-      const KeyRange own = all.intersect(segment.range());
-      if (own.empty()) continue;
-      const int32_t end = own.last + 1;
-      for (auto first = static_cast<int32_t>(own.first / kTile * kTile); first < end; first += kKeys) {
-        PanelView panel = segment.keys.from((first - segment.first) / kTile, 0);
-        if (!fetches(tile, first / kKeys)) panel.ahead = 0;
-        score_keys(panel, tiles(std::min(kKeys, end - first)), tile, memory_.scores + first);
-      }
+    const int64_t end = tiles(all.last + 1);
+    const Segment* segment = keys.segments;
+    for (int64_t first = all.first / kTile; first < end;) {
+      while (first * kTile >= segment->first + segment->count) ++segment;
+      const int64_t here = (segment->first + segment->count) / kTile - first;
+      const int64_t wanted = std::min<int64_t>(kScoreTiles, end - first);
+      const bool fetching = fetches(tile, first / kScoreTiles);
+      const bool splits = here == 2 && wanted == 4 && segment[1].count >= 2 * kTile && !layout_.pairs;
+      const PanelView low = keys_from(*segment, first, fetching);
+      float* out = memory_.scores + first * kTile;
+      if (splits)
+        score_split_keys(low, keys_from(segment[1], first + 2, fetching), tile, out);
+      else
+        score_keys(low, std::min(here, wanted), tile, out);
+      first += splits ? wanted : std::min(here, wanted);
     }
+  }
+
+  // A segment's keys from a tile of the block on.
+  [[nodiscard]] static PanelView keys_from(const Segment& segment, int64_t tile, bool fetching) {
+    PanelView panel = segment.keys.from(tile - segment.first / kTile, 0);
+    if (!fetching) panel.ahead = 0;
+    return panel;
   }
 
   void score_keys(const PanelView& keys, int64_t tile_count, const RowTile& tile, float* out) const {
@@ -379,11 +424,19 @@ class UnitKernel {
                       kBlock);
       return;
     }
-    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock) {
-      const float* queries = memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
-      multiply(queries, tile.rows, keys.from(0, k), tile_count, std::min(kScoreBlock, shape_.head_dim - k),
-               k == 0 ? Sum::start : Sum::add, out, kBlock);
-    }
+    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock)
+      multiply(queries_from(tile, k), tile.rows, keys.from(0, k), tile_count,
+               std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+  }
+
+  void score_split_keys(const PanelView& low, const PanelView& high, const RowTile& tile, float* out) const {
+    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock)
+      multiply_split(queries_from(tile, k), tile.rows, low.from(0, k), high.from(0, k),
+                     std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+  }
+
+  [[nodiscard]] const float* queries_from(const RowTile& tile, int64_t k) const {
+    return memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
   }
 
   // weighted[row] = sum over the row's visible keys of weight * value, in order of position. Only visible keys are
@@ -463,21 +516,30 @@ class UnitKernel {
       for (int64_t r = 0; r < at.rows; ++r) std::fill_n(out + r * layout_.value_width, at.tiles * kTile, 0.0F);
       return;
     }
+    if (layout_.pairs) return add_pairs(keys, at, part, mode, out);
+    PanelPart parts[kMostParts];
+    int64_t count = 0;
     for (int s = 0; s < keys.count; ++s) {
       const Segment& segment = keys.segments[s];
       const KeyRange own = part.intersect(segment.range());
       if (own.empty()) continue;
-      const int64_t first = own.first - segment.first;
-      PanelView values = segment.values.from(at.tile, layout_.pairs ? 0 : first);
+      parts[count] = {segment.values.from(at.tile, own.first - segment.first), own.size()};
+      if (!at.fetching) parts[count].panel.ahead = 0;
+      ++count;
+    }
+    multiply(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, mode, out,
+             static_cast<size_t>(layout_.value_width));
+  }
+
+  void add_pairs(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* out) const {
+    for (int s = 0; s < keys.count; ++s) {
+      const Segment& segment = keys.segments[s];
+      const KeyRange own = part.intersect(segment.range());
+      if (own.empty()) continue;
+      PanelView values = segment.values.from(at.tile, 0);
       if (!at.fetching) values.ahead = 0;
-      if (layout_.pairs) {
-        multiply_bf16({memory_.bf16_weights + at.row * kBlock + segment.first, at.rows}, values, at.tiles, first,
-                      own.last - segment.first, mode, out, layout_.value_width);
-        mode = Sum::resume;
-        continue;
-      }
-      multiply(memory_.scores + at.row * kBlock + own.first, at.rows, values, at.tiles, own.size(), mode, out,
-               static_cast<size_t>(layout_.value_width));
+      multiply_bf16({memory_.bf16_weights + at.row * kBlock + segment.first, at.rows}, values, at.tiles,
+                    own.first - segment.first, own.last - segment.first, mode, out, layout_.value_width);
       mode = Sum::resume;
     }
   }

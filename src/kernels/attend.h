@@ -29,16 +29,18 @@ struct KvPanels {
 struct KvPages {
   KvPanels keys;
   KvPanels values;
-  int64_t page_tokens = 0;
+  int64_t page_tokens = 0;         ///< A power of two.
+  int page_shift = 0;              ///< Its logarithm: divisions would take 3 % of a decode from short pages.
   const int32_t* table = nullptr;  ///< The places of the sequence's pages first_page..first_page+page_count-1.
   int64_t first_page = 0;
   int64_t page_count = 0;
 
   [[nodiscard]] bool holds(int64_t position) const {
-    const int64_t page = position / page_tokens;
+    const int64_t page = position >> page_shift;
     return page >= first_page && page < first_page + page_count;
   }
-  [[nodiscard]] int64_t place_of(int64_t position) const { return table[position / page_tokens - first_page]; }
+  [[nodiscard]] int64_t place_of(int64_t position) const { return table[(position >> page_shift) - first_page]; }
+  [[nodiscard]] int64_t offset_of(int64_t position) const { return position & (page_tokens - 1); }
 };
 
 /// What all rows of a call have in common.
@@ -57,6 +59,10 @@ struct AttendSpan {
   KvPages kv;
   int64_t first_token = 0;  ///< Index into the packed tokens.
   int64_t count = 0;
+  /// Where tokens of the span see different keys at the same position, as the branches of a token tree do: what each
+  /// token's sequence holds from tail_start on, a multiple of kTile, in pages of kTile. Null: all see kv.
+  const KvPages* tails = nullptr;  ///< [count]
+  int64_t tail_start = 0;
 };
 
 struct AttendCall {

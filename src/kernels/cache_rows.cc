@@ -16,8 +16,30 @@
 #define REGARD_KERNELS_CACHE_ROWS_ONCE_
 namespace regard::kernels {
 
+// What the element of a token with the largest magnitude becomes, for a type with scales. -8 has no opposite among
+// 4 bits: there the scale takes the sign.
+constexpr float extreme_of(DType dtype) { return dtype == DType::i4 ? -8.0F : largest_of_cache(dtype); }
+
 // The microkernel reads e4m3 as 2^-8 of its number.
 constexpr float read_factor(DType dtype) { return dtype == DType::f8_e4m3 ? 256.0F : 1.0F; }
+
+// Lane `lane` of a panel row of 4 bits: its value + 8.
+constexpr int64_t kHalfTile = kTile / 2;
+inline int nibble_at(const std::byte* row, int64_t lane) {
+  return std::to_integer<int>(row[lane % kHalfTile]) >> (lane < kHalfTile ? 0 : 4) & 15;
+}
+inline void set_nibble(std::byte* row, int64_t lane, int nibble) {
+  const int shift = lane < kHalfTile ? 0 : 4;
+  const int others = std::to_integer<int>(row[lane % kHalfTile]) & ~(15 << shift);
+  row[lane % kHalfTile] = static_cast<std::byte>(others | nibble << shift);
+}
+
+// to[to_lane] = from[from_lane] of two panel rows.
+inline void copy_element(const std::byte* from, int64_t from_lane, DType dtype, std::byte* to, int64_t to_lane) {
+  if (dtype == DType::i4) return set_nibble(to, to_lane, nibble_at(from, from_lane));
+  const auto bytes = static_cast<int64_t>(size_of(dtype));
+  std::memcpy(to + to_lane * bytes, from + from_lane * bytes, static_cast<size_t>(bytes));
+}
 
 }  // namespace regard::kernels
 #endif  // once
@@ -62,9 +84,32 @@ HWY_INLINE hn::Vec<Bytes> to_byte(DType dtype, Vec x) {
   return dtype == DType::i8 ? to_i8(x) : dtype == DType::f8_e4m3 ? to_f8<3, 7>(x) : to_f8<2, 15>(x);
 }
 
+// f32 lanes as the nearest of -8..7, ties to even, + 8: the last bits of a sum whose unit in the last place is 1. NaN
+// becomes 0, for one byte on every target.
+HWY_INLINE hn::Vec<Bytes> to_nibbles(Vec x) {
+  const hn::RebindToSigned<F32> di;
+  constexpr float kMagic = 0x1p23F + 8.0F;
+  const auto number = hn::IfThenZeroElse(hn::IsNaN(x), x);
+  const auto clamped = hn::Max(hn::Min(number, hn::Set(F32(), 7.0F)), hn::Set(F32(), -8.0F));
+  const auto bits = hn::BitCast(di, hn::Add(clamped, hn::Set(F32(), kMagic)));
+  return hn::DemoteTo(Bytes(), hn::And(bits, hn::Set(di, 15)));
+}
+
+HWY_INLINE void store_sixteen_nibbles(const float* from, std::byte* to) {
+  alignas(kTile) uint8_t nibbles[kTile];
+  for (size_t v = 0; v < kVectors; ++v)
+    hn::StoreU(to_nibbles(hn::LoadU(F32(), from + v * kLanes)), Bytes(), nibbles + v * kLanes);
+  uint64_t halves[2];
+  std::memcpy(halves, nibbles, sizeof(halves));
+  // No bit leaves its byte: a nibble's byte has four free ones above.
+  const uint64_t packed = halves[0] | halves[1] << 4;
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
 // Sixteen f32 numbers as sixteen of a panel.
 HWY_INLINE void store_sixteen(const float* from, DType dtype, std::byte* to) {
   if (!has_token_scales(dtype)) return store_row(from, kTile, dtype, to);
+  if (dtype == DType::i4) return store_sixteen_nibbles(from, to);
   for (size_t v = 0; v < kVectors; ++v)
     hn::StoreU(to_byte(dtype, hn::LoadU(F32(), from + v * kLanes)), Bytes(),
                reinterpret_cast<uint8_t*>(to) + v * kLanes);
@@ -86,6 +131,20 @@ struct TokenScale {
   float inverse = 1.0F;
 };
 
+// The first element of this magnitude, or 0.
+HWY_INLINE float first_of_magnitude(float magnitude, const float* row, int64_t width) {
+  for (int64_t i = 0; i < width; i += kTile) {
+    alignas(64) float numbers[kTile];
+    scale_sixteen(row + i, width - i, 1.0F, numbers);
+    for (size_t v = 0; v < kVectors; ++v) {
+      const auto x = hn::Abs(hn::Load(F32(), numbers + v * kLanes));
+      const intptr_t lane = hn::FindFirstTrue(F32(), hn::Eq(x, hn::Set(F32(), magnitude)));
+      if (lane >= 0) return numbers[v * kLanes + static_cast<size_t>(lane)];
+    }
+  }
+  return 0.0F;
+}
+
 TokenScale scale_of(const float* row, int64_t width, DType dtype) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   auto largest = hn::Zero(F32());
@@ -98,12 +157,13 @@ TokenScale scale_of(const float* row, int64_t width, DType dtype) {
     }
   }
   const float top = hn::GetLane(hn::MaxOfLanes(F32(), largest));
-  // 8 bits tell neither infinity nor NaN from numbers: the whole token becomes NaN, and whoever sees it.
+  // 8 bits or 4 tell neither infinity nor NaN from numbers: the whole token becomes NaN, and whoever sees it.
   if (top == kInfinity) return {.stored = std::numeric_limits<float>::quiet_NaN(), .inverse = 0.0F};
   // The quotient below must not overflow.
   constexpr float kNothing = 1e-30F;
   if (top < kNothing) return {.stored = 0.0F, .inverse = 0.0F};
-  return {.stored = top / largest_of_cache(dtype) * read_factor(dtype), .inverse = largest_of_cache(dtype) / top};
+  const float extreme = dtype == DType::i4 ? first_of_magnitude(top, row, width) : top;
+  return {.stored = extreme / extreme_of(dtype) * read_factor(dtype), .inverse = extreme_of(dtype) / extreme};
 }
 
 // That of a row whose scales are given: it multiplies by 1, or tells that the row holds a NaN.
@@ -153,12 +213,12 @@ HWY_INLINE void transpose_sixteen(const TokenRows& rows, int64_t column, float* 
 
 void store_keys(const TokenRows& rows, int64_t token, const HeadPanel& panel) {
   const TileScales scales(rows, token, panel);
-  const auto bytes = static_cast<int64_t>(size_of(panel.dtype));
-  std::byte* tile = panel.data + token / kTile * rows.width * kTile * bytes;
+  const int64_t row_bytes = row_bytes_of_cache(panel.dtype);
+  std::byte* tile = panel.data + token / kTile * rows.width * row_bytes;
   alignas(64) float turned[kTile * kTile];
   for (int64_t column = 0; column < rows.width; column += kTile) {
     const int64_t count = std::min(kTile, rows.width - column);
-    std::byte* out = tile + column * kTile * bytes;
+    std::byte* out = tile + column * row_bytes;
     if (rows.count == kTile) {
       transpose_sixteen(rows, column, turned);
       for (int64_t i = 0; i < count; ++i) {
@@ -166,7 +226,7 @@ void store_keys(const TokenRows& rows, int64_t token, const HeadPanel& panel) {
           float* at = turned + i * kTile + static_cast<int64_t>(v * kLanes);
           hn::Store(hn::Mul(hn::Load(F32(), at), hn::Load(F32(), scales.inverse + v * kLanes)), F32(), at);
         }
-        store_sixteen(turned + i * kTile, panel.dtype, out + i * kTile * bytes);
+        store_sixteen(turned + i * kTile, panel.dtype, out + i * row_bytes);
       }
       continue;
     }
@@ -174,20 +234,19 @@ void store_keys(const TokenRows& rows, int64_t token, const HeadPanel& panel) {
       alignas(64) std::byte narrow[kTile * sizeof(float)];
       scale_sixteen(rows.data + i * rows.stride + column, count, scales.inverse[i], turned);
       store_sixteen(turned, panel.dtype, narrow);
-      for (int64_t d = 0; d < count; ++d)
-        std::memcpy(out + (d * kTile + token % kTile + i) * bytes, narrow + d * bytes, static_cast<size_t>(bytes));
+      for (int64_t d = 0; d < count; ++d) copy_element(narrow, d, panel.dtype, out + d * row_bytes, token % kTile + i);
     }
   }
 }
 
 void store_values(const TokenRows& rows, int64_t token, const HeadPanel& panel) {
   const TileScales scales(rows, token, panel);
-  const auto bytes = static_cast<int64_t>(size_of(panel.dtype));
+  const int64_t row_bytes = row_bytes_of_cache(panel.dtype);
   for (int64_t column = 0; column < rows.width; column += kTile)
     for (int64_t i = 0; i < rows.count; ++i) {
       alignas(64) float scaled[kTile];
       scale_sixteen(rows.data + i * rows.stride + column, rows.width - column, scales.inverse[i], scaled);
-      store_sixteen(scaled, panel.dtype, panel.data + (column * panel.page_tokens + (token + i) * kTile) * bytes);
+      store_sixteen(scaled, panel.dtype, panel.data + (column / kTile * panel.page_tokens + token + i) * row_bytes);
     }
 }
 
@@ -201,10 +260,11 @@ namespace {
 HWY_EXPORT(store_keys);
 HWY_EXPORT(store_values);
 
-float load_number(const std::byte* from, DType dtype) {
+// Element `lane` of a panel row.
+float load_number(const std::byte* row, int64_t lane, DType dtype) {
   const auto as = [&]<class T>(T) {
     T value;
-    std::memcpy(&value, from, sizeof(T));
+    std::memcpy(&value, row + lane * static_cast<int64_t>(sizeof(T)), sizeof(T));
     return static_cast<float>(value);
   };
   switch (dtype) {
@@ -218,18 +278,17 @@ float load_number(const std::byte* from, DType dtype) {
       return as(Float8E5M2());
     case DType::i8:
       return as(int8_t());
+    case DType::i4:
+      return static_cast<float>(nibble_at(row, lane) - 8);
     default:
       return as(float());
   }
 }
 
-void load_numbers(const HeadPanel& panel, int64_t token, const std::byte* from, int64_t stride, int64_t count,
-                  float* out) {
-  const auto bytes = static_cast<int64_t>(size_of(panel.dtype));
-  for (int64_t i = 0; i < count; ++i) out[i] = load_number(from + i * stride * bytes, panel.dtype);
+void apply_scale(const HeadPanel& panel, int64_t token, int64_t width, float* out) {
   if (!has_token_scales(panel.dtype)) return;
   const float scale = panel.scales[token] / read_factor(panel.dtype);
-  for (int64_t i = 0; i < count; ++i) out[i] *= scale;
+  for (int64_t i = 0; i < width; ++i) out[i] *= scale;
 }
 
 }  // namespace
@@ -246,6 +305,8 @@ PanelType panel_type_of_cache(DType dtype) {
       return PanelType::f8_e5m2;
     case DType::i8:
       return PanelType::i8_unscaled;
+    case DType::i4:
+      return PanelType::i4_unscaled;
     default:
       return PanelType::f32;
   }
@@ -260,16 +321,19 @@ void store_values(const TokenRows& rows, int64_t token, const HeadPanel& panel) 
 }
 
 void load_key(const HeadPanel& panel, int64_t token, int64_t width, float* out) {
-  const auto bytes = static_cast<int64_t>(size_of(panel.dtype));
-  const std::byte* from = panel.data + (token / kTile * width * kTile + token % kTile) * bytes;
-  load_numbers(panel, token, from, kTile, width, out);
+  const int64_t row_bytes = row_bytes_of_cache(panel.dtype);
+  const std::byte* tile = panel.data + token / kTile * width * row_bytes;
+  for (int64_t i = 0; i < width; ++i) out[i] = load_number(tile + i * row_bytes, token % kTile, panel.dtype);
+  apply_scale(panel, token, width, out);
 }
 
 void load_value(const HeadPanel& panel, int64_t token, int64_t width, float* out) {
-  const auto bytes = static_cast<int64_t>(size_of(panel.dtype));
-  for (int64_t column = 0; column < width; column += kTile)
-    load_numbers(panel, token, panel.data + (column * panel.page_tokens + token * kTile) * bytes, 1,
-                 std::min(kTile, width - column), out + column);
+  const int64_t row_bytes = row_bytes_of_cache(panel.dtype);
+  for (int64_t i = 0; i < width; ++i) {
+    const std::byte* row = panel.data + (i / kTile * panel.page_tokens + token) * row_bytes;
+    out[i] = load_number(row, i % kTile, panel.dtype);
+  }
+  apply_scale(panel, token, width, out);
 }
 
 }  // namespace regard::kernels

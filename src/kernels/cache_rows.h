@@ -9,10 +9,10 @@
 // How tokens get into the panels of a cache, and out again.
 namespace regard::kernels {
 
-/// Whether each token of each head has a scale of its own: the 8-bit types. The largest element then becomes the
-/// largest number of the type.
+/// Whether each token of each head has a scale of its own: the types of 8 and 4 bits. The element of largest magnitude
+/// then becomes the type's number of largest magnitude: -8 for i4, whose scale therefore has the other sign.
 [[nodiscard]] constexpr bool has_token_scales(DType dtype) {
-  return dtype == DType::i8 || dtype == DType::f8_e4m3 || dtype == DType::f8_e5m2;
+  return dtype == DType::i8 || dtype == DType::i4 || dtype == DType::f8_e4m3 || dtype == DType::f8_e5m2;
 }
 
 /// What a cache may hold.
@@ -20,14 +20,23 @@ namespace regard::kernels {
   return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 || has_token_scales(dtype);
 }
 [[nodiscard]] PanelType panel_type_of_cache(DType dtype);
-/// Bytes of kTile elements side by side.
+/// Bytes of kTile elements side by side, a row of a panel.
 [[nodiscard]] inline int64_t row_bytes_of_cache(DType dtype) {
   return info_of(panel_type_of_cache(dtype)).bytes_per_two_k / 2;
 }
 
 /// The largest number of a type with scales.
 [[nodiscard]] constexpr float largest_of_cache(DType dtype) {
-  return dtype == DType::i8 ? 127.0F : dtype == DType::f8_e4m3 ? 448.0F : 57344.0F;
+  switch (dtype) {
+    case DType::i8:
+      return 127.0F;
+    case DType::i4:
+      return 7.0F;
+    case DType::f8_e4m3:
+      return 448.0F;
+    default:
+      return 57344.0F;
+  }
 }
 
 /// One head's rows of some tokens, f32.

@@ -40,7 +40,7 @@ struct PackedRows {
 inline constexpr int64_t kDecodedTiles = 2;
 
 // A run of tiles of one product: what a thread takes at a time.
-struct TileRun {
+struct ColumnRun {
   const Product* product;
   int64_t first;
   int64_t count;
@@ -91,7 +91,7 @@ void add_bias(const float* bias, int64_t rows, int64_t columns, float* out, int6
 
 // `packed` are rows first_row.. of the input. The last tile of a matrix may be partly padding, which must not be
 // written.
-void multiply_run(const PackedRows& packed, int64_t depth, const TileRun& run, int64_t first_row, float* memory) {
+void multiply_run(const PackedRows& packed, int64_t depth, const ColumnRun& run, int64_t first_row, float* memory) {
   const Product& product = *run.product;
   float* decode_memory = memory;
   float* padded = memory + kDecodedTiles * kTile * kBlock;
@@ -150,7 +150,7 @@ int64_t run_tiles(std::span<const Product> products, const Threads& threads) {
 }
 
 // The `index`-th run of all products' tiles.
-TileRun find_run(std::span<const Product> products, int64_t size, int64_t index) {
+ColumnRun find_run(std::span<const Product> products, int64_t size, int64_t index) {
   for (const Product& product : products) {
     const int64_t runs = (tiles(product.columns) + size - 1) / size;
     if (index < runs)

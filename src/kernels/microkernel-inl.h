@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/panel.h"
 
@@ -109,6 +110,47 @@ struct PlainI8 {
   }
 };
 
+template <int kFirst, int... kIndex>
+constexpr std::array<float, sizeof...(kIndex)> numbers_from(std::integer_sequence<int, kIndex...>) {
+  return {static_cast<float>(kFirst + kIndex)...};
+}
+
+// The low four bits of each lane as a number, counted from kLowest; the others may be anything where a table of all
+// sixteen fits a vector.
+template <int kLowest>
+HWY_INLINE Vec low_nibble_as_float(hn::Vec<hn::RebindToSigned<F32>> bits) {
+#if HWY_TARGET <= HWY_AVX3
+  alignas(64) static constexpr auto kNumbers = numbers_from<kLowest>(std::make_integer_sequence<int, kTile>());
+  return Vec{_mm512_permutexvar_ps(bits.raw, hn::Load(F32(), kNumbers.data()).raw)};
+#else
+  const hn::RebindToSigned<F32> wide;
+  return hn::ConvertTo(F32(), hn::Add(hn::And(bits, hn::Set(wide, 15)), hn::Set(wide, kLowest)));
+#endif
+}
+
+// Byte i of a row holds lane i in its low half and lane i + 8 in its high half: a vector takes either all low halves
+// of some bytes, or all high ones, or, where it has sixteen lanes, both.
+struct PlainI4 {
+  static constexpr bool kGrouped = false;
+  static constexpr size_t kRowBytes = 8;
+  static HWY_INLINE Vec load(const std::byte* row, size_t vector) {
+    const hn::Rebind<uint8_t, F32> narrow;
+    const hn::RebindToSigned<F32> wide;
+#if HWY_TARGET <= HWY_AVX3
+    const hn::Repartition<uint64_t, decltype(narrow)> twice;
+    uint64_t bytes;
+    std::memcpy(&bytes, row, kRowBytes);
+    const auto bits = hn::PromoteTo(wide, hn::BitCast(narrow, hn::Set(twice, bytes)));
+    alignas(64) static constexpr int32_t kShifts[kTile] = {0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4};
+    return low_nibble_as_float<-8>({_mm512_srlv_epi32(bits.raw, hn::Load(wide, kShifts).raw)});
+#else
+    const size_t lane = vector * kLanes;
+    const auto bits = hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(row) + lane % kRowBytes));
+    return low_nibble_as_float<-8>(lane < kRowBytes ? bits : hn::ShiftRight<4>(bits));
+#endif
+  }
+};
+
 // Both kinds of fp8 go through f16. e5m2 is the upper half of one. The exponent of e4m3 has another bias: moved into
 // place its bits mean 2^-8 of the number (and NaN, which only the scale beside it can tell, means 1.875).
 struct PlainE5M2 {
@@ -169,16 +211,6 @@ struct GroupedI8 {
   }
 };
 
-// The low four bits of each lane as a number; the others may be anything where a table of all sixteen fits a vector.
-HWY_INLINE Vec low_nibble_as_float(hn::Vec<hn::RebindToSigned<F32>> bits) {
-#if HWY_TARGET <= HWY_AVX3
-  alignas(64) static constexpr float kNumbers[kTile] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return Vec{_mm512_permutexvar_ps(bits.raw, hn::Load(F32(), kNumbers).raw)};
-#else
-  return hn::ConvertTo(F32(), hn::And(bits, hn::Set(hn::RebindToSigned<F32>(), 15)));
-#endif
-}
-
 template <class Scale>
 struct GroupedU4 {
   static constexpr bool kGrouped = true;
@@ -192,8 +224,8 @@ struct GroupedU4 {
     const hn::Rebind<uint8_t, F32> narrow;
     const hn::RebindToSigned<F32> wide;
     const auto bytes = hn::PromoteTo(wide, hn::LoadU(narrow, reinterpret_cast<const uint8_t*>(pair) + vector * kLanes));
-    even = hn::MulAdd(low_nibble_as_float(bytes), group.scale, group.minimum);
-    odd = hn::MulAdd(low_nibble_as_float(hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
+    even = hn::MulAdd(low_nibble_as_float<0>(bytes), group.scale, group.minimum);
+    odd = hn::MulAdd(low_nibble_as_float<0>(hn::ShiftRight<4>(bytes)), group.scale, group.minimum);
   }
 };
 
@@ -237,56 +269,88 @@ struct Accumulators {
 // Into the L2 cache: what comes next is larger than L1, and would push out what is in use (measured: a third slower).
 HWY_INLINE void prefetch(const std::byte* data) { __builtin_prefetch(data, 0, 2); }
 
-// kRows rows of A (kBlock floats apart) times kTiles tiles of B, over `depth` k's. C's rows are c_stride floats apart,
-// its tiles 16.
+// Some k's of the tiles that a kernel takes at once. Tiles of a matrix lie evenly; those of a cache may lie in two
+// pages, half in each. What lies ahead_low and ahead_high bytes later is fetched meanwhile.
+struct TileRun {
+  const std::byte* low;   // the first half of the tiles
+  const std::byte* high;  // the others
+  int64_t ahead_low;
+  int64_t ahead_high;
+  int64_t tile_bytes;  // from one tile of a half to the next
+  int64_t depth;
+};
+
+// The runs of one product, whose k's follow each other: more than one where values lie in several pages.
+struct TileRuns {
+  const TileRun* runs;
+  int64_t count;
+  int64_t group;  // as a panel's
+};
+
+// kRows rows of A (kBlock floats apart) times kTiles tiles of B. C's rows are c_stride floats apart, its tiles 16.
 template <class Element, int kRows, int kTiles>
-HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const PanelView& panel, int64_t depth, Sum mode,
-                                 float* HWY_RESTRICT c, size_t c_stride) {
+HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& all, Sum mode, float* HWY_RESTRICT c,
+                                 size_t c_stride) {
   Accumulators<Element, kRows, kTiles> accumulators;
   accumulators.begin(mode, c, c_stride);
-  const std::byte* HWY_RESTRICT b = panel.data;
-  const auto tile_bytes = static_cast<size_t>(panel.tile_bytes);
-  if constexpr (Element::kGrouped) {
-    const auto group = static_cast<size_t>(panel.group);
-    const size_t group_bytes = Element::kHeaderBytes + group / 2 * Element::kPairBytes;
-    const std::byte* next = b + panel.ahead;
-    for (size_t k = 0; k < static_cast<size_t>(depth); k += group, b += group_bytes, next += group_bytes) {
-      GroupScales scales[kTiles * kVectors];
-      REGARD_UNROLL
-      for (size_t v = 0; v < kTiles * kVectors; ++v)
-        scales[v] = Element::scales(b + v / kVectors * tile_bytes, v % kVectors);
-      for (size_t byte = 0; byte < group_bytes; byte += 64) {
+  constexpr size_t kLow = kTiles == 1 ? 1 : kTiles / 2;
+  for (const TileRun* run = all.runs; run < all.runs + all.count; ++run) {
+    const auto tile_bytes = static_cast<size_t>(run->tile_bytes);
+    const std::byte* HWY_RESTRICT low = run->low;
+    const std::byte* HWY_RESTRICT high = run->high;
+    const std::byte* next_low = low + run->ahead_low;
+    const std::byte* next_high = high + run->ahead_high;
+    const auto at = [&](size_t tile)
+                        HWY_ATTR { return tile < kLow ? low + tile * tile_bytes : high + (tile - kLow) * tile_bytes; };
+    const auto later = [&](size_t tile) HWY_ATTR {
+      return tile < kLow ? next_low + tile * tile_bytes : next_high + (tile - kLow) * tile_bytes;
+    };
+    const auto advance = [&](size_t bytes) HWY_ATTR {
+      low += bytes;
+      high += bytes;
+      next_low += bytes;
+      next_high += bytes;
+    };
+    const auto depth = static_cast<size_t>(run->depth);
+    if constexpr (Element::kGrouped) {
+      const auto group = static_cast<size_t>(all.group);
+      const size_t group_bytes = Element::kHeaderBytes + group / 2 * Element::kPairBytes;
+      for (size_t k = 0; k < depth; k += group, advance(group_bytes)) {
+        GroupScales scales[kTiles * kVectors];
         REGARD_UNROLL
-        for (size_t tile = 0; tile < kTiles; ++tile) prefetch(next + tile * tile_bytes + byte);
-      }
-      for (size_t pair = 0; pair < group / 2; ++pair) {
-        Vec even[kTiles * kVectors];
-        Vec odd[kTiles * kVectors];
-        REGARD_UNROLL
-        for (size_t v = 0; v < kTiles * kVectors; ++v) {
-          const std::byte* integers = b + v / kVectors * tile_bytes + Element::kHeaderBytes;
-          Element::load(scales[v], integers + pair * Element::kPairBytes, v % kVectors, even[v], odd[v]);
+        for (size_t v = 0; v < kTiles * kVectors; ++v) scales[v] = Element::scales(at(v / kVectors), v % kVectors);
+        for (size_t byte = 0; byte < group_bytes; byte += 64) {
+          REGARD_UNROLL
+          for (size_t tile = 0; tile < kTiles; ++tile) prefetch(later(tile) + byte);
         }
-        accumulators.step(a + k + 2 * pair, even);
-        accumulators.step(a + k + 2 * pair + 1, odd);
+        for (size_t pair = 0; pair < group / 2; ++pair) {
+          Vec even[kTiles * kVectors];
+          Vec odd[kTiles * kVectors];
+          REGARD_UNROLL
+          for (size_t v = 0; v < kTiles * kVectors; ++v) {
+            const std::byte* integers = at(v / kVectors) + Element::kHeaderBytes;
+            Element::load(scales[v], integers + pair * Element::kPairBytes, v % kVectors, even[v], odd[v]);
+          }
+          accumulators.step(a + k + 2 * pair, even);
+          accumulators.step(a + k + 2 * pair + 1, odd);
+        }
+      }
+    } else {
+      for (size_t k = 0; k < depth; ++k, advance(Element::kRowBytes)) {
+        Vec row[kTiles * kVectors];
+        REGARD_UNROLL
+        for (size_t tile = 0; tile < kTiles; ++tile) prefetch(later(tile));
+        REGARD_UNROLL
+        for (size_t v = 0; v < kTiles * kVectors; ++v) row[v] = Element::load(at(v / kVectors), v % kVectors);
+        accumulators.step(a + k, row);
       }
     }
-  } else {
-    const std::byte* next = b + panel.ahead;
-    for (int64_t k = 0; k < depth; ++k, b += Element::kRowBytes, next += Element::kRowBytes) {
-      Vec row[kTiles * kVectors];
-      REGARD_UNROLL
-      for (size_t tile = 0; tile < kTiles; ++tile) prefetch(next + tile * tile_bytes);
-      REGARD_UNROLL
-      for (size_t v = 0; v < kTiles * kVectors; ++v)
-        row[v] = Element::load(b + v / kVectors * tile_bytes, v % kVectors);
-      accumulators.step(a + k, row);
-    }
+    a += depth;
   }
   accumulators.end(mode, c, c_stride);
 }
 
-using MultiplyTiles = void (*)(const float*, const PanelView&, int64_t, Sum, float*, size_t);
+using MultiplyTiles = void (*)(const float*, const TileRuns&, Sum, float*, size_t);
 
 // The kernels for a number of rows: `wide` takes tiles_for(rows) tiles at once, `narrow` one.
 struct RowKernels {
@@ -337,6 +401,8 @@ inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
       return kKernels<PlainE5M2>[index];
     case PanelType::i8_unscaled:
       return kKernels<PlainI8>[index];
+    case PanelType::i4_unscaled:
+      return kKernels<PlainI4>[index];
     case PanelType::i8:
       return kKernels<GroupedI8<PlainF16, false>>[index];
     case PanelType::i8_wide:
@@ -349,14 +415,51 @@ inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
   __builtin_unreachable();
 }
 
-// `rows` rows (at most kMaxRows; kFusedRows unless the panel is f32) times `tile_count` tiles.
+// Panels that follow each other along k.
+struct PanelPart {
+  PanelView panel;
+  int64_t depth = 0;
+};
+inline constexpr int64_t kMostParts = kBlock / kTile;
+
+// `rows` rows (at most kMaxRows; kFusedRows unless the panels are f32) times `tile_count` tiles of at most kMostParts
+// parts.
+HWY_INLINE void multiply(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count, int64_t tile_count,
+                         Sum mode, float* c, size_t c_stride) {
+  const PanelView& first = parts[0].panel;
+  const RowKernels& kernels = kernels_for(first.type, rows);
+  TileRun runs[kMostParts];
+  const TileRuns all{.runs = runs, .count = part_count, .group = first.group};
+  const auto run_kernel = [&](MultiplyTiles kernel, int64_t tile, int64_t count) HWY_ATTR {
+    for (int64_t i = 0; i < part_count; ++i) {
+      const PanelView& panel = parts[i].panel;
+      const std::byte* low = panel.data + tile * panel.tile_bytes;
+      runs[i] = {low, low + count / 2 * panel.tile_bytes, panel.ahead, panel.ahead, panel.tile_bytes, parts[i].depth};
+    }
+    kernel(a, all, mode, c + tile * kTile, c_stride);
+  };
+  int64_t tile = 0;
+  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles) run_kernel(kernels.wide, tile, kernels.tiles);
+  for (; tile < tile_count; ++tile) run_kernel(kernels.narrow, tile, 1);
+}
+
 HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
                          Sum mode, float* c, size_t c_stride) {
-  const RowKernels& kernels = kernels_for(panel.type, rows);
-  int64_t tile = 0;
-  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles)
-    kernels.wide(a, panel.from(tile, 0), depth, mode, c + tile * kTile, c_stride);
-  for (; tile < tile_count; ++tile) kernels.narrow(a, panel.from(tile, 0), depth, mode, c + tile * kTile, c_stride);
+  const PanelPart part{panel, depth};
+  multiply(a, rows, &part, 1, tile_count, mode, c, c_stride);
+}
+
+// The same for four tiles, of which two lie in each of two pages.
+HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& low, const PanelView& high, int64_t depth,
+                               Sum mode, float* c, size_t c_stride) {
+  const RowKernels& kernels = kernels_for(low.type, rows);
+  if (kernels.tiles < 4) {
+    multiply(a, rows, low, 2, depth, mode, c, c_stride);
+    multiply(a, rows, high, 2, depth, mode, c + 2 * kTile, c_stride);
+    return;
+  }
+  const TileRun run{low.data, high.data, low.ahead, high.ahead, low.tile_bytes, depth};
+  kernels.wide(a, {.runs = &run, .count = 1, .group = 0}, mode, c, c_stride);
 }
 
 // Decodes `depth` k's of `tile_count` tiles to f32 tiles [depth][16] at out, tile_floats apart.
@@ -403,6 +506,8 @@ inline void decode_tiles(const PanelView& panel, int64_t tile_count, int64_t dep
       return decode_tiles_of<PlainE5M2>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8_unscaled:
       return decode_tiles_of<PlainI8>(panel, tile_count, depth, out, tile_floats);
+    case PanelType::i4_unscaled:
+      return decode_tiles_of<PlainI4>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8:
       return decode_tiles_of<GroupedI8<PlainF16, false>>(panel, tile_count, depth, out, tile_floats);
     case PanelType::i8_wide:

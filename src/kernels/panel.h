@@ -24,7 +24,7 @@ inline constexpr int64_t kBlock = 256;
 [[nodiscard]] constexpr int64_t blocks(int64_t depth) { return (depth + kBlock - 1) / kBlock; }
 
 /// How the elements of a panel are stored. A tile holds, for each k, 16 rows' elements side by side.
-/// The 8-bit types of caches have no scales inside: a token's scale multiplies its scores, or its weights.
+/// The 8-bit and 4-bit types of caches have no scales inside: a token's scale multiplies its scores, or its weights.
 /// The grouped types cut k into groups; a group of a tile is: 16 scales, 16 minimums if the type has them, then the
 /// integers; value = scale * integer + minimum.
 enum class PanelType : uint8_t {
@@ -34,10 +34,11 @@ enum class PanelType : uint8_t {
   f8_e4m3,  ///< read as 2^-8 of its number, NaN as a number: whoever stores it sees to both
   f8_e5m2,
   i8_unscaled,
-  i8,       ///< int8, f16 scales, no minimum
-  i8_wide,  ///< int8, f32 scales and minimums
-  u4,       ///< unsigned 4 bits, f16 scales and minimums; a byte holds k in its low half and k + 1 in its high half
-  u4_wide,  ///< unsigned 4 bits, f32 scales and minimums
+  i4_unscaled,  ///< signed 4 bits: byte i holds row i in its low half and row i + 8 in its high half, each as value + 8
+  i8,           ///< int8, f16 scales, no minimum
+  i8_wide,      ///< int8, f32 scales and minimums
+  u4,           ///< unsigned 4 bits, f16 scales and minimums; a byte holds k in its low half and k + 1 in its high half
+  u4_wide,      ///< unsigned 4 bits, f32 scales and minimums
 };
 
 /// Bytes of a group's scales and minimums, and of the elements of one k, in one tile.
@@ -56,6 +57,8 @@ struct PanelTypeInfo {
     case PanelType::f8_e5m2:
     case PanelType::i8_unscaled:
       return {0, 32};
+    case PanelType::i4_unscaled:
+      return {0, 16};
     case PanelType::i8:
       return {32, 32};
     case PanelType::i8_wide:

@@ -58,7 +58,8 @@ HWY_INLINE void exponentiate(float* HWY_RESTRICT scores, Vec top, Vec factor, Ve
 // Turns the scores of a block's keys into weights 2^(factor * (score - maximum)), 0 outside `seen` up to the next
 // multiple of kTile on both sides. The 16 running sums are those of the keys with equal index modulo 16, whatever the
 // vector width. A NaN among the visible scores makes its own weight NaN, and so the sum and the output. The scales, by
-// key or null, are those of 8-bit caches: the keys' multiply the scores, the values' the weights, after the sum.
+// key or null, are those of caches of 8 and 4 bits: the keys' multiply the scores, the values' the weights, after the
+// sum.
 inline void weigh(float* HWY_RESTRICT scores, KeyRange seen, const ScoreScale& scale, const float* key_scales,
                   const float* value_scales, float& maximum, float& sum) {
   const int64_t begin = seen.first / kTile * kTile;

@@ -13,16 +13,17 @@ namespace {
 struct DTypeInfo {
   DType dtype;
   std::string_view name;
-  size_t bytes;
+  size_t bytes;  // 0: less than one
 };
 
-constexpr std::array<DTypeInfo, 11> kInfos = {{{DType::f32, "f32", 4},
+constexpr std::array<DTypeInfo, 12> kInfos = {{{DType::f32, "f32", 4},
                                                {DType::f64, "f64", 8},
                                                {DType::bf16, "bf16", 2},
                                                {DType::f16, "f16", 2},
                                                {DType::f8_e4m3, "f8_e4m3", 1},
                                                {DType::f8_e5m2, "f8_e5m2", 1},
                                                {DType::i8, "i8", 1},
+                                               {DType::i4, "i4", 0},
                                                {DType::u8, "u8", 1},
                                                {DType::i32, "i32", 4},
                                                {DType::i64, "i64", 8},
@@ -78,14 +79,18 @@ using E5M2Format = NarrowFloat<5, 2, true>;
 
 }  // namespace
 
-size_t size_of(DType dtype) { return kInfos[static_cast<size_t>(dtype)].bytes; }
+size_t size_of(DType dtype) {
+  const size_t bytes = kInfos[static_cast<size_t>(dtype)].bytes;
+  require(bytes != 0, "dtype is {}, which only caches hold; expected a type of whole bytes", name_of(dtype));
+  return bytes;
+}
 
 std::string_view name_of(DType dtype) { return kInfos[static_cast<size_t>(dtype)].name; }
 
 DType dtype_from_name(std::string_view name) {
   for (const auto& info : kInfos)
     if (info.name == name) return info.dtype;
-  fail("dtype is \"{}\", expected one of f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, u8, i32, i64, bool", name);
+  fail("dtype is \"{}\", expected one of f32, f64, bf16, f16, f8_e4m3, f8_e5m2, i8, i4, u8, i32, i64, bool", name);
 }
 
 Float16::Float16(float value) : bits(static_cast<uint16_t>(F16Format::encode(value))) {}

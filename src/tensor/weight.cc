@@ -229,6 +229,8 @@ WeightType weight_type_of(DType dtype) {
       return WeightType::i64;
     case DType::boolean:
       return WeightType::boolean;
+    case DType::i4:
+      fail("weight: dtype is i4, which only caches hold");
   }
   fail("weight: dtype {} is unknown", static_cast<int>(dtype));
 }

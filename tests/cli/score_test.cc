@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "cli/child_process.h"
@@ -31,6 +32,29 @@ TEST(ScoreCommand, JsonHasExactlyTheseKeysAndTheLibrarysNumber) {
   const auto decoder = Decoder::load(checkpoint, workspace.threads());
   EXPECT_EQ(json["tokens"], tokens.size());
   EXPECT_EQ(json["mean_nll"].get<double>(), score(decoder, tokens, workspace, [](int64_t) {}).mean_nll);
+}
+
+TEST(ScoreCommand, EveryNameOfACacheTypeIsThatType) {
+  const ModelFolder folder;
+  const std::string text = folder.write("text.txt", "the inn and the hen");
+  const auto checkpoint = Checkpoint::open(folder.gguf);
+  const auto tokens = Tokenizer::from(checkpoint).encode("the inn and the hen");
+  Workspace workspace(1);
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const std::pair<const char*, DType> names[] = {
+      {"f32", DType::f32}, {"bf16", DType::bf16},   {"f16", DType::f16},          {"int8", DType::i8},
+      {"int4", DType::i4}, {"fp8", DType::f8_e4m3}, {"fp8_e4m3", DType::f8_e4m3}, {"fp8_e5m2", DType::f8_e5m2}};
+  std::map<DType, double> scores;
+  for (const auto& [name, dtype] : names) {
+    SCOPED_TRACE(name);
+    const Finished result = run_command({"score", "-m", folder.gguf, "-f", text, "--json", "--kv-dtype", name});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    scores[dtype] = score(
+                        decoder, tokens, workspace, [](int64_t) {}, dtype)
+                        .mean_nll;
+    EXPECT_EQ(Json::parse(result.out)["mean_nll"].get<double>(), scores[dtype]);
+  }
+  EXPECT_NE(scores[DType::i4], scores[DType::i8]);
 }
 
 // With a head of zeros every token is equally likely.

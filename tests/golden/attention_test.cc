@@ -41,6 +41,7 @@ Pages make_pages(const Tensor& k, const Tensor& v, DType dtype) {
   Pages pages;
   kernels::KvPages& view = pages.view;
   view.page_tokens = 64;
+  view.page_shift = 6;
   const int64_t count = kernels::round_up(tokens, view.page_tokens) / view.page_tokens;
   const auto lay_out = [&](kernels::KvPanels& side, Buffer& buffer, int64_t width) {
     side.type = type;

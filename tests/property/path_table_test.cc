@@ -124,7 +124,7 @@ TEST_P(PathTable, EqualsTheOracleWithEveryMaskCacheAndNumberOfSinks) {
   for (const MaskCase& mask : kMasks) {
     if (GetParam().causal_only && !mask.is_causal) continue;
     for (const int64_t sinks : {0, 1, 2})
-      for (const DType cache : {DType::f32, DType::bf16, DType::f16})
+      for (const DType cache : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3})
         for (const KvStorage storage : storages_of(mask)) {
           SCOPED_TRACE(std::string(mask.name) + ", " + std::to_string(sinks) + " sinks, cache " +
                        std::string(name_of(cache)) + " in storage " + std::to_string(static_cast<int>(storage)));

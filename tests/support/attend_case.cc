@@ -40,25 +40,25 @@ void any_mask(AttentionConfig& config) {
   if (kind & 2) config.attention_chunk_size = any_length(2100);
 }
 
-// Rows that a cache keeps exactly. With 8 bits a token's scale has to be a power of two for that: the largest element
-// is the type's largest number times one.
+// Rows that a cache keeps exactly. Where tokens have scales, these have to be powers of two for that: the element of
+// largest magnitude is the type's times one.
 std::vector<float> cached_normals(Random& random, int64_t rows, int64_t width, double deviation, DType dtype) {
   std::vector<float> numbers = random.normals(rows * width, deviation);
-  if (size_of(dtype) > 1) {
+  if (!kernels::has_token_scales(dtype)) {
     for (float& number : numbers) number = rounded(number, dtype);
     return numbers;
   }
-  const double largest = dtype == DType::i8 ? 127 : dtype == DType::f8_e4m3 ? 448 : 57344;
+  const double extreme = extreme_of(dtype);
   for (int64_t row = 0; row < rows; ++row) {
     float* x = numbers.data() + row * width;
     float* top = std::max_element(x, x + width, [](float a, float b) { return std::fabs(a) < std::fabs(b); });
-    const double scale =
-        std::exp2(std::ceil(std::log2(std::max(1e-9, std::fabs(static_cast<double>(*top))) / largest)));
+    const double size = std::max(1e-9, std::fabs(static_cast<double>(*top))) / std::fabs(extreme);
+    const double scale = std::copysign(std::exp2(std::ceil(std::log2(size))), static_cast<double>(*top) * extreme);
     for (int64_t i = 0; i < width; ++i) {
       const auto scaled = static_cast<float>(static_cast<double>(x[i]) / scale);
       x[i] = static_cast<float>(static_cast<double>(rounded(scaled, dtype)) * scale);
     }
-    *top = static_cast<float>(std::copysign(largest * scale, *top));
+    *top = static_cast<float>(extreme * scale);
   }
   return numbers;
 }
@@ -101,7 +101,8 @@ rc::Gen<AttendCase> attend_cases() {
     c.spread = *rc::gen::element(1.0, 1.0, 0.01, 3.0);
     const double score = c.spread * c.spread * std::sqrt(static_cast<double>(config.head_dim)) * config.softmax_scale;
     config.logit_soft_cap = static_cast<double>(static_cast<float>(score * *rc::gen::element(0.0, 0.0, 0.0, 1.0, 5.0)));
-    c.cache_dtype = *rc::gen::element(DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8_e4m3, DType::f8_e5m2);
+    c.cache_dtype =
+        *rc::gen::element(DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3, DType::f8_e5m2);
     c.spare_capacity = *rc::gen::element<int64_t>(0, 40, 300);
     c.threads = *rc::gen::element(1, 2, 3);
     c.seed = *rc::gen::arbitrary<uint64_t>();

@@ -148,9 +148,8 @@ rc::Gen<LayerCase> layer_cases(LayerWishes wishes) {
     c.qkv_type = any_type(config.input_size());
     c.output_type = any_type(config.num_attention_heads * config.v_head_dim);
     c.reorders_rows = one_in(4);
-    const auto dtypes = rc::gen::element(DType::f32, DType::bf16, DType::f16);
-    c.hidden_dtype = *dtypes;
-    c.cache_dtype = *dtypes;
+    c.hidden_dtype = *rc::gen::element(DType::f32, DType::bf16, DType::f16);
+    c.cache_dtype = *rc::gen::element(DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3);
     draw_storage(c);
     c.seed = *rc::gen::arbitrary<uint64_t>();
     return c;
@@ -213,9 +212,13 @@ void Layer::add_norms(Random& random) {
   fill(config.v_norm, config.num_key_value_heads, config.v_head_dim, weights_.v_norm, nullptr);
 }
 
-KvCache Layer::make_cache(int64_t slots, int64_t capacity) const {
+KvCache Layer::make_cache(int64_t slots, int64_t capacity, int64_t speculation_length) const {
   return {case_.storage,
-          {.slots = slots, .capacity = capacity, .dtype = case_.cache_dtype, .page_size = case_.page_size},
+          {.slots = slots,
+           .capacity = capacity,
+           .dtype = case_.cache_dtype,
+           .page_size = case_.page_size,
+           .speculation_length = speculation_length},
           config()};
 }
 

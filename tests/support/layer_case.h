@@ -47,7 +47,7 @@ class Layer {
   [[nodiscard]] DType hidden_dtype() const { return case_.hidden_dtype; }
   [[nodiscard]] DType cache_dtype() const { return case_.cache_dtype; }
   // A cache as the case says, or a contiguous one.
-  [[nodiscard]] KvCache make_cache(int64_t slots, int64_t capacity) const;
+  [[nodiscard]] KvCache make_cache(int64_t slots, int64_t capacity, int64_t speculation_length = 0) const;
   [[nodiscard]] KvCache make_contiguous_cache(int64_t slots, int64_t capacity) const;
   // Random hidden states [tokens, input_size]; the `index`-th text of this layer.
   [[nodiscard]] Tensor text(int64_t tokens, uint64_t index = 0) const;

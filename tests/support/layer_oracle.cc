@@ -11,11 +11,22 @@ namespace regard::test {
 namespace {
 
 // The rows of a part of all tokens' outputs.
-OracleMatrix matrix(std::span<const TokenOutput> tokens, std::vector<float> TokenOutput::*part, DType dtype) {
+OracleMatrix matrix(std::span<const TokenOutput> tokens, std::vector<float> TokenOutput::*part) {
   OracleMatrix result(static_cast<int64_t>(tokens.size()), static_cast<int64_t>((tokens[0].*part).size()));
   double* to = result.numbers.data();
+  for (const TokenOutput& token : tokens) to = std::copy((token.*part).begin(), (token.*part).end(), to);
+  return result;
+}
+
+// Keys or values of all tokens, as a cache keeps heads of `width`.
+OracleMatrix cached_matrix(std::span<const TokenOutput> tokens, std::vector<float> TokenOutput::*part, DType dtype,
+                           int64_t width) {
+  OracleMatrix result = matrix(tokens, part);
+  double* to = result.numbers.data();
+  const auto head_width = static_cast<size_t>(width);
   for (const TokenOutput& token : tokens)
-    for (const float number : token.*part) *to++ = static_cast<double>(rounded(number, dtype));
+    for (size_t first = 0; first < (token.*part).size(); first += head_width, to += head_width)
+      round_as_cached(std::span(token.*part).subspan(first, head_width), dtype, to);
   return result;
 }
 
@@ -46,8 +57,12 @@ OracleMatrix oracle_matrix(ConstTensorView hidden) {
 
 std::string difference_from_oracle(const Layer& layer, const Sequence& sequence) {
   // The oracle attends to what the cache holds: our own keys and values, rounded to its type.
-  const OracleKeyValues cached{.keys = matrix(sequence.outputs, &TokenOutput::key, layer.cache_dtype()),
-                               .values = matrix(sequence.outputs, &TokenOutput::value, layer.cache_dtype())};
+  const AttentionConfig& config = layer.config();
+  const auto cached_part = [&](std::vector<float> TokenOutput::*part, int64_t width) {
+    return cached_matrix(sequence.outputs, part, layer.cache_dtype(), width);
+  };
+  const OracleKeyValues cached{.keys = cached_part(&TokenOutput::key, config.head_dim),
+                               .values = cached_part(&TokenOutput::value, config.v_head_dim)};
   return difference_from_oracle(layer, {.hidden_states = oracle_matrix(sequence.hidden), .cached = &cached},
                                 sequence.outputs);
 }
@@ -64,10 +79,10 @@ std::string difference_from_oracle(const Layer& layer, const OracleInput& input,
     for (size_t i = 0; i < plain.attended.lse.size(); ++i)
       lse.add_plain(exact.lse.numbers[i], plain.attended.lse[i], plain.attended.lse_sensitivity[i]);
   }
-  add_ours(hidden, exact.hidden_states, matrix(ours, &TokenOutput::hidden, DType::f32), layer.hidden_dtype());
-  add_ours(keys, exact.key_values.keys, matrix(ours, &TokenOutput::key, DType::f32));
-  add_ours(values, exact.key_values.values, matrix(ours, &TokenOutput::value, DType::f32));
-  add_ours(lse, exact.lse, matrix(ours, &TokenOutput::lse, DType::f32));
+  add_ours(hidden, exact.hidden_states, matrix(ours, &TokenOutput::hidden), layer.hidden_dtype());
+  add_ours(keys, exact.key_values.keys, matrix(ours, &TokenOutput::key));
+  add_ours(values, exact.key_values.values, matrix(ours, &TokenOutput::value));
+  add_ours(lse, exact.lse, matrix(ours, &TokenOutput::lse));
   std::ostringstream message;
   if (!keys.holds()) message << "keys: " << keys << "\n";
   if (!values.holds()) message << "values: " << values << "\n";

@@ -196,6 +196,11 @@ AttentionConfig steady_layer() {
   return config;
 }
 
+const Tensor& steady_gain() {
+  static const Tensor gain = test::Numbers(163).tensor({512});
+  return gain;
+}
+
 // A token at position 300, and a prompt.
 constexpr Span kSteadySpans[] = {{.slot = 0, .first_position = 300, .count = 1},
                                  {.slot = 0, .first_position = 0, .count = 40}};
@@ -209,8 +214,7 @@ KvCache steady_cache(DType dtype) {
 
 TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
   const Attention attention = test::random_layer(steady_layer(), 162).load();
-  const Tensor gain = test::Numbers(163).tensor({512});
-  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8})
+  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8, DType::i4})
     for (const DType dtype : {DType::f32, DType::bf16})
       for (const int threads : {1, 2})
         for (const bool pairs : {false, true})
@@ -223,7 +227,7 @@ TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
             const Tensor output(dtype, {span.count, 512});
             AttentionInput input;
             input.hidden_states = hidden;
-            input.rmsnorm = gain;
+            input.rmsnorm = steady_gain();
             input.spans = std::span(&span, 1);
             input.output = output;
             input.cache = &cache;
@@ -234,9 +238,56 @@ TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
           }
 }
 
+// Token after token, through many pages: rings give back as many as they take.
+TEST(Allocation, DecodingWithPagesAllocatesNothing) {
+  AttentionConfig windowed = steady_layer();
+  windowed.sliding_window = 50;
+  const Attention attention = test::random_layer(windowed, 167).load();
+  const Tensor hidden = test::Numbers(168).tensor({1, 512});
+  const Tensor output(DType::f32, {1, 512});
+  for (const KvStorage storage : {KvStorage::ring, KvStorage::paged})
+    for (const DType dtype : {DType::bf16, DType::i8}) {
+      SCOPED_TRACE(::testing::Message() << static_cast<int>(storage) << ' ' << name_of(dtype));
+      KvCache cache(storage, {.slots = 1, .capacity = 400, .dtype = dtype}, windowed);
+      Workspace workspace(1);
+      AttentionInput input;
+      input.hidden_states = hidden;
+      input.rmsnorm = steady_gain();
+      input.output = output;
+      input.cache = &cache;
+      input.present_key_value = false;
+      input.angles = false;
+      input.workspace = &workspace;
+      const auto decode = [&](int64_t tokens) {
+        for (int64_t i = 0; i < tokens; ++i) {
+          const Span span{.slot = 0, .first_position = cache.length(0), .count = 1};
+          input.spans = std::span(&span, 1);
+          (void)attention.forward(input);
+        }
+      };
+      decode(60);
+      EXPECT_EQ(allocated_by([&] { decode(300); }), 0U);
+    }
+}
+
+// A slot that keeps all tokens remembers more pages as it grows, in doubling steps, and keeps that memory.
+TEST(Allocation, AppendingToAPagedCacheAllocatesOnlyForALongerTable) {
+  KvCache cache = KvCache::paged({.slots = 1, .capacity = 400, .dtype = DType::bf16}, steady_layer());
+  const Tensor rows = test::Numbers(169).tensor({1, 2, 64});
+  const auto append_to = [&](int64_t length) {
+    while (cache.length(0) < length)
+      cache.append({.slot = 0, .first_position = cache.length(0), .count = 1}, rows, rows);
+  };
+  append_to(1);
+  EXPECT_EQ(allocated_by([&] { append_to(32); }), 0U);
+  EXPECT_LE(allocated_by([&] { append_to(400); }), 4U * (2 + 4 + 8 + 16));
+  cache.truncate(0, 0);
+  EXPECT_EQ(allocated_by([&] { append_to(400); }), 0U);
+}
+
 TEST(Allocation, AttendAllocatesNothingInSteadyState) {
   const auto sinks = test::Numbers(165).floats(8);
-  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8})
+  for (const DType cache_dtype : {DType::f32, DType::bf16, DType::i8, DType::i4})
     for (const DType dtype : {DType::f32, DType::bf16})
       for (const int threads : {1, 2})
         for (Span span : kSteadySpans) {

@@ -360,7 +360,7 @@ TEST_F(Bf16Products, AnOddHeadDimOrAnotherCacheTakesTheExactPath) {
   for (const Scene& scene :
        {Scene{.group = 4, .head_dim = 33, .v_head_dim = 33}, Scene{.group = 4, .cache_dtype = DType::f32},
         Scene{.group = 4, .cache_dtype = DType::f16}, Scene{.group = 4, .cache_dtype = DType::i8},
-        Scene{.group = 4, .cache_dtype = DType::f8_e4m3}}) {
+        Scene{.group = 4, .cache_dtype = DType::i4}, Scene{.group = 4, .cache_dtype = DType::f8_e4m3}}) {
     SCOPED_TRACE(::testing::Message() << scene << ", " << name_of(scene.cache_dtype));
     const Text text(scene, 290);
     EXPECT_EQ(text.attended(pairs()).bytes(), text.attended(Workspace(1)).bytes());

@@ -71,7 +71,7 @@ TEST(BlockSizes, AttentionHasTheSameBits) {
       config.learned_sinks_size = 1;
       config.sliding_window = window;
       const Attention attention = test::random_layer(config, 182).load();
-      for (const DType dtype : {DType::f32, DType::bf16, DType::i8})
+      for (const DType dtype : {DType::f32, DType::bf16, DType::i8, DType::i4})
         for (const int threads : {1, 2}) {
           Bytes expected;
           for (const CacheSizes& caches : kSizes) {

@@ -1,20 +1,23 @@
-// How tokens lie in the panels of a cache, and what 8 bits keep of them.
+// How tokens lie in the panels of a cache, and what 8 bits and 4 keep of them.
 #include "kernels/cache_rows.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "support/numbers.h"
+#include "support/rounding.h"
 
 namespace regard {
 namespace {
 
-constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::f8_e5m2, DType::i8};
-constexpr DType kByteTypes[] = {DType::f8_e4m3, DType::f8_e5m2, DType::i8};
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::f8_e5m2, DType::i8, DType::i4};
+constexpr DType kScaledTypes[] = {DType::f8_e4m3, DType::f8_e5m2, DType::i8, DType::i4};
 
 // A page of one head, with room for keys or values.
 struct Page {
@@ -24,7 +27,7 @@ struct Page {
   kernels::HeadPanel panel;
 
   Page(DType dtype, int64_t width)
-      : bytes(static_cast<size_t>(kTokens * kernels::round_up(width, kernels::kTile)) * size_of(dtype)),
+      : bytes(static_cast<size_t>(kTokens * kernels::tiles(width) * kernels::row_bytes_of_cache(dtype))),
         panel{.data = bytes.data(),
               .scales = kernels::has_token_scales(dtype) ? scales.data() : nullptr,
               .dtype = dtype,
@@ -81,41 +84,111 @@ TEST(CacheRows, AWholeTileIsStoredAsItsTokensAre) {
   }
 }
 
-float through_type(float x, DType dtype) {
-  if (dtype == DType::i8) return std::nearbyint(x);
-  return dtype == DType::f8_e4m3 ? static_cast<float>(Float8E4M3(x)) : static_cast<float>(Float8E5M2(x));
+// Byte i of a row of sixteen holds the i-th number + 8 in its low half and the one eight further in its high half.
+TEST(CacheRows, FourBitsLieAsTheKernelsReadThem) {
+  constexpr int64_t kWidth = 16;
+  std::vector<float> numbers;
+  for (int i = 0; i < 16 * 16; ++i) numbers.push_back(static_cast<float>((i / 16 + i) % 16 - 8));
+  Page keys(DType::i4, kWidth);
+  Page values(DType::i4, kWidth);
+  kernels::store_keys(rows_of(numbers, 0, 16, kWidth), 16, keys.panel);
+  kernels::store_values(rows_of(numbers, 0, 16, kWidth), 16, values.panel);
+  for (int row = 0; row < 16; ++row)
+    for (int i = 0; i < 8; ++i) {
+      // Row and column can be exchanged in these numbers.
+      const auto byte = static_cast<std::byte>((row + i) % 16 | (row + i + 8) % 16 << 4);
+      EXPECT_EQ(keys.bytes[static_cast<size_t>(16 * 8 + row * 8 + i)], byte) << row << ' ' << i;
+      EXPECT_EQ(values.bytes[static_cast<size_t>(16 * 8 + row * 8 + i)], byte) << row << ' ' << i;
+    }
 }
 
-// With a largest element that is the type's largest number the scale is 1, and what comes back is what the scalar
+// As in GGUF's Q4_0 the scale has the sign that makes the element of largest magnitude -8: it is exact, and only its
+// opposite, which would be 8, is cut off. Of two opposites the first one wins.
+TEST(CacheRows, FourBitsFollowTheSignOfTheirLargestElement) {
+  const std::vector<std::vector<float>> rows = {
+      {0.5F, -4, 3.5F, -3.5F}, {0.5F, 4, 3.5F, -3.5F}, {1, -4, 4, 0}, {1, 4, -4, 0}};
+  const std::vector<std::vector<float>> kept = {
+      {0.5F, -4, 3.5F, -3.5F}, {0.5F, 4, 3.5F, -3.5F}, {1, -4, 3.5F, 0}, {1, 4, -3.5F, 0}};
+  const std::vector<float> scales = {0.5F, -0.5F, 0.5F, -0.5F};
+  for (size_t i = 0; i < rows.size(); ++i) {
+    // Side by side, and in different vectors.
+    for (const size_t distance : {1, 7, 20}) {
+      SCOPED_TRACE(::testing::Message() << i << ", distance " << distance);
+      std::vector<float> row(4 * distance, 0.0F);
+      std::vector<float> expected = row;
+      for (size_t j = 0; j < 4; ++j) {
+        row[(j + 1) * distance - 1] = rows[i][j];
+        expected[(j + 1) * distance - 1] = kept[i][j];
+      }
+      const auto width = static_cast<int64_t>(row.size());
+      std::vector<float> back(row.size());
+      Page page(DType::i4, width);
+      kernels::store_values(rows_of(row, 0, 1, width), 3, page.panel);
+      kernels::load_value(page.panel, 3, width, back.data());
+      EXPECT_EQ(back, expected);
+      EXPECT_EQ(page.scales[3], scales[i]);
+    }
+  }
+}
+
+// A token is written over what was there, and over nothing else, even if it is all NaN.
+TEST(CacheRows, ATokenLeavesItsNeighboursAlone) {
+  constexpr int64_t kWidth = 36;
+  const auto old = test::Numbers(303).floats(16 * kWidth);
+  auto fresh = test::Numbers(304).floats(16 * kWidth);
+  fresh[7 * kWidth + 3] = std::numeric_limits<float>::quiet_NaN();
+  for (const DType dtype : kTypes)
+    for (const auto& [store, load] : {std::pair(&kernels::store_keys, &kernels::load_key),
+                                      std::pair(&kernels::store_values, &kernels::load_value)}) {
+      Page before(dtype, kWidth);
+      Page all_fresh(dtype, kWidth);
+      store(rows_of(old, 0, 16, kWidth), 0, before.panel);
+      store(rows_of(fresh, 0, 16, kWidth), 0, all_fresh.panel);
+      Page page(dtype, kWidth);
+      store(rows_of(old, 0, 16, kWidth), 0, page.panel);
+      store(rows_of(fresh, 6, 3, kWidth), 6, page.panel);
+      for (int64_t token = 0; token < 16; ++token) {
+        SCOPED_TRACE(::testing::Message() << name_of(dtype) << ' ' << token);
+        std::vector<float> actual(kWidth);
+        std::vector<float> expected(kWidth);
+        load(page.panel, token, kWidth, actual.data());
+        load(token >= 6 && token < 9 ? all_fresh.panel : before.panel, token, kWidth, expected.data());
+        EXPECT_THAT(actual, ::testing::Pointwise(::testing::NanSensitiveFloatEq(), expected));
+      }
+    }
+}
+
+// With the type's extreme as a largest element the scale is 1, and what comes back is what the scalar
 // conversions of the type give: for all sizes, ties and the smallest numbers included.
-TEST(CacheRows, EightBitTypesRoundToNearestEven) {
-  for (const DType dtype : kByteTypes) {
+TEST(CacheRows, ScaledTypesRoundToNearestEven) {
+  for (const DType dtype : kScaledTypes) {
     SCOPED_TRACE(name_of(dtype));
-    const float largest = dtype == DType::i8 ? 127.0F : dtype == DType::f8_e4m3 ? 448.0F : 57344.0F;
-    std::vector<float> row = {largest, -largest, 0.0F, -0.0F, 0.5F, 1.5F, 2.5F, -2.5F};
-    for (float size = largest; size > 0x1p-18F; size *= 0.77F) {
+    const float extreme = test::extreme_of(dtype);
+    std::vector<float> row = {extreme, -extreme, 0.0F, -0.0F, 0.5F, 1.5F, 2.5F, -2.5F};
+    for (float size = std::abs(extreme); size > 0x1p-18F; size *= 0.77F) {
       row.push_back(size);
       row.push_back(-size);
     }
     for (int e = -18; e < 5; ++e)
-      for (const float tie : {1.0F, 1.0625F, 1.125F, 1.1875F, 1.375F}) row.push_back(std::ldexp(tie, e));
+      for (const float tie : {1.0F, 1.0625F, 1.125F, 1.1875F, 1.375F})
+        row.push_back(std::min(std::ldexp(tie, e), std::abs(extreme)));
     const auto width = static_cast<int64_t>(row.size());
     std::vector<float> back(row.size());
     Page keys(dtype, width);
     kernels::store_keys(rows_of(row, 0, 1, width), 3, keys.panel);
     kernels::load_key(keys.panel, 3, width, back.data());
-    for (size_t i = 0; i < row.size(); ++i) EXPECT_EQ(back[i], through_type(row[i], dtype)) << row[i];
+    for (size_t i = 0; i < row.size(); ++i) EXPECT_EQ(back[i], test::rounded(row[i], dtype)) << row[i];
     Page values(dtype, width);
     kernels::store_values(rows_of(row, 0, 1, width), 3, values.panel);
     kernels::load_value(values.panel, 3, width, back.data());
-    for (size_t i = 0; i < row.size(); ++i) EXPECT_EQ(back[i], through_type(row[i], dtype)) << row[i];
+    for (size_t i = 0; i < row.size(); ++i) EXPECT_EQ(back[i], test::rounded(row[i], dtype)) << row[i];
   }
 }
 
-// The scale makes the largest element the type's largest number, so that its error is a matter of the type only.
+// The scale makes the largest element the type's extreme, so that its error is a matter of the type only.
 TEST(CacheRows, EachTokensScaleFollowsItsLargestElement) {
   constexpr int64_t kWidth = 40;
-  for (const DType dtype : kByteTypes)
+  for (const DType dtype : kScaledTypes)
     for (const float size : {1e-20F, 0.01F, 1.0F, 1e5F, 1e30F}) {
       SCOPED_TRACE(::testing::Message() << name_of(dtype) << ' ' << size);
       auto row = test::Numbers(302).floats(kWidth);
@@ -125,7 +198,8 @@ TEST(CacheRows, EachTokensScaleFollowsItsLargestElement) {
       std::vector<float> back(kWidth);
       kernels::store_keys(rows_of(row, 0, 1, kWidth), 0, page.panel);
       kernels::load_key(page.panel, 0, kWidth, back.data());
-      // Half a unit of i8; of fp8, half a unit of the mantissa, for numbers near the largest.
+      // Half a unit of i8, a whole one of i4, which cuts off at 7; of fp8, half a unit of the mantissa, for numbers
+      // near the largest.
       const float share = dtype == DType::i8 ? 0.5F / 127 : dtype == DType::f8_e4m3 ? 1.0F / 16 : 1.0F / 8;
       for (size_t i = 0; i < row.size(); ++i) EXPECT_NEAR(back[i], row[i], top * share * 1.0001F);
     }
@@ -133,7 +207,7 @@ TEST(CacheRows, EachTokensScaleFollowsItsLargestElement) {
 
 TEST(CacheRows, ZerosStayZerosAndSpecialNumbersMakeTheTokenNan) {
   constexpr int64_t kWidth = 20;
-  for (const DType dtype : kByteTypes) {
+  for (const DType dtype : kScaledTypes) {
     SCOPED_TRACE(name_of(dtype));
     Page page(dtype, kWidth);
     std::vector<float> back(kWidth);

@@ -1,11 +1,16 @@
 #include "regard/dtype.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "regard/error.h"
+#include "regard/tensor.h"
+#include "regard/weight.h"
+#include "support/error_of.h"
 
 namespace regard {
 namespace {
@@ -14,9 +19,16 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 TEST(DType, NamesRoundTripAndUnknownOnesAreRefused) {
   for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16, DType::f8_e4m3, DType::f8_e5m2, DType::i8,
-                            DType::u8, DType::i32, DType::i64, DType::boolean})
+                            DType::i4, DType::u8, DType::i32, DType::i64, DType::boolean})
     EXPECT_EQ(dtype_from_name(name_of(dtype)), dtype);
   EXPECT_THROW((void)dtype_from_name("float"), Error);
+}
+
+TEST(DType, NoTensorHoldsFourBits) {
+  for (const auto& use : {std::function<void()>([] { (void)size_of(DType::i4); }),
+                          std::function<void()>([] { (void)Tensor(DType::i4, {2}); }),
+                          std::function<void()>([] { (void)weight_type_of(DType::i4); })})
+    EXPECT_THAT(test::error_of(use), ::testing::HasSubstr("dtype is i4, which only caches hold"));
 }
 
 template <class Narrow>

@@ -88,6 +88,27 @@ TEST(KvCache, AppendingInRunsEqualsAppendingAtOnce) {
   EXPECT_EQ(read_all(cache, 0), tokens);
 }
 
+// Two tokens of 4 bits share each byte of a key panel: one that replaces another must leave its neighbour alone, and
+// so must the next head, slot and page.
+TEST(KvCache, NarrowTokensAreReplacedOneByOne) {
+  for (const DType dtype : {DType::i8, DType::i4}) {
+    SCOPED_TRACE(name_of(dtype));
+    const Tokens old = random_tokens(300, 83);
+    const Tokens fresh = random_tokens(300, 84);
+    KvCache expected = cache_of(1, 300, dtype);
+    append(expected, 0, 0, fresh);
+    KvCache cache = cache_of(3, 300, dtype);
+    for (int64_t slot = 0; slot < 3; ++slot) append(cache, slot, 0, old);
+    const Tokens before = read_all(cache, 0);
+    for (int64_t token = 0; token < 300; ++token) {
+      append(cache, 1, token, fresh.from(token, 1));
+      ASSERT_EQ(read_all(cache, 1), read(expected, 0, 0, token + 1));
+    }
+    EXPECT_EQ(read_all(cache, 0), before);
+    EXPECT_EQ(read_all(cache, 2), before);
+  }
+}
+
 TEST(KvCache, TruncatedTokensAreForgottenAndReplaced) {
   KvCache cache = cache_of(1, 40);
   const Tokens old = random_tokens(30, 63);
@@ -224,10 +245,11 @@ TEST(KvCache, ReadsOnlyWhatIsStored) {
   EXPECT_THROW((void)cache.length(2), Error);
 }
 
-// 8-bit types add two scales, of key and value, a head.
+// Narrow types add two scales, of key and value, a head.
 TEST(KvCache, CountsTheBytesOfScales) {
   for (const DType dtype : {DType::i8, DType::f8_e4m3, DType::f8_e5m2})
     EXPECT_EQ(cache_of(1, 10, dtype).bytes_per_token(), 2 * (20 + 16 + 8)) << name_of(dtype);
+  EXPECT_EQ(cache_of(1, 10, DType::i4).bytes_per_token(), 2 * (10 + 8 + 8));
 }
 
 // [KV-2], [KV-5], [CFG-44], [CFG-48], [CFG-59]
@@ -252,7 +274,8 @@ TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
   };
   EXPECT_THAT(refusal({.slots = -1, .capacity = 8}), HasSubstr("slots is -1"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = -8}), HasSubstr("capacity is -8"));
-  EXPECT_THAT(refusal({.slots = 1, .capacity = 8, .dtype = DType::i32}), HasSubstr("dtype is i32"));
+  EXPECT_THAT(refusal({.slots = 1, .capacity = 8, .dtype = DType::i32}),
+              HasSubstr("dtype is i32 for keys, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4"));
   EXPECT_THAT(refusal({.slots = int64_t{1} << 31, .capacity = int64_t{1} << 31}), HasSubstr("address space"));
 }
 

@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
+#include "kernels/cache_rows.h"
 #include "kernels/rows.h"
+#include "regard/attend.h"
 #include "regard/attention.h"
 #include "support/numbers.h"
 #include "support/stored_weight.h"
@@ -150,7 +153,8 @@ AttentionConfig plain_layer(int64_t head_dim) {
 
 TEST(Targets, AttentionHasEqualBitsForEveryCacheType) {
   for (const int64_t head_dim : {20, 64, 128})
-    for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::i8, DType::f8_e4m3, DType::f8_e5m2}) {
+    for (const DType dtype :
+         {DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3, DType::f8_e5m2}) {
       SCOPED_TRACE(::testing::Message() << head_dim << ' ' << name_of(dtype));
       const auto layer = test::random_layer(plain_layer(head_dim), 148);
       expect_equal_bits([&] { return prefill_and_decode(layer, dtype); });
@@ -178,6 +182,53 @@ TEST(Targets, AttentionVariantsHaveEqualBits) {
     variants[i](config);
     const auto layer = test::random_layer(config, 149);
     expect_equal_bits([&] { return prefill_and_decode(layer, DType::bf16); });
+  }
+}
+
+// Stored and read by any target, whatever its vectors: by one row and by many, which decode the panels first.
+TEST(Targets, FourBitCachesHoldAndGiveTheSameNumbers) {
+  constexpr int64_t kTokens = 50;
+  const AttentionConfig config = plain_layer(40);
+  test::Numbers numbers(154);
+  const Tensor keys = numbers.tensor({kTokens, 2, 40});
+  const Tensor values = numbers.tensor({kTokens, 2, 40});
+  for (const int64_t count : {int64_t{1}, kTokens}) {
+    const Span span{.first_position = kTokens - count, .count = count};
+    const Tensor queries = numbers.tensor({count, 6, 40});
+    std::vector<float> expected;
+    Bytes stored;
+    for (const std::string& target : kernels::supported_targets()) {
+      SCOPED_TRACE(target);
+      const Forced forced(target);
+      KvCache cache = KvCache::contiguous({.slots = 1, .capacity = kTokens, .dtype = DType::i4}, config);
+      cache.append({.count = kTokens}, keys, values);
+      const auto held = cache.read(0, 0, kTokens);
+      Bytes bytes = test::bytes_of(held.first);
+      const Bytes more = test::bytes_of(held.second);
+      bytes.insert(bytes.end(), more.begin(), more.end());
+      const Tensor output(DType::f32, {count, 6, 40});
+      attend({.queries = queries, .spans = std::span(&span, 1), .cache = &cache, .output = output});
+      const auto actual = test::floats_of(output);
+      if (expected.empty()) expected = actual;
+      if (stored.empty()) stored = bytes;
+      EXPECT_TRUE(bytes == stored);
+      for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(actual[i], expected[i], 1e-5) << i;
+    }
+  }
+}
+
+// NaN has no number among 4 bits; what stands for it is not left to the instruction set.
+TEST(Targets, FourBitsOfATokenWithSpecialNumbersAreZeros) {
+  std::vector<float> row(16, 1.0F);
+  row[2] = std::numeric_limits<float>::quiet_NaN();
+  row[11] = -std::numeric_limits<float>::infinity();
+  for (const std::string& target : kernels::supported_targets()) {
+    const Forced forced(target);
+    Bytes bytes(16 * 8);
+    std::vector<float> scales(16);
+    kernels::store_values({.data = row.data(), .stride = 16, .count = 1, .width = 16}, 3,
+                          {.data = bytes.data(), .scales = scales.data(), .dtype = DType::i4, .page_tokens = 16});
+    for (size_t i = 0; i < 8; ++i) EXPECT_EQ(bytes[3 * 8 + i], std::byte{0x88}) << target << ' ' << i;
   }
 }
 

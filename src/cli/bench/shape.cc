@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/common.h"
+#include "kernels/cache_rows.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -37,7 +38,7 @@ AttentionShape AttentionShape::parse(std::string_view text) {
   const auto bad = [&](std::string_view part) {
     fail(
         "bench: shape \"{}\" has the part \"{}\"; expected e.g. prefill:f32:b1:h32:kv8:d128:s2048 or "
-        "decode:bf16:b8:h32:kv8:d128:l8192, and perhaps v64, w128, c8192, sink",
+        "decode:bf16:b8:h32:kv8:d128:l8192, and perhaps v64, w128, c8192, sink, p32",
         text, part);
   };
   const auto parts = split(text);
@@ -70,6 +71,8 @@ AttentionShape AttentionShape::parse(std::string_view text) {
       shape.length = number;
     else if (name == "w")
       shape.mask.sliding_window = number;
+    else if (name == "p")
+      shape.page_size = number;
     else if (name == "c")
       shape.mask.attention_chunk_size = number;
     else
@@ -92,8 +95,8 @@ double AttentionShape::operations() const {
 
 double AttentionShape::bytes() const {
   const int64_t first = mask.visible(length - queries(), length).first;
-  return static_cast<double>((length - first) * batch * kv_heads * (head_dim + v_head_dim)) *
-         static_cast<double>(size_of(dtype));
+  const int64_t elements = (length - first) * batch * kv_heads * (head_dim + v_head_dim);
+  return static_cast<double>(elements * kernels::row_bytes_of_cache(dtype)) / static_cast<double>(kernels::kTile);
 }
 
 }  // namespace regard::cli

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <random>
 
 #include "cli/bench/measure.h"
@@ -48,7 +49,7 @@ struct AttentionBench {
     for (int64_t slot = 0; slot < s.batch; ++slot)
       spans.push_back({.slot = slot, .first_position = s.length - s.queries(), .count = s.queries()});
     for (int64_t i = 0; i < cache_count(s); ++i) {
-      caches.push_back(KvCache::contiguous({.slots = s.batch, .capacity = s.length, .dtype = s.dtype}, config(s)));
+      caches.push_back(make_cache(s));
       append(caches.back(), Threads());
     }
   }
@@ -58,6 +59,19 @@ struct AttentionBench {
   static int64_t cache_count(const AttentionShape& s) {
     if (s.stage == AttentionShape::Stage::prefill) return 1;
     return 1 + 4 * CacheSizes::of_machine().last_level / static_cast<int64_t>(s.bytes());
+  }
+
+  static KvCache make_cache(const AttentionShape& s) {
+    const KvCacheOptions options{.slots = s.batch, .capacity = s.length, .dtype = s.dtype, .page_size = s.page_size};
+    if (s.page_size == 0) return KvCache::contiguous(options, config(s));
+    KvCache cache = KvCache::paged(options, config(s));
+    std::vector<int32_t> pages(static_cast<size_t>(cache.pages()));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::ranges::shuffle(pages, std::mt19937(1));  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same ones every time
+    const auto own = static_cast<int64_t>(pages.size()) / s.batch;
+    for (int64_t slot = 0; slot < s.batch; ++slot)
+      cache.reserve(slot, std::span(pages).subspan(static_cast<size_t>(slot * own), static_cast<size_t>(own)));
+    return cache;
   }
 
   void append(KvCache& cache, const Threads& threads) const {

@@ -1,0 +1,169 @@
+#include "regard/model_cache.h"
+
+#include <algorithm>
+
+#include "cache/prefix_tree.h"
+#include "tensor/fail.h"
+
+namespace regard {
+
+struct ModelCache::State {
+  struct Sequence {
+    bool open = false;
+    uint64_t salt = 0;
+    int64_t committed_pages = 0;
+  };
+
+  std::vector<KvCache> layers;
+  std::vector<Sequence> sequences;
+  std::vector<int64_t> free_slots;  // the next one last
+  std::optional<PrefixTree> tree;
+  Stats stats;
+
+  void require_open(int64_t slot) const {
+    require(slot >= 0 && slot < static_cast<int64_t>(sequences.size()) && at(slot).open,
+            "model cache: no sequence is open in slot {}", slot);
+  }
+  [[nodiscard]] const Sequence& at(int64_t slot) const { return sequences[static_cast<size_t>(slot)]; }
+  [[nodiscard]] Sequence& at(int64_t slot) { return sequences[static_cast<size_t>(slot)]; }
+  // That every layer can go on after `length` tokens: so that none has changed when another one refuses.
+  void require_continues(int64_t slot, int64_t length) const {
+    const int64_t stored = layers[0].length(slot);
+    require(length >= 0 && length <= stored, "model cache: length is {}, but slot {} holds {} tokens", length, slot,
+            stored);
+    for (size_t i = 0; i < layers.size(); ++i)
+      require(length == 0 || layers[i].first_held(slot) <= layers[i].first_seen(length),
+              "model cache: slot {} can't go back to {} tokens: layer {} only holds position {} and later", slot,
+              length, i, layers[i].first_held(slot));
+  }
+  std::optional<int64_t> take_slot() {
+    if (free_slots.empty()) return std::nullopt;
+    const int64_t slot = free_slots.back();
+    free_slots.pop_back();
+    at(slot) = {.open = true};
+    return slot;
+  }
+  [[nodiscard]] int64_t pages_in_use(const KvCache& layer) const { return layer.pages() - layer.free_pages(); }
+  [[nodiscard]] const KvCache& fullest() const {
+    return *std::ranges::max_element(layers, {}, [&](const KvCache& layer) {
+      return static_cast<double>(pages_in_use(layer)) / static_cast<double>(layer.pages());
+    });
+  }
+};
+
+ModelCache::ModelCache(std::vector<KvCache> layers, bool prefixes) : state_(std::make_unique<State>()) {
+  require(!layers.empty(), "model cache: no layers are given");
+  const KvCache& first = layers.front();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const KvCache& layer = layers[i];
+    require(layer.slots() == first.slots() && layer.capacity() == first.capacity(),
+            "model cache: layer {} has {} slots of {} tokens, but layer 0 has {} of {}", i, layer.slots(),
+            layer.capacity(), first.slots(), first.capacity());
+    require(!prefixes || layer.storage() == KvStorage::paged,
+            "model cache: prefixes are to be shared, but layer {} is not paged", i);
+    require(!prefixes || layer.page_size() == first.page_size(),
+            "model cache: layer {} has pages of {} tokens, but layer 0 of {}", i, layer.page_size(), first.page_size());
+  }
+  State& s = *state_;
+  s.layers = std::move(layers);
+  s.sequences.resize(static_cast<size_t>(s.layers[0].slots()));
+  for (int64_t slot = s.layers[0].slots() - 1; slot >= 0; --slot) s.free_slots.push_back(slot);
+  if (prefixes) s.tree.emplace(s.layers);
+}
+
+ModelCache::ModelCache(ModelCache&&) noexcept = default;
+ModelCache& ModelCache::operator=(ModelCache&&) noexcept = default;
+ModelCache::~ModelCache() = default;
+
+std::span<KvCache> ModelCache::layers() { return state_->layers; }
+int64_t ModelCache::slots() const { return state_->layers[0].slots(); }
+int64_t ModelCache::capacity() const { return state_->layers[0].capacity(); }
+int64_t ModelCache::free_slots() const { return static_cast<int64_t>(state_->free_slots.size()); }
+
+int64_t ModelCache::length(int64_t slot) const {
+  state_->require_open(slot);
+  return state_->layers[0].length(slot);
+}
+
+std::optional<ModelCache::Opened> ModelCache::open(std::span<const int32_t> tokens, uint64_t salt) {
+  State& s = *state_;
+  const std::optional<int64_t> slot = s.take_slot();
+  if (!slot) return std::nullopt;
+  s.at(*slot).salt = salt;
+  Opened opened{.slot = *slot, .length = 0};
+  if (s.tree && !tokens.empty()) opened.length = s.tree->share(*slot, tokens.first(tokens.size() - 1), salt);
+  s.at(*slot).committed_pages = opened.length / s.layers[0].page_size();
+  s.stats.asked_tokens += static_cast<int64_t>(tokens.size());
+  s.stats.shared_tokens += opened.length;
+  return opened;
+}
+
+void ModelCache::close(int64_t slot) {
+  State& s = *state_;
+  s.require_open(slot);
+  for (KvCache& layer : s.layers) layer.truncate(slot, 0);
+  s.at(slot).open = false;
+  s.free_slots.push_back(slot);
+}
+
+std::optional<int64_t> ModelCache::fork(int64_t slot, int64_t length) {
+  State& s = *state_;
+  s.require_open(slot);
+  s.require_continues(slot, length);
+  const std::optional<int64_t> to = s.take_slot();
+  if (!to) return std::nullopt;
+  for (KvCache& layer : s.layers) layer.fork(slot, *to, length);
+  s.at(*to).salt = s.at(slot).salt;
+  s.at(*to).committed_pages = std::min(s.at(slot).committed_pages, length / s.layers[0].page_size());
+  return to;
+}
+
+void ModelCache::truncate(int64_t slot, int64_t length) {
+  State& s = *state_;
+  s.require_open(slot);
+  s.require_continues(slot, length);
+  for (KvCache& layer : s.layers) layer.truncate(slot, length);
+  s.at(slot).committed_pages = std::min(s.at(slot).committed_pages, length / s.layers[0].page_size());
+}
+
+void ModelCache::accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices) {
+  State& s = *state_;
+  s.require_open(slot);
+  for (KvCache& layer : s.layers) layer.accept(slot, first_position, indices);
+  s.at(slot).committed_pages = std::min(s.at(slot).committed_pages, first_position / s.layers[0].page_size());
+}
+
+void ModelCache::commit(int64_t slot, std::span<const int32_t> tokens) {
+  State& s = *state_;
+  s.require_open(slot);
+  const int64_t stored = s.layers[0].length(slot);
+  require(static_cast<int64_t>(tokens.size()) >= stored, "model cache: {} tokens are committed, but slot {} holds {}",
+          tokens.size(), slot, stored);
+  const int64_t pages = stored / s.layers[0].page_size();
+  if (!s.tree || pages == s.at(slot).committed_pages) return;
+  s.tree->insert(slot, tokens.first(static_cast<size_t>(stored)), s.at(slot).salt);
+  s.at(slot).committed_pages = pages;
+}
+
+bool ModelCache::make_room(std::span<const Span> spans) {
+  State& s = *state_;
+  for (size_t i = 0; i < s.layers.size(); ++i) {
+    const int64_t missing = s.layers[i].missing_pages(spans);
+    if (missing > 0 && (!s.tree || s.tree->evict(i, missing) < missing)) return false;
+  }
+  s.stats.most_pages_in_use = std::max(s.stats.most_pages_in_use, s.pages_in_use(s.fullest()));
+  return true;
+}
+
+ModelCache::Stats ModelCache::stats() const {
+  Stats stats = state_->stats;
+  stats.pages = state_->fullest().pages();
+  stats.pages_in_use = state_->pages_in_use(state_->fullest());
+  if (state_->tree) {
+    stats.cached_pages = state_->tree->pages();
+    stats.evicted_pages = state_->tree->evicted();
+  }
+  return stats;
+}
+
+}  // namespace regard

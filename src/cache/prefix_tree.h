@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "regard/cache.h"
+
+namespace regard {
+
+// The pages of tokens that sequences computed, for later ones that begin with the same tokens: a tree whose edges are
+// the tokens of a page, one root a salt. A node holds its page in every layer that keeps all tokens; in layers with
+// windows or chunks it may have lost it. All tokens are compared, so that no two prefixes are ever confused.
+class PrefixTree {
+ public:
+  // The layers have to outlive the tree.
+  explicit PrefixTree(std::span<KvCache> layers) : layers_(layers) {}
+  PrefixTree(const PrefixTree&) = delete;
+  PrefixTree& operator=(const PrefixTree&) = delete;
+
+  [[nodiscard]] int64_t pages() const { return static_cast<int64_t>(recent_.size()); }
+  [[nodiscard]] int64_t evicted() const { return evicted_; }
+
+  // Gives an empty slot the longest prefix of the tokens that all layers can go on from; returns its length.
+  int64_t share(int64_t slot, std::span<const int32_t> tokens, uint64_t salt);
+  // Takes in the whole pages of a slot that holds these tokens.
+  void insert(int64_t slot, std::span<const int32_t> tokens, uint64_t salt);
+  // Lets go of up to `count` pages of a layer that only this tree holds, the least recently used first; returns how
+  // many.
+  int64_t evict(size_t layer, int64_t count);
+
+ private:
+  struct Node;
+  struct Hash {
+    using is_transparent = void;
+    size_t operator()(std::span<const int32_t> tokens) const;
+    size_t operator()(const std::vector<int32_t>& tokens) const { return (*this)(std::span(tokens)); }
+  };
+  struct Equal {
+    using is_transparent = void;
+    bool operator()(std::span<const int32_t> a, std::span<const int32_t> b) const;
+  };
+  using Children = std::unordered_map<std::vector<int32_t>, std::unique_ptr<Node>, Hash, Equal>;
+  struct Node {
+    Node* parent = nullptr;      // none: a root
+    std::vector<int32_t> pages;  // by layer; -1: lost
+    std::list<Node*>::iterator place;
+    Children children;
+    const std::vector<int32_t>* tokens = nullptr;  // the key of the parent's children
+  };
+
+  [[nodiscard]] bool keeps_all(size_t layer) const { return layers_[layer].first_seen(layers_[layer].capacity()) == 0; }
+  [[nodiscard]] bool can_go_on(std::span<Node* const> path) const;
+  Node* add(Node& parent, std::span<const int32_t> tokens);
+  void touch(Node* node);
+  void erase(Node& node);
+
+  std::span<KvCache> layers_;
+  std::unordered_map<uint64_t, Node> roots_;
+  std::list<Node*> recent_;  // the most recently used first; parents before their children
+  int64_t evicted_ = 0;
+};
+
+}  // namespace regard

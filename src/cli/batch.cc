@@ -1,0 +1,191 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <memory>
+
+#include "cli/batch_requests.h"
+#include "cli/batch_results.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "cli/interrupt.h"
+#include "decoder/scheduler.h"
+#include "regard/decoder.h"
+#include "tensor/fail.h"
+
+namespace regard::cli {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::string input;
+  std::string output;
+  int64_t max_batch = 32;
+  int64_t kv_memory = 0;  // 0: half of what is available
+  bool resume = false;
+};
+
+int64_t available_memory_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  int64_t kilobytes = 0;
+  while (file >> name >> kilobytes) {
+    if (name == "MemAvailable:") return kilobytes * 1024;
+    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  fail("the system does not tell how much memory is available; --kv-memory says how much to use");
+}
+
+// Half of the memory is for the caches at most; they take no more than all slots can fill, and touch it as they do.
+ModelCache make_cache(const Options& options, const Decoder& decoder, size_t requests) {
+  const int64_t bytes = options.kv_memory > 0 ? options.kv_memory : available_memory_bytes() / 2;
+  const KvCacheOptions cache{.slots = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
+                             .capacity = decoder.config().context_length,
+                             .dtype = parse_cache_dtype(options.model.kv_dtype)};
+  return {decoder.make_paged_caches(cache, bytes), true};
+}
+
+// The requests of a file on their way through a scheduler into another one.
+class Batch {
+ public:
+  Batch(std::vector<BatchRequest> requests, std::vector<std::string> lines, const std::string& output,
+        const Tokenizer& tokenizer, Scheduler& scheduler)
+      : requests_(std::move(requests)), results_(output, lines), tokenizer_(tokenizer), scheduler_(scheduler) {
+    // What can't be written is said before hours of work.
+    results_.write();
+    for (size_t i = 0; i < requests_.size(); ++i) {
+      if (lines[i].empty())
+        submit(i);
+      else
+        ++kept_;
+    }
+  }
+
+  // Until all is done, or Ctrl-C.
+  void run() {
+    ProgressBar bar(std::max<int64_t>(1, tokens_to_come_));
+    const auto start = std::chrono::steady_clock::now();
+    while (!scheduler_.idle() && !interrupted()) {
+      scheduler_.step();
+      for (const Scheduler::Result& result : scheduler_.take_results()) take(result);
+      results_.write_now_and_then();
+      // A text that ends with an error counts twice.
+      bar.show(std::min(tokens_to_come_, scheduler_.stats().generated_tokens + spared_));
+    }
+    seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    results_.write();
+  }
+
+  void print_summary() const {
+    const Scheduler::Stats stats = scheduler_.stats();
+    const ModelCache::Stats cache = scheduler_.cache_stats();
+    const auto rate = [&](int64_t tokens) { return static_cast<double>(tokens) / std::max(seconds_, 1e-9); };
+    fmt::print(stderr,
+               "[{} requests: {} done, {} of them with an error, {} kept from before; {} prompt tokens, {} generated; "
+               "{:.1f} tokens/s, {:.1f} generated tokens/s]\n",
+               requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
+               rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
+    fmt::print(stderr, "[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
+               stats.most_pages_in_use, cache.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
+  }
+
+ private:
+  struct Running {
+    size_t request = 0;
+    std::vector<int32_t> prompt;
+    int64_t most_tokens = 0;
+  };
+
+  void submit(size_t index) {
+    const BatchRequest& request = requests_[index];
+    Running running{.request = index, .prompt = {}};
+    try {
+      require(request.error.empty(), "{}", request.error);
+      running.prompt = tokenizer_.encode(request.prompt);
+      Scheduler::Request settings = request.settings;
+      settings.prompt = running.prompt;
+      running.most_tokens = scheduler_.most_tokens(settings);
+      scheduler_.submit(std::move(settings));
+    } catch (const Error& error) {
+      return set(index, running.prompt, {.finish = Scheduler::Finish::error, .error = error.what()});
+    }
+    tokens_to_come_ += running.most_tokens;
+    running_.push_back(std::move(running));
+  }
+
+  void take(const Scheduler::Result& result) {
+    const Running& running = running_[static_cast<size_t>(result.request)];
+    spared_ += running.most_tokens - static_cast<int64_t>(result.tokens.size());
+    set(running.request, running.prompt, result);
+  }
+
+  void set(size_t index, std::span<const int32_t> prompt, const Scheduler::Result& result) {
+    ++done_;
+    errors_ += result.finish == Scheduler::Finish::error ? 1 : 0;
+    results_.set(index, result_line(requests_[index], prompt, result, tokenizer_));
+  }
+
+  std::vector<BatchRequest> requests_;
+  ResultsFile results_;
+  const Tokenizer& tokenizer_;
+  Scheduler& scheduler_;
+  std::vector<Running> running_;  // by the scheduler's numbers
+  int64_t tokens_to_come_ = 0;    // at most
+  int64_t spared_ = 0;            // of those, what ended texts did not take
+  int64_t done_ = 0;
+  int64_t errors_ = 0;
+  int64_t kept_ = 0;
+  double seconds_ = 0;
+};
+
+void run(const Options& options) {
+  std::error_code none;
+  require(!std::filesystem::equivalent(options.input, options.output, none),
+          "{} is both the input and the output, expected two files", options.input);
+  auto requests = read_batch_requests(options.input);
+  auto lines =
+      options.resume ? read_batch_results(options.output, requests) : std::vector<std::string>(requests.size());
+  const auto checkpoint = Checkpoint::open(options.model.model);
+  const auto tokenizer = Tokenizer::from(checkpoint);
+  Workspace workspace(options.model.threads);
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  Scheduler scheduler(decoder, tokenizer, make_cache(options, decoder, requests.size()), workspace);
+  watch_for_interrupt();
+  Batch batch(std::move(requests), std::move(lines), options.output, tokenizer, scheduler);
+  batch.run();
+  batch.print_summary();
+  if (interrupted()) throw CLI::RuntimeError(kInterrupted);
+}
+
+}  // namespace
+
+void add_batch(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("batch", "Continue many prompts at once, from a file to a file");
+  options->model.add_to(command);
+  command.add_option("-i,--input", options->input, "The requests, one JSON object a line")->required();
+  command.add_option("-o,--output", options->output, "The results, one JSON object a line, in the same order")
+      ->required();
+  command.add_option("--max-batch", options->max_batch, "The most sequences at a time (default: 32)")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}));
+  command
+      .add_option("--kv-memory", options->kv_memory,
+                  "Bytes for cached keys and values, also as 512M or 4G (default: what the sequences can need, and at "
+                  "most half of the available memory)")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
+  command.add_flag("--resume", options->resume, "Keep the results that the output already has, and run the rest");
+  command.footer(
+      "A request has an id and a prompt, and may have max_tokens, temperature, top_k, top_p, seed (as for generate) "
+      "and\n"
+      "salt (a whole number; requests with different ones share no cached prefixes).\n"
+      "Example:\n"
+      "  echo '{\"id\": \"a\", \"prompt\": \"Once upon a time\", \"max_tokens\": 64}' > requests.jsonl\n"
+      "  regard batch -m model.gguf -i requests.jsonl -o results.jsonl --resume");
+  command.callback([options] { run(*options); });
+}
+
+}  // namespace regard::cli

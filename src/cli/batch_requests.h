@@ -1,0 +1,32 @@
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "decoder/scheduler.h"
+
+namespace regard::cli {
+
+// Calls `read` with each object of a file of JSON lines and with its line; `where` is what messages call that line.
+// Blank lines are skipped. Throws Error for a line that is no JSON object.
+void for_each_json_line(
+    const std::string& path,
+    const std::function<void(const nlohmann::json& object, std::string_view line, const std::string& where)>& read);
+
+// A line of `regard batch`'s input.
+struct BatchRequest {
+  std::string id;
+  std::string prompt;
+  Scheduler::Request settings;  // without the prompt's tokens
+  std::string error;            // why it can't run; empty if it can
+};
+
+// All requests of a file. Throws Error, naming the line, for what is no request: no JSON object, no id that is a
+// string, an id that comes twice, or a key that does not exist. A field that is wrong is an error of that request
+// alone.
+[[nodiscard]] std::vector<BatchRequest> read_batch_requests(const std::string& path);
+
+}  // namespace regard::cli

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cli/batch_requests.h"
+#include "decoder/scheduler.h"
+#include "regard/tokenizer.h"
+
+namespace regard::cli {
+
+// A line of `regard batch`'s output, without its end.
+[[nodiscard]] std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt_tokens,
+                                      const Scheduler::Result& result, const Tokenizer& tokenizer);
+
+// The lines of an earlier output, each at the place of its request, byte for byte; empty where there is none, or no
+// such file. Throws Error for a line that is no result of one of these requests.
+[[nodiscard]] std::vector<std::string> read_batch_results(const std::string& path,
+                                                          std::span<const BatchRequest> requests);
+
+// The output file: at any time whole lines, of the first requests up to one that is not finished.
+class ResultsFile {
+ public:
+  // `lines`: one a request, empty for those to come.
+  ResultsFile(std::string path, std::vector<std::string> lines) : path_(std::move(path)), lines_(std::move(lines)) {}
+
+  void set(size_t request, std::string line) { lines_[request] = std::move(line); }
+  // Replaces the file. Throws Error if it can't be written; then it is as it was.
+  void write();
+  // The same, but only where lines have come and the last time is long enough ago for this to cost little.
+  void write_now_and_then();
+
+ private:
+  bool take_finished();
+
+  std::string path_;
+  std::vector<std::string> lines_;
+  size_t taken_ = 0;  // of the lines, in text_
+  std::string text_;
+  std::chrono::steady_clock::time_point due_;
+};
+
+}  // namespace regard::cli

@@ -1,0 +1,308 @@
+#include "regard/model_cache.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "support/error_of.h"
+#include "support/numbers.h"
+
+namespace regard {
+namespace {
+
+using test::error_of;
+using ::testing::HasSubstr;
+
+constexpr int64_t kPage = 16;
+constexpr int64_t kWindow = 20;
+
+AttentionConfig layer(int64_t window = 0) {
+  AttentionConfig config{.hidden_size = 8, .num_attention_heads = 2, .num_key_value_heads = 1, .head_dim = 4};
+  config.sliding_window = window;
+  return config;
+}
+
+struct Sizes {
+  int64_t slots = 4;
+  int64_t capacity = 256;
+  int64_t pages = 0;
+  bool windowed = false;  // whether every other layer has a window
+};
+
+ModelCache cache_of(const Sizes& sizes) {
+  std::vector<KvCache> layers;
+  const KvCacheOptions options{
+      .slots = sizes.slots, .capacity = sizes.capacity, .dtype = DType::f32, .page_size = kPage, .pages = sizes.pages};
+  layers.push_back(KvCache::paged(options, layer()));
+  layers.push_back(KvCache::paged(options, layer(sizes.windowed ? kWindow : 0)));
+  return {std::move(layers), true};
+}
+
+std::vector<int32_t> text(int64_t count, int32_t first = 0) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+// Key and value of a token follow from all tokens up to it, as in a model.
+float number_of(std::span<const int32_t> tokens, size_t layer) {
+  uint32_t hash = 1 + static_cast<uint32_t>(layer);
+  for (const int32_t token : tokens) hash = hash * 31 + static_cast<uint32_t>(token) + 7;
+  return static_cast<float>(hash % 100'003);
+}
+
+// Runs the tokens that the slot does not hold yet, at most `at_once` a call, with a commit after each.
+void run(ModelCache& cache, int64_t slot, std::span<const int32_t> tokens, int64_t at_once = 1000) {
+  while (cache.length(slot) < static_cast<int64_t>(tokens.size())) {
+    const int64_t first = cache.length(slot);
+    const int64_t count = std::min(at_once, static_cast<int64_t>(tokens.size()) - first);
+    const Span span{.slot = slot, .first_position = first, .count = count};
+    ASSERT_TRUE(cache.make_room({&span, 1}));
+    for (size_t i = 0; i < cache.layers().size(); ++i) {
+      Tensor rows(DType::f32, {count, 1, 4});
+      for (int64_t t = 0; t < count; ++t)
+        for (float& x : rows.view()[t].elements<float>())
+          x = number_of(tokens.first(static_cast<size_t>(first + t + 1)), i);
+      cache.layers()[i].append(span, rows, rows);
+      cache.layers()[i].trim(slot);
+    }
+    cache.commit(slot, tokens);
+  }
+}
+
+// "" if every layer holds what the next token sees, and that is what these tokens give.
+std::string wrong_contents(ModelCache& cache, int64_t slot, std::span<const int32_t> tokens) {
+  const auto length = static_cast<int64_t>(tokens.size());
+  for (size_t i = 0; i < cache.layers().size(); ++i) {
+    const KvCache& layer = cache.layers()[i];
+    if (layer.length(slot) != length) return "length";
+    for (int64_t t = layer.first_seen(length); t < length; ++t) {
+      const auto [keys, values] = layer.read(slot, t, 1);
+      const float expected = number_of(tokens.first(static_cast<size_t>(t + 1)), i);
+      if (keys.elements<float>()[0] != expected || values.elements<float>()[3] != expected)
+        return "token " + std::to_string(t) + " of layer " + std::to_string(i);
+    }
+  }
+  return "";
+}
+
+ModelCache::Opened opened(ModelCache& cache, std::span<const int32_t> tokens, uint64_t salt = 0) {
+  const auto sequence = cache.open(tokens, salt);
+  EXPECT_TRUE(sequence.has_value());
+  return sequence.value_or(ModelCache::Opened{});
+}
+
+// A sequence that comes, runs and goes.
+void pass(ModelCache& cache, std::span<const int32_t> tokens, uint64_t salt = 0) {
+  const auto sequence = opened(cache, tokens, salt);
+  run(cache, sequence.slot, tokens);
+  cache.close(sequence.slot);
+}
+
+TEST(ModelCache, SharesTheWholePagesOfACommonPrefix) {
+  ModelCache cache = cache_of({});
+  const auto first = text(100);
+  const auto a = opened(cache, first);
+  EXPECT_EQ(a.length, 0);
+  run(cache, a.slot, first);
+  auto second = text(70);
+  second.push_back(-5);
+  second.insert(second.end(), first.begin() + 71, first.end());
+  const auto b = opened(cache, second);
+  EXPECT_EQ(b.length, 64);
+  EXPECT_EQ(cache.layers()[0].page_of(b.slot, 3), cache.layers()[0].page_of(a.slot, 3));
+  EXPECT_EQ(wrong_contents(cache, b.slot, std::span(second).first(64)), "");
+  run(cache, b.slot, second);
+  EXPECT_EQ(wrong_contents(cache, b.slot, second), "");
+  EXPECT_EQ(wrong_contents(cache, a.slot, first), "");
+  // Also once its owner is gone.
+  cache.close(a.slot);
+  const auto c = opened(cache, first);
+  EXPECT_EQ(c.length, 96);
+  EXPECT_EQ(wrong_contents(cache, c.slot, std::span(first).first(96)), "");
+  EXPECT_EQ(cache.stats().asked_tokens, 300);
+  EXPECT_EQ(cache.stats().shared_tokens, 160);
+}
+
+// The last token has to run to give logits.
+TEST(ModelCache, LeavesTheLastTokenToRun) {
+  ModelCache cache = cache_of({});
+  pass(cache, text(64));
+  EXPECT_EQ(opened(cache, text(64)).length, 48);
+  EXPECT_EQ(opened(cache, text(65)).length, 64);
+  EXPECT_EQ(opened(cache, {}).length, 0);
+}
+
+TEST(ModelCache, SharesGeneratedTextToo) {
+  ModelCache cache = cache_of({});
+  const auto tokens = text(40);
+  const auto a = opened(cache, std::span(tokens).first(5));
+  run(cache, a.slot, tokens, 1);
+  EXPECT_EQ(opened(cache, tokens).length, 32);
+}
+
+TEST(ModelCache, TenantsWithDifferentSaltsShareNothing) {
+  ModelCache cache = cache_of({});
+  pass(cache, text(64), 1);
+  EXPECT_EQ(opened(cache, text(64), 2).length, 0);
+  EXPECT_EQ(opened(cache, text(64)).length, 0);
+  EXPECT_EQ(opened(cache, text(64), 1).length, 48);
+}
+
+// The same pages of tokens after another beginning are another prefix.
+TEST(ModelCache, APageOnlyCountsAfterTheSameTokens) {
+  ModelCache cache = cache_of({});
+  pass(cache, text(64));
+  std::vector<int32_t> other(16, 9);
+  const auto middle = text(48, 16);
+  other.insert(other.end(), middle.begin(), middle.end());
+  EXPECT_EQ(opened(cache, other).length, 0);
+}
+
+TEST(ModelCache, ForgetsTheLeastRecentlyUsedPrefixFirst) {
+  ModelCache cache = cache_of({.pages = 12});
+  pass(cache, text(64, 0));
+  pass(cache, text(64, 1000));
+  pass(cache, text(64, 2000));
+  EXPECT_EQ(cache.stats().cached_pages, 12);
+  cache.close(opened(cache, text(65, 0)).slot);  // used again
+  pass(cache, text(32, 3000));
+  EXPECT_EQ(cache.stats().evicted_pages, 2);
+  EXPECT_EQ(cache.stats().cached_pages, 12);
+  EXPECT_EQ(opened(cache, text(65, 0)).length, 64);
+  EXPECT_EQ(opened(cache, text(65, 2000)).length, 64);
+  // The end of a prefix goes before its beginning.
+  EXPECT_EQ(opened(cache, text(64, 1000)).length, 32);
+}
+
+TEST(ModelCache, KeepsPrefixesThatLiveSequencesUse) {
+  ModelCache cache = cache_of({.pages = 8});
+  const auto a = text(64);
+  const auto sequence = opened(cache, a);
+  run(cache, sequence.slot, a);
+  pass(cache, text(32, 1000));
+  const Span too_much{.slot = opened(cache, text(80, 2000)).slot, .first_position = 0, .count = 80};
+  EXPECT_FALSE(cache.make_room({&too_much, 1}));
+  EXPECT_EQ(wrong_contents(cache, sequence.slot, a), "");
+  const Span fits{.slot = too_much.slot, .first_position = 0, .count = 64};
+  EXPECT_TRUE(cache.make_room({&fits, 1}));
+  EXPECT_EQ(wrong_contents(cache, sequence.slot, a), "");
+}
+
+// Layers with windows keep only their last pages: a prefix can be taken up where a commit was.
+TEST(ModelCache, PrefixesOfWindowLayersAreTakenUpWhereACommitWas) {
+  ModelCache cache = cache_of({.windowed = true});
+  const auto tokens = text(160);
+  const auto a = opened(cache, tokens);
+  run(cache, a.slot, tokens, 64);
+  EXPECT_LE(cache.layers()[1].first_held(a.slot), 160 - kWindow + 1);
+  EXPECT_GT(cache.layers()[1].first_held(a.slot), 160 - kWindow - kPage);
+  for (const auto& [length, shared] :
+       {std::pair<int64_t, int64_t>{160, 144}, {128, 64}, {65, 64}, {60, 0}, {161, 160}}) {
+    auto prompt = text(length);
+    const auto b = opened(cache, prompt);
+    EXPECT_EQ(b.length, shared) << length;
+    run(cache, b.slot, prompt);
+    EXPECT_EQ(wrong_contents(cache, b.slot, prompt), "") << length;
+    cache.close(b.slot);
+  }
+}
+
+// In a full window pool, prefixes lose their pages of the window layers but stay usable where others have them.
+TEST(ModelCache, WindowPagesGoFirstWhereTheirPoolIsFull) {
+  ModelCache cache = cache_of({.slots = 1, .capacity = 2048, .windowed = true});
+  const int64_t pool = cache.layers()[1].pages();
+  for (int32_t i = 0; i < 2 * pool; ++i) pass(cache, text(48, 100 * i));
+  EXPECT_GT(cache.stats().evicted_pages, 0);
+  EXPECT_EQ(opened(cache, text(49, static_cast<int32_t>(100 * (2 * pool - 1)))).length, 48);
+}
+
+TEST(ModelCache, ForksGoTheirOwnWays) {
+  ModelCache cache = cache_of({});
+  const auto tokens = text(40);
+  const auto a = opened(cache, tokens);
+  run(cache, a.slot, tokens);
+  const auto b = cache.fork(a.slot, 35);
+  ASSERT_TRUE(b.has_value());
+  auto other = text(35);
+  for (int32_t i = 0; i < 20; ++i) other.push_back(500 + i);
+  run(cache, *b, other);
+  EXPECT_EQ(wrong_contents(cache, *b, other), "");
+  EXPECT_EQ(wrong_contents(cache, a.slot, tokens), "");
+}
+
+// After a roll back the pages that were committed are still what they were.
+TEST(ModelCache, RollingBackLeavesCommittedPrefixesAlone) {
+  ModelCache cache = cache_of({});
+  const auto tokens = text(64);
+  const auto a = opened(cache, tokens);
+  run(cache, a.slot, tokens);
+  cache.truncate(a.slot, 20);
+  auto other = text(20);
+  for (int32_t i = 0; i < 44; ++i) other.push_back(700 + i);
+  run(cache, a.slot, other);
+  EXPECT_EQ(wrong_contents(cache, a.slot, other), "");
+  const auto b = opened(cache, text(65));
+  EXPECT_EQ(b.length, 64);
+  EXPECT_EQ(wrong_contents(cache, b.slot, tokens), "");
+  auto asked = other;
+  asked.push_back(1);
+  EXPECT_EQ(opened(cache, asked).length, 64);
+}
+
+TEST(ModelCache, AcceptsTheSameTokensInAllLayers) {
+  ModelCache cache = cache_of({});
+  const auto tokens = text(20);
+  const auto a = opened(cache, tokens);
+  run(cache, a.slot, tokens);
+  cache.accept(a.slot, 15, std::vector<int64_t>{0, 2, 3});
+  for (const KvCache& layer : cache.layers()) {
+    ASSERT_EQ(layer.length(a.slot), 18);
+    const size_t index = static_cast<size_t>(&layer - cache.layers().data());
+    EXPECT_EQ(layer.read(a.slot, 17, 1).first.elements<float>()[0], number_of(std::span(tokens).first(19), index));
+  }
+}
+
+TEST(ModelCache, HandsOutEachSlotOnce) {
+  ModelCache cache = cache_of({.slots = 2});
+  const auto a = opened(cache, text(3));
+  const auto b = opened(cache, text(3));
+  EXPECT_NE(a.slot, b.slot);
+  EXPECT_FALSE(cache.open(text(3)).has_value());
+  EXPECT_FALSE(cache.fork(a.slot, 0).has_value());
+  EXPECT_EQ(cache.free_slots(), 0);
+  cache.close(a.slot);
+  EXPECT_EQ(opened(cache, text(3)).slot, a.slot);
+}
+
+TEST(ModelCache, RefusesWhatCannotBe) {
+  ModelCache cache = cache_of({.windowed = true});
+  EXPECT_THAT(error_of([&] { cache.close(1); }), HasSubstr("no sequence is open in slot 1"));
+  EXPECT_THAT(error_of([&] { (void)cache.length(-1); }), HasSubstr("slot -1"));
+  const auto a = opened(cache, text(100));
+  run(cache, a.slot, text(100));
+  EXPECT_THAT(error_of([&] { cache.truncate(a.slot, 101); }), HasSubstr("holds 100"));
+  // Layer 0 could go back so far, but layer 1 not: neither does.
+  EXPECT_THAT(error_of([&] { cache.truncate(a.slot, 50); }), HasSubstr("layer 1 only holds"));
+  EXPECT_THAT(error_of([&] { (void)cache.fork(a.slot, 50); }), HasSubstr("layer 1 only holds"));
+  EXPECT_EQ(cache.layers()[0].length(a.slot), 100);
+  EXPECT_EQ(cache.free_slots(), 3);
+  EXPECT_THAT(error_of([&] { cache.commit(a.slot, text(99)); }), HasSubstr("99 tokens are committed"));
+  const auto make = [](const KvCacheOptions& options, KvStorage storage, bool prefixes) {
+    return error_of([&] {
+      std::vector<KvCache> layers;
+      layers.push_back(KvCache::paged({.slots = 2, .capacity = 64}, layer()));
+      layers.emplace_back(storage, options, layer());
+      (void)ModelCache(std::move(layers), prefixes);
+    });
+  };
+  EXPECT_THAT(make({.slots = 3, .capacity = 64}, KvStorage::paged, false), HasSubstr("layer 1 has 3 slots"));
+  EXPECT_THAT(make({.slots = 2, .capacity = 64}, KvStorage::contiguous, true), HasSubstr("layer 1 is not paged"));
+  EXPECT_THAT(make({.slots = 2, .capacity = 64, .page_size = 64}, KvStorage::paged, true), HasSubstr("pages of 64"));
+  EXPECT_EQ(make({.slots = 2, .capacity = 64}, KvStorage::contiguous, false), "");
+  EXPECT_THAT(error_of([] { (void)ModelCache({}, false); }), HasSubstr("no layers"));
+}
+
+}  // namespace
+}  // namespace regard
