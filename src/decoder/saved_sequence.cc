@@ -174,15 +174,10 @@ Tensor copy_rows(ConstTensorView rows, int64_t first) {
   return copy;
 }
 
-// Where a cache begins to take a layer: with a whole page, as the part before would be what some other sequence left
-// there, and with no more pages than are free, as those of a window are enough for what it needs.
+// Where a cache begins to take a layer: with the page of what its last token sees, should that run again.
 int64_t first_taken(const KvCache& cache, const SavedLayer& layer) {
-  if (cache.storage() == KvStorage::contiguous) return layer.first;
-  const int64_t page = cache.page_size();
-  const auto pages_of = [&](int64_t tokens) { return (tokens + page - 1) / page; };
-  const int64_t length = layer.first + layer.count;
-  const int64_t first = page * std::max(pages_of(layer.first), pages_of(length) - cache.free_pages());
-  return std::min(first, length);
+  const int64_t seen = cache.first_seen(layer.first + layer.count - 1);
+  return std::max(layer.first, seen - seen % cache.page_size());
 }
 
 void restore_layer(KvCache& cache, int64_t slot, const SavedLayer& layer) {
@@ -193,7 +188,6 @@ void restore_layer(KvCache& cache, int64_t slot, const SavedLayer& layer) {
                         .values = copy_rows(layer.values, skipped),
                         .key_scales = copy_rows(layer.key_scales, skipped),
                         .value_scales = copy_rows(layer.value_scales, skipped)});
-  cache.trim(slot);
 }
 
 // Empties the layers that were restored before one failed.

@@ -74,7 +74,7 @@ struct Format {
 
 std::vector<Format> formats() {
   std::vector<Format> all;
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::f8_e5m2, DType::i8})
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::f8_e5m2, DType::i8, DType::i4})
     all.push_back({name_of(dtype).data(), {.dtype = dtype}, {.dtype = dtype}});
   all.push_back({"mixed", {.dtype = DType::i8}, {.dtype = DType::bf16}});
   all.push_back({"given",
@@ -136,17 +136,21 @@ TEST(SavedSequence, OddWidthsRoundTrip) {
   expect_equal(saved[0], 0, restored[0], 0, 1);
 }
 
-TEST(SavedSequence, ChunksKeepWhatTheyNeed) {
+// At the end of a chunk the next token sees none of it, but the last one may have to run again.
+TEST(SavedSequence, ChunksKeepWhatTheLastTokenSees) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
   const KvCacheOptions options{.slots = 1, .capacity = 320, .dtype = DType::i8};
-  auto contiguous = one(KvStorage::contiguous, options, layer(0, 64));
-  fill(contiguous, 0, 300, 5);
-  save_sequence(path, contiguous, 0, ids(300));
-  auto chunk = one(KvStorage::chunk, options, layer(0, 64));
-  restore_sequence(path, chunk, 0);
-  expect_equal(contiguous[0], 0, chunk[0], 0, 300 - 256);
-  EXPECT_EQ(chunk[0].first_held(0), 256);
+  for (const int64_t length : {255, 256, 257, 300}) {
+    auto contiguous = one(KvStorage::contiguous, options, layer(0, 64));
+    fill(contiguous, 0, length, 5);
+    save_sequence(path, contiguous, 0, ids(length));
+    auto chunk = one(KvStorage::chunk, options, layer(0, 64));
+    restore_sequence(path, chunk, 0);
+    EXPECT_EQ(chunk[0].first_held(0), (length - 1) / 64 * 64);
+    expect_equal(contiguous[0], 0, chunk[0], 0, (length - 1) % 64 + 1);
+    chunk[0].truncate(0, length - 1);
+  }
 }
 
 // A ring whose other sequence and own window fill its pages takes the end of a text that is longer than all of them.
