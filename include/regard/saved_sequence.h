@@ -23,9 +23,9 @@ void save_sequence(const std::string& path, std::span<const KvCache> layers, int
 
 /// Makes an empty slot of all layers the sequence that was saved, and returns its tokens. Caches of any storage and
 /// page size take it if their layers' number, heads, widths, types, scaling and given scales are those of the file. A
-/// layer with a window or chunk takes the pages of what its last token sees; a contiguous cache needs all tokens. Throws
-/// Error with the field for all else that the file may hold, for a slot in use and too small capacities before any
-/// layer changes; where a layer can't go on from what the file holds or lacks pages, all are empty again.
+/// layer with a window or chunk takes the pages of what its last token sees; a contiguous cache needs all tokens.
+/// Throws Error with the field for all else that the file may hold, for a slot in use and too small capacities before
+/// any layer changes; where a layer can't go on from what the file holds or lacks pages, all are empty again.
 std::vector<int32_t> restore_sequence(const std::string& path, std::span<KvCache> layers, int64_t slot);
 
 }  // namespace regard
