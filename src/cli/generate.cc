@@ -21,6 +21,9 @@ struct Options {
   std::string system;
   int64_t max_tokens = 128;
   SamplerConfig sampler;
+  int64_t draft_length = 0;
+  std::string restore_from;
+  std::string save_to;
   bool chat = false;
   bool json = false;
 };
@@ -59,6 +62,7 @@ class Stream {
 
 std::vector<int32_t> encode_prompt(const Options& options, const Checkpoint& checkpoint, const Tokenizer& tokenizer) {
   const std::string text = options.prompt == "-" ? read_standard_input() : options.prompt;
+  if (!options.restore_from.empty()) return tokenizer.encode(text, Tokenizer::Bos::never);
   if (!options.chat) return tokenizer.encode(text);
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({.role = "system", .content = options.system});
@@ -74,11 +78,44 @@ std::string whole_number(const std::string& text) {
   return whole ? "" : fmt::format("{} is not a whole number from 0 to 2^64-1", text);
 }
 
+std::string not_empty(const std::string& path) { return path.empty() ? "the name is empty" : ""; }
+
 std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
   std::vector<int32_t> visible;
   for (const int32_t token : tokens)
     if (!tokenizer.is_special(token)) visible.push_back(token);
   return tokenizer.decode(visible);
+}
+
+double prefill_rate(const GenerateResult& result) {
+  return static_cast<double>(result.prefill_tokens) / result.prefill_seconds;
+}
+
+// The first token comes with the prefill.
+double decode_rate(const GenerateResult& result) {
+  return result.tokens.size() < 2 ? 0.0 : static_cast<double>(result.tokens.size() - 1) / result.decode_seconds;
+}
+
+void print_result(const Tokenizer& tokenizer, std::span<const int32_t> prompt, const GenerateResult& result) {
+  print_json({{"prompt_tokens", prompt},
+              {"tokens", result.tokens},
+              {"text", visible_text(tokenizer, result.tokens)},
+              {"restored_tokens", result.restored_tokens},
+              {"draft_tokens", result.draft_tokens},
+              {"accepted_tokens", result.accepted_tokens},
+              {"prefill_tokens_per_second", prefill_rate(result)},
+              {"decode_tokens_per_second", decode_rate(result)},
+              {"peak_memory_bytes", peak_memory_bytes()}});
+}
+
+void print_summary(std::span<const int32_t> prompt, const Options& options, const GenerateResult& result) {
+  std::string summary = fmt::format("{} prompt tokens, {} generated", prompt.size(), result.tokens.size());
+  if (!options.restore_from.empty()) summary += fmt::format(", {} restored", result.restored_tokens);
+  summary +=
+      fmt::format("; prefill {:.1f} tokens/s, decode {:.1f} tokens/s", prefill_rate(result), decode_rate(result));
+  if (options.draft_length > 0)
+    summary += fmt::format("; draft {} of {} tokens accepted", result.accepted_tokens, result.draft_tokens);
+  fmt::print(stderr, "[{}]\n", summary);
 }
 
 void run(const Options& options) {
@@ -95,27 +132,20 @@ void run(const Options& options) {
                                {.max_tokens = options.max_tokens,
                                 .sampler = options.sampler,
                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
+                                .draft_length = options.draft_length,
+                                .restore_from = options.restore_from,
+                                .save_to = options.save_to,
                                 .on_token =
                                     [&](int32_t token) {
                                       if (!options.json) stream.write(token);
                                       return interrupted == 0;
                                     }},
                                workspace);
-  const double prefill_rate = static_cast<double>(prompt.size()) / result.prefill_seconds;
-  // The first token comes with the prefill.
-  const double decode_rate =
-      result.tokens.size() < 2 ? 0.0 : static_cast<double>(result.tokens.size() - 1) / result.decode_seconds;
   if (options.json) {
-    print_json({{"prompt_tokens", prompt},
-                {"tokens", result.tokens},
-                {"text", visible_text(tokenizer, result.tokens)},
-                {"prefill_tokens_per_second", prefill_rate},
-                {"decode_tokens_per_second", decode_rate},
-                {"peak_memory_bytes", peak_memory_bytes()}});
+    print_result(tokenizer, prompt, result);
   } else {
     stream.finish();
-    fmt::print(stderr, "[{} prompt tokens, {} generated; prefill {:.1f} tokens/s, decode {:.1f} tokens/s]\n",
-               prompt.size(), result.tokens.size(), prefill_rate, decode_rate);
+    print_summary(prompt, options, result);
   }
   if (interrupted != 0) throw CLI::RuntimeError(kInterrupted);
 }
@@ -126,7 +156,7 @@ void add_generate(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
   options->model.add_to(command);
-  command.add_option("-p,--prompt", options->prompt, "The prompt; - reads standard input")->required();
+  CLI::Option& prompt = *command.add_option("-p,--prompt", options->prompt, "The prompt; - reads standard input");
   command.add_option("-n,--max-tokens", options->max_tokens, "The most tokens to generate (default: 128)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command.add_option("--temperature", options->sampler.temperature,
@@ -136,15 +166,33 @@ void add_generate(CLI::App& app) {
                      "Draw from the most likely tokens with this much of the mass (default: 1, off)");
   command.add_option("--seed", options->sampler.seed, "Seed of the drawing, 0 to 2^64-1 (default: 0)")
       ->check(whole_number);
-  command.add_flag("--chat", options->chat, "Put the prompt into the model's chat template, as the user's message");
+  command
+      .add_option("--draft", options->draft_length,
+                  "Guess up to so many tokens from the text before and check them at once, 0 to 64 (default: 0); "
+                  "the text stays the same")
+      ->check(CLI::Range(0, 64));
+  command.add_option("--save-cache", options->save_to, "Save the sequence, with its keys and values, after the text")
+      ->check(not_empty);
+  CLI::Option& restore = *command
+                              .add_option("--restore-cache", options->restore_from,
+                                          "Continue the sequence in this file; the prompt, if any, follows its text")
+                              ->check(not_empty);
+  CLI::Option& chat = *command.add_flag("--chat", options->chat,
+                                        "Put the prompt into the model's chat template, as the user's message");
+  restore.excludes(&chat);
   command.add_option("--system", options->system, "With --chat: a system message")->needs("--chat");
   command.add_flag("--json", options->json, "Print one JSON object with tokens, text, speed and memory");
   command.footer(
       "Examples:\n"
       "  regard generate -m model.gguf -p \"Once upon a time\" -n 64\n"
       "  regard generate -m model.gguf --chat -p \"Why is the sky blue?\" --temperature 0.7 --seed 1\n"
-      "  cat question.txt | regard generate -m model.gguf -p - --json");
-  command.callback([options] { run(*options); });
+      "  cat question.txt | regard generate -m model.gguf -p - --json\n"
+      "  regard generate -m model.gguf -p \"Once upon a time\" --save-cache tale.safetensors\n"
+      "  regard generate -m model.gguf --restore-cache tale.safetensors -p \" Then\" --draft 4");
+  command.callback([options, &prompt] {
+    require(prompt.count() > 0 || !options->restore_from.empty(), "--prompt is required, except with --restore-cache");
+    run(*options);
+  });
 }
 
 }  // namespace regard::cli

@@ -4,10 +4,15 @@
 #include <chrono>
 #include <cmath>
 
+#include "decoder/prompt_lookup.h"
+#include "regard/saved_sequence.h"
 #include "tensor/fail.h"
 
 namespace regard {
 namespace {
+
+// Longer drafts hardly ever come true to their end.
+constexpr int64_t kLongestDraft = 64;
 
 class Stopwatch {
  public:
@@ -32,36 +37,112 @@ double negative_log_likelihood(std::span<const float> logits, int32_t token) {
   return std::log(sum) + largest - static_cast<double>(logits[static_cast<size_t>(token)]);
 }
 
+void check_options(const GenerateOptions& options) {
+  require(options.max_tokens >= 1, "the number of tokens to generate is {}, expected 1 or more", options.max_tokens);
+  require(options.draft_length >= 0 && options.draft_length <= kLongestDraft,
+          "the draft's length is {}, expected 0 to {}", options.draft_length, kLongestDraft);
+}
+
+// A text that grows, and the caches of its first tokens.
+struct Text {
+  std::vector<int32_t> tokens;
+  std::vector<KvCache> caches;
+  size_t most = 0;  // tokens that it may come to
+
+  [[nodiscard]] int64_t room() const { return static_cast<int64_t>(most - tokens.size()); }
+  [[nodiscard]] int64_t cached() const { return caches.front().length(0); }
+  // Tokens that have to run: at least the last one, which gives the next one's logits.
+  [[nodiscard]] int64_t pending() const { return static_cast<int64_t>(tokens.size()) - cached(); }
+  // Forgets what is cached of the last token and of drafts behind it.
+  void take_back() {
+    const int64_t length = std::min(cached(), static_cast<int64_t>(tokens.size()) - 1);
+    for (KvCache& cache : caches) cache.truncate(0, length);
+  }
+};
+
+// What was said before, and the prompt.
+Text begin_text(const Decoder& decoder, std::span<const int32_t> prompt, const GenerateOptions& options) {
+  const bool restored = !options.restore_from.empty();
+  Text text;
+  if (restored) text.tokens = saved_tokens(options.restore_from);
+  text.tokens.insert(text.tokens.end(), prompt.begin(), prompt.end());
+  check_length(restored ? "the text" : "the prompt", text.tokens.size(), 1, decoder);
+  // What is cached already does not run, so the decoder can't tell.
+  const int64_t vocabulary = decoder.config().vocab_size;
+  for (const int32_t token : text.tokens)
+    require(token >= 0 && token < vocabulary, "generate: token id is {}, expected 0 to {}", token, vocabulary - 1);
+  const auto length = static_cast<int64_t>(text.tokens.size());
+  // The last token that is generated never goes into the cache.
+  const int64_t room = decoder.config().context_length - length + 1;
+  const int64_t max_tokens = std::min(options.max_tokens, room);
+  text.most = static_cast<size_t>(length + max_tokens);
+  text.caches = decoder.make_caches({.slots = 1,
+                                     .capacity = length + max_tokens - 1,
+                                     .dtype = options.cache_dtype,
+                                     .speculation_length = options.draft_length});
+  if (restored) {
+    (void)restore_sequence(options.restore_from, text.caches, 0);
+    text.take_back();
+  }
+  return text;
+}
+
+// Runs the tokens that are not cached, and a draft behind them.
+ConstTensorView run_pending(const Decoder& decoder, Text& text, std::span<const int32_t> draft, Decoder::Logits logits,
+                            Workspace& workspace) {
+  const int64_t first = text.cached();
+  std::vector<int32_t> tokens(text.tokens.begin() + first, text.tokens.end());
+  tokens.insert(tokens.end(), draft.begin(), draft.end());
+  const Span span{.slot = 0, .first_position = first, .count = static_cast<int64_t>(tokens.size())};
+  return decoder.forward(tokens, {&span, 1}, text.caches, logits, workspace);
+}
+
 }  // namespace
 
 GenerateResult generate(const Decoder& decoder, const Tokenizer& tokenizer, std::span<const int32_t> prompt,
                         const GenerateOptions& options, Workspace& workspace) {
-  check_length("the prompt", prompt.size(), 1, decoder);
-  require(options.max_tokens >= 1, "the number of tokens to generate is {}, expected 1 or more", options.max_tokens);
-  const auto length = static_cast<int64_t>(prompt.size());
-  // The last token that is generated never goes into the cache.
-  const int64_t room = decoder.config().context_length - length + 1;
-  const int64_t max_tokens = std::min(options.max_tokens, room);
-  auto caches = decoder.make_caches({.slots = 1, .capacity = length + max_tokens - 1, .dtype = options.cache_dtype});
+  check_options(options);
+  Text text = begin_text(decoder, prompt, options);
   Sampler sampler(options.sampler);
-  GenerateResult result;
+  PromptLookup lookup(options.draft_length);
+  lookup.extend(text.tokens);
+  GenerateResult result{.restored_tokens = text.cached(), .prefill_tokens = text.pending()};
 
   const Stopwatch prefill;
-  Span span{.slot = 0, .first_position = 0, .count = length};
-  auto logits = decoder.forward(prompt, {&span, 1}, caches, Decoder::Logits::last_of_each_span, workspace);
+  auto logits = run_pending(decoder, text, {}, Decoder::Logits::last_of_each_span, workspace);
   result.prefill_seconds = prefill.seconds();
 
   const Stopwatch decode;
+  std::vector<int32_t> draft;
   const auto ends = tokenizer.end_tokens();
-  while (true) {
-    const int32_t token = sampler.sample(logits.elements<float>());
+  const auto draw = [&](int64_t row) {
+    const int32_t token = sampler.sample(logits[row].elements<float>());
+    text.tokens.push_back(token);
     result.tokens.push_back(token);
+    lookup.extend({&token, 1});
     const bool ended = std::ranges::find(ends, token) != ends.end();
-    if (!options.on_token(token) || ended || static_cast<int64_t>(result.tokens.size()) == max_tokens) break;
-    span = {.slot = 0, .first_position = span.first_position + span.count, .count = 1};
-    logits = decoder.forward({&token, 1}, {&span, 1}, caches, Decoder::Logits::last_of_each_span, workspace);
+    return options.on_token(token) && !ended && text.room() > 0;
+  };
+  while (true) {
+    // The row after a token of the draft is only true if that token was drawn.
+    bool more = draw(0);
+    const auto drafted = static_cast<int64_t>(draft.size());
+    int64_t accepted = 0;
+    while (accepted < drafted && text.tokens.back() == draft[static_cast<size_t>(accepted)]) {
+      ++accepted;
+      if (!more) break;
+      more = draw(accepted);
+    }
+    lookup.judge(drafted, accepted);
+    result.draft_tokens += drafted;
+    result.accepted_tokens += accepted;
+    text.take_back();
+    if (!more) break;
+    draft = lookup.draft(text.room() - 1);
+    logits = run_pending(decoder, text, draft, Decoder::Logits::all, workspace);
   }
   result.decode_seconds = decode.seconds();
+  if (!options.save_to.empty()) save_sequence(options.save_to, text.caches, 0, text.tokens);
   return result;
 }
 

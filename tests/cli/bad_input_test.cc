@@ -50,9 +50,36 @@ TEST(BadInput, WrongOptionsAreRefused) {
   generate("--top-k", "4294967297", "--top-k");
   for (const char* top_p : {"0", "-0.5", "1.5", "nan"}) generate("--top-p", top_p, "top_p is");
   for (const char* seed : {"-1", "18446744073709551616", "0x10", "1.5", "x", ""}) generate("--seed", seed, "--seed");
+  for (const char* draft : {"-1", "65", "all", "1.5", ""}) generate("--draft", draft, "--draft");
   expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--system", "b"}, "--chat");
   expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--chat"}, "chat template");
   expect_complaint({"score", "-m", folder.gguf, "-f", text, "--max-tokens", "1"}, "--max-tokens");
+}
+
+TEST(BadInput, SavedSequencesThatDoNotFitAreRefused) {
+  const ModelFolder folder;
+  const std::string cache = folder.file("text.safetensors");
+  const auto generate = [&](std::vector<std::string> arguments, std::string_view part) {
+    arguments.insert(arguments.begin(), {"generate", "-m", folder.gguf, "-n", "1", "--threads", "1"});
+    expect_complaint(arguments, part);
+  };
+  generate({"--restore-cache", cache}, "does not exist");
+  generate({"--restore-cache", folder.gguf}, "has no kind");
+  generate({"--restore-cache", ""}, "--restore-cache");
+  generate({"-p", "the inn", "--save-cache", ""}, "--save-cache");
+  const Finished saved =
+      run_command({"generate", "-m", folder.gguf, "-p", "the inn", "-n", "5", "--save-cache", cache, "--json"});
+  ASSERT_EQ(saved.exit_code, 0) << saved.err;
+  generate({"--restore-cache", cache, "--kv-dtype", "int8"}, "layers.0.key_dtype is \"f32\", expected \"i8\"");
+  generate({"--restore-cache", cache, "-p", std::string(64, 'q')}, "the text has");
+  generate({"--restore-cache", cache, "-p", "the", "--chat"}, "--chat");
+  const std::string bytes = read_whole_file(cache);
+  folder.write("text.safetensors", std::string_view(bytes).substr(0, bytes.size() - 1));
+  generate({"--restore-cache", cache}, "data_offsets");
+  const ModelFolder other(TinyLlama{.layers = 3});
+  folder.write("text.safetensors", bytes);
+  expect_complaint({"generate", "-m", other.gguf, "-n", "1", "--restore-cache", cache},
+                   "layers is \"2\", expected \"3\"");
 }
 
 TEST(BadInput, ModelsThatAreNotThereAreRefusedByEveryCommand) {

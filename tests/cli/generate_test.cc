@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -39,8 +40,10 @@ Json generate_json(std::vector<std::string> arguments, std::string_view input = 
 TEST(GenerateCommand, JsonHasExactlyTheseKeysInThisOrder) {
   const ModelFolder folder(kEndless);
   const Json json = generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "5"});
-  EXPECT_EQ(keys_of(json), (std::vector<std::string>{"prompt_tokens", "tokens", "text", "prefill_tokens_per_second",
+  EXPECT_EQ(keys_of(json), (std::vector<std::string>{"prompt_tokens", "tokens", "text", "restored_tokens",
+                                                     "draft_tokens", "accepted_tokens", "prefill_tokens_per_second",
                                                      "decode_tokens_per_second", "peak_memory_bytes"}));
+  for (const char* count : {"restored_tokens", "draft_tokens", "accepted_tokens"}) EXPECT_EQ(json[count], 0) << count;
   EXPECT_EQ(json["tokens"].size(), 5U);
   EXPECT_GT(json["prefill_tokens_per_second"].get<double>(), 0.0);
   EXPECT_GT(json["decode_tokens_per_second"].get<double>(), 0.0);
@@ -136,6 +139,57 @@ TEST(GenerateCommand, AHuggingFaceFolderGivesTheTokensOfItsGgufForm) {
   kEndless.write_hugging_face(hugging_face.path(), 3);
   EXPECT_EQ(generate_json({"-m", hugging_face.path(), "-p", "the inn", "-n", "20"})["tokens"],
             generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "20"})["tokens"]);
+}
+
+TEST(GenerateCommand, DraftsChangeNothingButTheCounts) {
+  const ModelFolder folder(kEndless);
+  const std::string prompt = "the inn and the hen the inn and the hen the inn and";
+  for (const std::vector<std::string>& sampler :
+       {std::vector<std::string>{}, {"--temperature", "0.8", "--top-k", "5", "--seed", "7"}}) {
+    std::vector<std::string> arguments = {"-m", folder.gguf, "-p", prompt, "-n", "150"};
+    arguments.insert(arguments.end(), sampler.begin(), sampler.end());
+    const Json plain = generate_json(arguments);
+    arguments.insert(arguments.end(), {"--draft", "4"});
+    const Json drafted = generate_json(arguments);
+    EXPECT_EQ(drafted["tokens"], plain["tokens"]);
+    EXPECT_GT(drafted["draft_tokens"].get<int>(), 0);
+    EXPECT_LE(drafted["accepted_tokens"].get<int>(), drafted["draft_tokens"].get<int>());
+  }
+}
+
+TEST(GenerateCommand, TheSummaryTellsTheShareOfAcceptedTokens) {
+  const ModelFolder folder(kEndless);
+  const std::vector<std::string> arguments = {"-m", folder.gguf, "-p",      "the inn and the inn",
+                                              "-n", "60",        "--draft", "4"};
+  const Json json = generate_json(arguments);
+  std::vector<std::string> command = {"generate", "--threads", "1"};
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  const std::string expected =
+      "; draft " + json["accepted_tokens"].dump() + " of " + json["draft_tokens"].dump() + " tokens accepted]\n";
+  EXPECT_THAT(run_command(command).err, ::testing::EndsWith(expected));
+}
+
+// In another process, and with a prompt between.
+TEST(GenerateCommand, ASavedTextGoesOnAsIfItHadNotStopped) {
+  const ModelFolder folder(kEndless);
+  const std::string cache = folder.file("text.safetensors");
+  for (const std::string dtype : {"f32", "int8"}) {
+    const auto run = [&](std::vector<std::string> arguments) {
+      arguments.insert(arguments.end(), {"-m", folder.gguf, "--kv-dtype", dtype});
+      return generate_json(arguments);
+    };
+    const Json whole = run({"-p", "the inn", "-n", "60"});
+    const Json first = run({"-p", "the inn", "-n", "25", "--save-cache", cache});
+    const Json rest = run({"--restore-cache", cache, "-n", "35", "--save-cache", cache});
+    Ids tokens = first["tokens"].get<Ids>();
+    for (const int32_t token : rest["tokens"].get<Ids>()) tokens.push_back(token);
+    EXPECT_EQ(tokens, whole["tokens"].get<Ids>()) << dtype;
+    EXPECT_EQ(rest["restored_tokens"].get<size_t>(), first["prompt_tokens"].size() + 24);
+    EXPECT_EQ(rest["prompt_tokens"], Json::array());
+    const Json more = run({"--restore-cache", cache, "-p", " a hen", "-n", "10"});
+    EXPECT_EQ(more["restored_tokens"].get<size_t>(), first["prompt_tokens"].size() + 59);
+    EXPECT_EQ(more["tokens"].size(), 10U);
+  }
 }
 
 }  // namespace

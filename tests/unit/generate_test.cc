@@ -1,0 +1,187 @@
+// Drafts, and texts that go on from a file, against texts made token by token in one go.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "decoder/generator.h"
+#include "regard/saved_sequence.h"
+#include "support/expect_error.h"
+#include "support/temp_folder.h"
+#include "support/tiny_llama.h"
+
+namespace regard::test {
+namespace {
+
+using Ids = std::vector<int32_t>;
+
+// A tiny model in memory. Its window, where it has one, is shorter than its texts. Its layers add little to what the
+// last token says, so that it often repeats itself, but not always.
+struct Speaker : TempFolder {
+  explicit Speaker(int64_t window = 0, int64_t context = 400)
+      : checkpoint(Checkpoint::open(write("model.gguf", gguf(window, context)))),
+        tokenizer(Tokenizer::from(checkpoint)),
+        workspace(1),
+        decoder(Decoder::load(checkpoint, workspace.threads())) {}
+
+  static std::string gguf(int64_t window, int64_t context) {
+    GgufBuilder file = TinyLlama{.context = context, .has_end_token = false}.gguf();
+    for (const char* name :
+         {"blk.0.attn_output.weight", "blk.0.ffn_down.weight", "blk.1.attn_output.weight", "blk.1.ffn_down.weight"})
+      scale(file.tensor(name).data, 0.08F);
+    if (window > 0) file.add_u32("llama.attention.sliding_window", static_cast<uint32_t>(window));
+    return file.build();
+  }
+  static void scale(std::string& f32_bytes, float factor) {
+    for (size_t at = 0; at < f32_bytes.size(); at += sizeof(float)) {
+      float value = 0;
+      std::memcpy(&value, &f32_bytes[at], sizeof(float));
+      value *= factor;
+      std::memcpy(&f32_bytes[at], &value, sizeof(float));
+    }
+  }
+  GenerateResult speak(std::string_view prompt, const GenerateOptions& options) {
+    return generate(decoder, tokenizer, tokenizer.encode(prompt), options, workspace);
+  }
+
+  Checkpoint checkpoint;
+  Tokenizer tokenizer;
+  Workspace workspace;
+  Decoder decoder;
+};
+
+const std::string kPrompt = "the inn and the hen and the inn and the hen and the";
+
+std::vector<SamplerConfig> samplers() {
+  return {{}, {.temperature = 0.3F, .seed = 3}, {.temperature = 0.5F, .top_k = 3, .top_p = 0.9F, .seed = 4}};
+}
+
+TEST(Drafts, ChangeNoTokenWhateverTheSamplerCacheAndWindow) {
+  for (const int64_t window : {0, 20}) {
+    Speaker speaker(window);
+    int64_t accepted = 0;
+    int64_t refused = 0;
+    for (const DType dtype : {DType::f32, DType::i8})
+      for (const SamplerConfig& sampler : samplers()) {
+        GenerateOptions options{.max_tokens = 300, .sampler = sampler, .cache_dtype = dtype};
+        const Ids plain = speaker.speak(kPrompt, options).tokens;
+        for (const int64_t draft : {1, 4, 64}) {
+          SCOPED_TRACE(::testing::Message()
+                       << window << ' ' << name_of(dtype) << ' ' << sampler.temperature << ' ' << draft);
+          options.draft_length = draft;
+          const auto result = speaker.speak(kPrompt, options);
+          EXPECT_EQ(result.tokens, plain);
+          accepted += result.accepted_tokens;
+          refused += result.draft_tokens - result.accepted_tokens;
+        }
+      }
+    EXPECT_GT(accepted, 100) << "both ends of a draft were met";
+    EXPECT_GT(refused, 100);
+  }
+}
+
+// Long drafts that keep failing become short ones.
+TEST(Drafts, WasteLittle) {
+  Speaker speaker;
+  const GenerateOptions options{.max_tokens = 300, .sampler = {.temperature = 0.5F, .seed = 3}, .draft_length = 64};
+  const auto result = speaker.speak(kPrompt, options);
+  EXPECT_LT(result.draft_tokens - result.accepted_tokens, 300);
+}
+
+TEST(Drafts, StopWhereTheTextWouldStopWithoutThem) {
+  Speaker speaker;
+  const GenerateOptions plain{.max_tokens = 150};
+  const Ids whole = speaker.speak(kPrompt, plain).tokens;
+  ASSERT_EQ(whole.size(), 150U);
+  for (size_t length = 100; length < 115; ++length) {
+    const Ids expected(whole.begin(), whole.begin() + static_cast<int64_t>(length));
+    GenerateOptions limited{.max_tokens = static_cast<int64_t>(length), .draft_length = 8};
+    EXPECT_EQ(speaker.speak(kPrompt, limited).tokens, expected);
+    size_t seen = 0;
+    GenerateOptions stopped{.max_tokens = 150, .draft_length = 8, .on_token = [&](int32_t) { return ++seen < length; }};
+    EXPECT_EQ(speaker.speak(kPrompt, stopped).tokens, expected);
+    EXPECT_EQ(seen, length);
+  }
+}
+
+TEST(Drafts, StopAtTheContextsEnd) {
+  Speaker speaker(0, 100);
+  const GenerateOptions plain{.max_tokens = 1000};
+  const Ids tokens = speaker.speak(kPrompt, plain).tokens;
+  EXPECT_EQ(tokens.size(), 100 - speaker.tokenizer.encode(kPrompt).size() + 1);
+  for (const int64_t draft : {3, 64})
+    EXPECT_EQ(speaker.speak(kPrompt, {.max_tokens = 1000, .draft_length = draft}).tokens, tokens);
+}
+
+TEST(Drafts, AreRefusedOutOfRange) {
+  Speaker speaker;
+  EXPECT_ERROR(speaker.speak("the", {.draft_length = -1}), "draft's length is -1, expected 0 to 64");
+  EXPECT_ERROR(speaker.speak("the", {.draft_length = 65}), "draft's length is 65");
+}
+
+// However the first part ended: on a token of a draft, or on one that refused it.
+TEST(SavedTexts, GoOnAsIfTheyHadNeverStopped) {
+  for (const int64_t window : {0, 20})
+    for (const DType dtype : {DType::f32, DType::i8}) {
+      Speaker speaker(window);
+      const std::string file = speaker.file("text.safetensors");
+      const Ids whole = speaker.speak(kPrompt, {.max_tokens = 150, .cache_dtype = dtype}).tokens;
+      for (int64_t first = 1; first < 140; first += 9)
+        for (const int64_t draft : {0, 8}) {
+          SCOPED_TRACE(::testing::Message() << window << ' ' << name_of(dtype) << ' ' << first << ' ' << draft);
+          Ids tokens =
+              speaker
+                  .speak(kPrompt, {.max_tokens = first, .cache_dtype = dtype, .draft_length = draft, .save_to = file})
+                  .tokens;
+          const auto rest = speaker.speak(
+              "", {.max_tokens = 150 - first, .cache_dtype = dtype, .draft_length = draft, .restore_from = file});
+          EXPECT_EQ(rest.prefill_tokens, 1);
+          tokens.insert(tokens.end(), rest.tokens.begin(), rest.tokens.end());
+          EXPECT_EQ(tokens, whole);
+        }
+    }
+}
+
+TEST(SavedTexts, APromptFollowsThem) {
+  Speaker speaker;
+  const std::string file = speaker.file("text.safetensors");
+  const Ids first = speaker.speak(kPrompt, {.max_tokens = 10, .save_to = file}).tokens;
+  Ids text = speaker.tokenizer.encode(kPrompt);
+  text.insert(text.end(), first.begin(), first.end());
+  EXPECT_EQ(saved_tokens(file), text);
+  for (const int32_t token : speaker.tokenizer.encode(" a hen")) text.push_back(token);
+  const auto at_once = generate(speaker.decoder, speaker.tokenizer, text, {.max_tokens = 20}, speaker.workspace).tokens;
+  EXPECT_EQ(speaker.speak(" a hen", {.max_tokens = 20, .restore_from = file}).tokens, at_once);
+}
+
+// The last token has to run again to give logits, where a file has the keys of all.
+TEST(SavedTexts, WhollyCachedTextsGoOnToo) {
+  Speaker speaker;
+  const std::string file = speaker.file("text.safetensors");
+  const Ids prompt = speaker.tokenizer.encode(kPrompt);
+  auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
+  const Span span{.count = static_cast<int64_t>(prompt.size())};
+  (void)speaker.decoder.forward(prompt, {&span, 1}, caches, Decoder::Logits::all, speaker.workspace);
+  save_sequence(file, caches, 0, prompt);
+  const auto result = speaker.speak("", {.max_tokens = 20, .restore_from = file});
+  EXPECT_EQ(result.restored_tokens, span.count - 1);
+  EXPECT_EQ(result.tokens, speaker.speak(kPrompt, {.max_tokens = 20}).tokens);
+}
+
+TEST(SavedTexts, OfAnotherVocabularyOrTooLongAreRefused) {
+  Speaker speaker;
+  const std::string file = speaker.file("text.safetensors");
+  const Ids prompt = speaker.tokenizer.encode(kPrompt);
+  auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
+  const Span span{.count = static_cast<int64_t>(prompt.size())};
+  (void)speaker.decoder.forward(prompt, {&span, 1}, caches, Decoder::Logits::all, speaker.workspace);
+  Ids strange = prompt;
+  strange[1] = 100'000;
+  save_sequence(file, caches, 0, strange);
+  EXPECT_ERROR(speaker.speak("", {.restore_from = file}), "token id is 100000");
+  Speaker small(0, 20);
+  save_sequence(file, caches, 0, prompt);
+  EXPECT_ERROR(small.speak("", {.restore_from = file}), "the text has");
+}
+
+}  // namespace
+}  // namespace regard::test
