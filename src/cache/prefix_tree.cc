@@ -107,7 +107,7 @@ int64_t PrefixTree::evict(size_t layer, int64_t count) {
     }
   }
   // The next call need not look through them all again.
-  all_in_use_[layer] = freed < count;
+  all_in_use_[layer] = needed && freed < count;
   return freed;
 }
 

@@ -33,7 +33,7 @@ class PrefixTree {
   // many.
   int64_t evict(size_t layer, int64_t count);
   // Tells that sequences let go of pages: those of the tree may be its own again.
-  void note_release() { std::ranges::fill(all_in_use_, false); }
+  void note_release() { std::fill(all_in_use_.begin(), all_in_use_.end(), false); }
 
  private:
   struct Node;
@@ -64,7 +64,7 @@ class PrefixTree {
   std::span<KvCache> layers_;
   std::unordered_map<uint64_t, Node> roots_;
   std::list<Node*> recent_;       // the most recently used first; parents before their children
-  std::vector<bool> all_in_use_;  // by layer: whether an eviction found too little since the last release
+  std::vector<bool> all_in_use_;  // by layer that keeps all: since the last release, an eviction found too little
   int64_t evicted_ = 0;
 };
 
