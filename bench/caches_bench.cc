@@ -1,0 +1,90 @@
+// What caches cost beside attention: appending, forking, and the upkeep of many sequences. See README.md.
+#include <benchmark/benchmark.h>
+
+#include <vector>
+
+#include "regard/attend.h"
+#include "regard/model_cache.h"
+
+namespace regard {
+namespace {
+
+constexpr int64_t kLength = 8192;
+
+AttentionConfig layer() {
+  return {.hidden_size = 4096, .num_attention_heads = 32, .num_key_value_heads = 8, .head_dim = 128};
+}
+
+Tensor rows(int64_t tokens, int64_t heads) {
+  Tensor numbers(DType::f32, {tokens, heads, 128});
+  for (int64_t i = 0; i < tokens * heads * 128; ++i)
+    numbers.view().as<float>()[i] = static_cast<float>((i * 37 + 11) % 128) / 64.0F - 1.0F;
+  return numbers;
+}
+
+KvCache full_cache(KvStorage storage, DType dtype) {
+  KvCache cache(storage, {.slots = 2, .capacity = kLength, .dtype = dtype}, layer());
+  const Tensor all = rows(kLength, 8);
+  cache.append({.slot = 0, .first_position = 0, .count = kLength}, all, all);
+  return cache;
+}
+
+// The last token of a long sequence, again and again.
+void append(benchmark::State& state, KvStorage storage, DType dtype) {
+  KvCache cache = full_cache(storage, dtype);
+  const Tensor token = rows(1, 8);
+  for (auto _ : state) cache.append({.slot = 0, .first_position = kLength - 1, .count = 1}, token, token);
+}
+
+// The decode step that the append above is part of; one thread, as the append.
+void attend_decode(benchmark::State& state, KvStorage storage, DType dtype) {
+  const KvCache cache = full_cache(storage, dtype);
+  const Tensor queries = rows(1, 32);
+  const Tensor output(DType::f32, {1, 32, 128});
+  const Span span{.slot = 0, .first_position = kLength - 1, .count = 1};
+  Workspace workspace(1);
+  for (auto _ : state)
+    attend({.queries = queries, .spans = {&span, 1}, .cache = &cache, .output = output, .workspace = &workspace});
+}
+
+void fork_and_free(benchmark::State& state) {
+  KvCache cache = full_cache(KvStorage::paged, DType::bf16);
+  for (auto _ : state) {
+    cache.fork(0, 1, kLength);
+    cache.truncate(1, 0);
+  }
+}
+
+// A step's upkeep in the caches of 30 layers: 1,000 sequences of mixed length, a token each.
+void make_room_for_1000(benchmark::State& state) {
+  constexpr int64_t kSequences = 1000;
+  const AttentionConfig small{.hidden_size = 16, .num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 16};
+  std::vector<KvCache> layers;
+  for (int i = 0; i < 30; ++i)
+    layers.push_back(KvCache::paged({.slots = kSequences, .capacity = 1024, .dtype = DType::f16}, small));
+  ModelCache cache(std::move(layers), true);
+  std::vector<Span> spans;
+  for (int64_t i = 0; i < kSequences; ++i) {
+    const std::vector<int32_t> tokens(static_cast<size_t>(1 + i % 700), static_cast<int32_t>(i));
+    const int64_t slot = cache.open(tokens).value().slot;
+    const auto count = static_cast<int64_t>(tokens.size());
+    const Tensor numbers(DType::f32, {count, 1, 16});
+    for (KvCache& each : cache.layers())
+      each.append({.slot = slot, .first_position = 0, .count = count}, numbers, numbers);
+    cache.commit(slot, tokens);
+    spans.push_back({.slot = slot, .first_position = count, .count = 1});
+  }
+  for (auto _ : state) benchmark::DoNotOptimize(cache.make_room(spans));
+}
+
+BENCHMARK_CAPTURE(append, contiguous_bf16, KvStorage::contiguous, DType::bf16);
+BENCHMARK_CAPTURE(append, paged_bf16, KvStorage::paged, DType::bf16);
+BENCHMARK_CAPTURE(append, paged_i8, KvStorage::paged, DType::i8);
+BENCHMARK_CAPTURE(attend_decode, contiguous_bf16, KvStorage::contiguous, DType::bf16);
+BENCHMARK_CAPTURE(attend_decode, paged_bf16, KvStorage::paged, DType::bf16);
+BENCHMARK_CAPTURE(attend_decode, paged_i8, KvStorage::paged, DType::i8);
+BENCHMARK(fork_and_free);
+BENCHMARK(make_room_for_1000)->Unit(benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace regard
