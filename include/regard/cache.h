@@ -66,7 +66,7 @@ struct KvCacheOptions {
   std::optional<KvFormat> values;  ///< Of values alone.
   int64_t page_size = 0;           ///< Tokens a page: 16, 32, 64, 128 or 256; 256 in contiguous caches, else 32.
   int64_t pages = 0;               ///< Paged: pages of the pool; as many as all slots together can need.
-  int64_t speculation_length = 0;  ///< Tokens that a window or chunk layer may take back, beyond the last one; 0.
+  int64_t speculation_length = 0;  ///< Tokens that a layer with a window or chunk may take back; 0.
 };
 
 /// The keys and values of one layer's sequences. Keys are stored rotated and normalised [POS-2]. A sequence is the

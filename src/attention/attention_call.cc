@@ -123,6 +123,19 @@ void AttentionCall::resolve_cache() {
           cache_->num_key_value_heads(), cache_->head_dim(), cache_->v_head_dim(), config_.num_key_value_heads,
           config_.head_dim, config_.v_head_dim);
   cache_->check(spans_, piece_tokens());
+  check_reach();
+}
+
+// A cache that was made for a layer with another window or chunk may give back what this one's tokens see.
+void AttentionCall::check_reach() const {
+  if (cache_->first_seen(cache_->capacity()) == 0) return;
+  const Mask mask = Mask::of(config_);
+  for (const Span& span : spans_)
+    for (int64_t p = span.first_position; span.slot != -1 && p < span.first_position + span.count; ++p)
+      require(cache_->first_seen(p) <= mask.visible(p, p + 1).first,
+              "attention: the token at position {} sees position {}, but the cache was made for a layer whose tokens "
+              "see {} and later there",
+              p, mask.visible(p, p + 1).first, cache_->first_seen(p));
 }
 
 void AttentionCall::resolve_angles() {

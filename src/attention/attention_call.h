@@ -26,6 +26,7 @@ class AttentionCall {
   void check_input() const;
   void resolve_spans();
   void resolve_cache();
+  void check_reach() const;
   void resolve_trees();
   void resolve_angles();
   void find_angles(const Piece& piece);

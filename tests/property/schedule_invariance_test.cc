@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "support/property.h"
 #include "support/session.h"
@@ -82,6 +83,34 @@ TEST(Schedule, ABatchOfAnySpansEqualsEachSequenceAlone) {
     }
     for (const Sequence& sequence : sequences)
       RC_ASSERT(first_difference(sequence.outputs, prefill_at_once(layer, sequence.hidden)) == "");
+  });
+}
+
+// A sequence that goes on from another one's pages, with sinks, windows and chunks; both then write to the page that
+// they share.
+TEST(Schedule, ASharedPrefixEqualsAnOwnOne) {
+  check_property(150, [] {
+    auto scene = *scenes(false, 700);
+    draw_storage(scene.layer);
+    const Layer layer(scene.layer);
+    const int64_t tokens = scene.tokens + 1;
+    const auto shared = *rc::gen::inRange<int64_t>(1, tokens);
+    Sequence first{.slot = 0, .hidden = layer.text(tokens, 0)};
+    Sequence second{.slot = 1, .hidden = layer.text(tokens, 1)};
+    const TensorView common = second.hidden.view().slice(0, 0, shared);
+    std::memcpy(common.data(), first.hidden.view().data(),
+                static_cast<size_t>(common.shape().elements()) * size_of(common.dtype()));
+    Session session(layer, {.slots = 2, .capacity = tokens, .threads = 2});
+    session.advance(first, shared);
+    session.cache().fork(0, 1, shared);
+    second.outputs = first.outputs;
+    while (first.done() < tokens) {
+      const auto count = *rc::gen::inRange<int64_t>(1, tokens - first.done() + 1);
+      const Session::Step steps[] = {{&first, count}, {&second, count}};
+      session.advance(steps);
+    }
+    for (const Sequence* sequence : {&first, &second})
+      RC_ASSERT(first_difference(sequence->outputs, prefill_at_once(layer, sequence->hidden)) == "");
   });
 }
 

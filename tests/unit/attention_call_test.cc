@@ -270,5 +270,77 @@ TEST_F(Call, VariantsThatAreNotComputedAreRefusedAtLoad) {
   EXPECT_THAT(refusal([](auto& c) { c.kv_source_layer = 3; }), HasSubstr("kv_source_layer is 3"));
 }
 
+// A cache whose pages go back earlier than this layer's tokens let go of them.
+TEST_F(Call, RefusesACacheOfANarrowerWindow) {
+  AttentionConfig narrow = layer_config();
+  narrow.sliding_window = 8;
+  KvCache cache = KvCache::ring({.slots = 1, .capacity = 100, .page_size = 16}, narrow);
+  (void)run(tokens(0, 8), {{.slot = 0, .count = 8}}, &cache);  // up to here both see all
+  EXPECT_THAT(error_of([&] { (void)run(tokens(8, 4), {{.slot = 0, .first_position = 8, .count = 4}}, &cache); }),
+              HasSubstr("the token at position 8 sees position 0, but the cache"));
+  EXPECT_EQ(cache.length(0), 8);
+}
+
+Tensor mask_of(const std::vector<std::vector<bool>>& rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  Tensor mask(DType::boolean, {count, count});
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < count; ++j)
+      *mask.view()[i][j].as<bool>() = rows[static_cast<size_t>(i)][static_cast<size_t>(j)];
+  return mask;
+}
+
+// [MASK-12]
+TEST_F(Call, RefusesActiveMasksThatAreNoTrees) {
+  KvCache cache = cache_of(2, 50);
+  const std::vector<Span> spans = {{.slot = 0, .count = 2}, {.slot = 1, .count = 1}};
+  const auto refusal = [&](const std::vector<ConstTensorView>& masks) {
+    const Tensor rows = convert(tokens(0, 3), DType::f32);
+    AttentionInput input;
+    input.hidden_states = rows;
+    input.spans = spans;
+    input.cache = &cache;
+    input.active_masks = masks;
+    return error_of([&] { (void)attention_.forward(input); });
+  };
+  const Tensor chain = mask_of({{true, false}, {true, true}});
+  const Tensor single = mask_of({{true}});
+  EXPECT_THAT(refusal({chain}), HasSubstr("active_masks has 1 masks, expected 2"));
+  EXPECT_THAT(refusal({single, single}), HasSubstr("active_mask of slot 0 has shape [1, 1]"));
+  EXPECT_THAT(refusal({mask_of({{true, true}, {true, true}}), single}),
+              HasSubstr("token 0 see token 1, which comes later"));
+  EXPECT_THAT(refusal({mask_of({{true, false}, {true, false}}), single}), HasSubstr("hides token 1 from itself"));
+  EXPECT_THAT(refusal({Tensor(DType::f32, {2, 2}), single}), HasSubstr("dtype f32"));
+  EXPECT_EQ(cache.length(0), 0);
+  EXPECT_EQ(refusal({chain, ConstTensorView()}), "");
+}
+
+// The padded form hands each row its part of the mask: [batch, seq, seq], or [seq, seq] for all.
+TEST_F(Call, ThePaddedFormTakesTreesToo) {
+  const Tensor mask = mask_of({{true, false, false}, {true, true, false}, {true, false, true}});
+  const auto run_padded = [&](ConstTensorView active_mask, const Tensor& padding) {
+    KvCache cache = cache_of(2, 50);
+    Tensor hidden(DType::f32, {2, 3, 12});
+    std::ranges::copy(tokens(0, 6).elements<float>(), hidden.elements<float>().begin());
+    PaddedAttentionInput input;
+    input.hidden_states = hidden;
+    input.attention_mask = padding;
+    input.active_mask = active_mask;
+    input.cache = &cache;
+    return attention_.forward(input).hidden_states;
+  };
+  const Tensor all = test::tensor_of<bool>({2, 3}, {true, true, true, true, true, true});
+  const Tensor shared = run_padded(mask, all);
+  Tensor each(DType::boolean, {2, 3, 3});
+  for (int64_t b = 0; b < 2; ++b) std::ranges::copy(mask.elements<bool>(), each.view()[b].elements<bool>().begin());
+  EXPECT_EQ(bytes_of(run_padded(each, all)), bytes_of(shared));
+  // Token 2 of a row is token 1 of its own branch.
+  KvCache cache = cache_of(1, 50);
+  (void)run(tokens(3, 1), {{.slot = 0, .count = 1}}, &cache);
+  const Tensor alone = run(tokens(5, 1), {{.slot = 0, .first_position = 1, .count = 1}}, &cache).hidden_states;
+  EXPECT_EQ(bytes_of(shared.view()[1].slice(0, 2, 1).reshape({1, 12})), bytes_of(alone));
+  EXPECT_THAT(error_of([&] { (void)run_padded(mask_of({{true}}), all); }), HasSubstr("active_mask has shape [1, 1]"));
+}
+
 }  // namespace
 }  // namespace regard
