@@ -75,7 +75,8 @@ void multiply_block(const PackedRows& packed, int64_t block, int64_t count, Pane
   const Sum mode = block == 0 ? Sum::start : Sum::add;
   if (packed.pairs)
     return multiply_bf16({packed.bf16_row(block, 0), packed.rows}, panel, tile_count, 0, count - 1, mode, c, c_stride);
-  if (packed.rows > kMostFused) panel = decoded(panel, tile_count, count, decode_memory);
+  if (packed.rows > (panel.is_grouped() ? kMostFusedGrouped : kMostFused))
+    panel = decoded(panel, tile_count, count, decode_memory);
   const int64_t step = even_step(packed.rows, kMaxRows);
   for (int64_t row = 0; row < packed.rows; row += step) {
     multiply(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count, mode,
@@ -103,7 +104,9 @@ void multiply_run(const PackedRows& packed, int64_t depth, const ColumnRun& run,
   const auto multiply_part = [&](int64_t block, int64_t tile) {
     const int64_t count = std::min(kBlock, depth - block * kBlock);
     PanelView panel = product.weights.from(tile, block * kBlock);
-    if (block + 1 < blocks(depth)) panel.ahead = panel.bytes_of(count);
+    // What comes next: for a few rows the next block, for many the next tiles.
+    if (few && block + 1 < blocks(depth)) panel.ahead = panel.bytes_of(count);
+    if (!few && tile + group < whole_end) panel.ahead = group * panel.tile_bytes;
     if (tile < whole_end)
       multiply_block(packed, block, count, panel, std::min(group, whole_end - tile), decode_memory, out + tile * kTile,
                      product.out_stride);

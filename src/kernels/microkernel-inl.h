@@ -370,8 +370,10 @@ constexpr auto kernel_table(std::integer_sequence<int, kIndex...>) {
   return std::array<RowKernels, sizeof...(kIndex)>{row_kernels<Element, kIndex + 1>()...};
 }
 
-// Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile.
+// Above this many rows a panel that is not f32 is decoded once into scratch memory, instead of once per row tile. What
+// takes more operations to decode is worth it earlier (measured: 32 rows gain 4 % or lose 7 %).
 inline constexpr int64_t kMostFused = 32;
+inline constexpr int64_t kMostFusedGrouped = 24;
 
 // Rows of each row tile, when `rows` are cut into as few and as equal ones as possible.
 constexpr int64_t even_step(int64_t rows, int64_t most) {
@@ -467,13 +469,15 @@ void decode_tiles_of(const PanelView& panel, int64_t tile_count, int64_t depth, 
     float* HWY_RESTRICT out = all + tile * tile_floats;
     if constexpr (Element::kGrouped) {
       for (int64_t k = 0; k < depth; k += panel.group) {
-        const std::byte* header = b;
+        GroupScales scales[kVectors];
+        for (size_t v = 0; v < kVectors; ++v) scales[v] = Element::scales(b, v);
         b += Element::kHeaderBytes;
         for (int32_t pair = 0; pair < panel.group / 2; ++pair, b += Element::kPairBytes, out += 2 * kTile) {
+          prefetch(b + panel.ahead);
           for (size_t v = 0; v < kVectors; ++v) {
             Vec even;
             Vec odd;
-            Element::load(Element::scales(header, v), b, v, even, odd);
+            Element::load(scales[v], b, v, even, odd);
             hn::StoreU(even, F32(), out + v * kLanes);
             hn::StoreU(odd, F32(), out + kTile + v * kLanes);
           }
