@@ -146,7 +146,8 @@ class KvCache {
     Tensor value_scales;  ///< f32 [count, kv_heads], or empty
   };
   [[nodiscard]] StoredTokens read_stored(int64_t slot, int64_t first, int64_t count) const;
-  /// Makes an empty slot a sequence that holds these tokens from `first` on. Throws Error where `append` would.
+  /// Makes an empty slot a sequence that holds these tokens from `first` on; of a page of which only the end is given,
+  /// nothing is held. Throws Error where `append` would, and where the next token would see what is not held.
   void restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens);
 
   // ---- Pages, for whoever manages them: prefix caches, schedulers, other engines' block tables ----

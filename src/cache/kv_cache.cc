@@ -635,9 +635,13 @@ void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& to
             "cache: scales of stored {} have shape {}, expected {}", name, scales.shape(),
             store.has_scales() ? scale_shape.to_string() : "none");
   };
-  require(count > 0, "cache: no stored tokens are given");
-  check("keys", s.keys, tokens.keys, tokens.key_scales);
-  check("values", s.values, tokens.values, tokens.value_scales);
+  // At the start of a chunk nothing is held, and nothing needed.
+  require(count > 0 || (first > 0 && first % s.page_size() == 0),
+          "cache: no stored tokens are given, and position {} is no start of a page", first);
+  if (count > 0) {
+    check("keys", s.keys, tokens.keys, tokens.key_scales);
+    check("values", s.values, tokens.values, tokens.value_scales);
+  }
   require(first >= 0 && count <= s.options.capacity - first,
           "cache: slot {} would hold {} tokens from position {} on, but its capacity is {}", slot, count, first,
           s.options.capacity);

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "regard/checkpoint.h"
+#include "regard/error.h"
 #include "support/expect_error.h"
 #include "support/numbers.h"
 #include "support/temp_folder.h"
@@ -154,6 +155,29 @@ TEST(SavedSequence, ChunksKeepWhatTheLastTokenSees) {
 }
 
 // A ring whose other sequence and own window fill its pages takes the end of a text that is longer than all of them.
+// A cache that holds nothing at the end of a chunk has nothing to save, and goes on with the next chunk.
+TEST(SavedSequence, ASequenceAtTheEndOfAChunkGoesOn) {
+  const TempFolder folder;
+  const std::string path = folder.file("sequence.safetensors");
+  for (const DType dtype : {DType::bf16, DType::i8}) {
+    const KvCacheOptions options{.slots = 1, .capacity = 320, .dtype = dtype};
+    auto saved = one(KvStorage::chunk, options, layer(0, 64));
+    fill(saved, 0, 128, 5);
+    ASSERT_EQ(saved[0].first_held(0), 128);
+    save_sequence(path, saved, 0, ids(129));
+    auto restored = one(KvStorage::paged, options, layer(0, 64));
+    EXPECT_EQ(restore_sequence(path, restored, 0), ids(129));
+    EXPECT_EQ(restored[0].length(0), 128);
+    EXPECT_THROW((void)restored[0].read(0, 127, 1), Error);
+    Numbers numbers(6);
+    const Tensor keys = numbers.tensor({9, 2, 20});
+    const Tensor values = numbers.tensor({9, 2, 12});
+    for (auto* layers : {&saved, &restored})
+      layers->front().append({.slot = 0, .first_position = 128, .count = 9}, keys, values);
+    expect_equal(saved[0], 0, restored[0], 0, 9);
+  }
+}
+
 TEST(SavedSequence, ALongTextFitsARing) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
