@@ -36,6 +36,9 @@ void check(const AttendInput& input) {
           "attend: softmax_scale is {}, expected 0 (1/sqrt(head_dim)) or a positive number", input.softmax_scale);
   require(std::isfinite(input.logit_soft_cap) && input.logit_soft_cap >= 0,
           "attend: logit_soft_cap is {}, expected 0 (off) or a positive number", input.logit_soft_cap);
+  require(input.mask.sliding_window >= 0 && input.mask.attention_chunk_size >= 0,
+          "attend: sliding_window is {} and attention_chunk_size {}, expected 0 (off) or more",
+          input.mask.sliding_window, input.mask.attention_chunk_size);
 }
 
 std::vector<std::optional<TokenTree>> make_trees(const AttendInput& input) {

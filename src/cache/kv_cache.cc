@@ -61,9 +61,9 @@ struct RehearsalNotes {
 };
 
 void check_sizes(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
-  require(options.slots >= 1 && options.slots <= kMost, "cache: slots is {}, expected 1 or more", options.slots);
-  require(options.capacity >= 1 && options.capacity <= kMost, "cache: capacity is {}, expected 1 or more",
-          options.capacity);
+  require(options.slots >= 1 && options.slots <= kMost, "cache: slots is {}, expected 1 to {}", options.slots, kMost);
+  require(options.capacity >= 1 && options.capacity <= kMost, "cache: capacity is {}, expected 1 to {}",
+          options.capacity, kMost);
   constexpr std::array<int64_t, 5> kPageSizes = {16, 32, 64, 128, 256};
   require(std::ranges::find(kPageSizes, options.page_size) != kPageSizes.end(),
           "cache: page_size is {}, expected 16, 32, 64, 128 or 256", options.page_size);

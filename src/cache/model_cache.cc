@@ -139,6 +139,9 @@ void ModelCache::commit(int64_t slot, std::span<const int32_t> tokens) {
   State& s = *state_;
   s.require_open(slot);
   const int64_t stored = s.layers[0].length(slot);
+  for (size_t i = 0; i < s.layers.size(); ++i)
+    require(s.layers[i].length(slot) == stored, "model cache: slot {} holds {} tokens in layer {}, but {} in layer 0",
+            slot, s.layers[i].length(slot), i, stored);
   require(static_cast<int64_t>(tokens.size()) >= stored, "model cache: {} tokens are committed, but slot {} holds {}",
           tokens.size(), slot, stored);
   const int64_t pages = stored / s.layers[0].page_size();

@@ -1,15 +1,13 @@
 // safetensors: u64 header length, header (JSON: name -> {dtype, shape, data_offsets}), tensor data without holes.
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "checkpoint/parsed_file.h"
 #include "tensor/fail.h"
+#include "tensor/replaced_file.h"
 
 namespace regard {
 namespace {
@@ -161,16 +159,6 @@ std::string make_header(std::span<const NamedTensor> tensors, const std::map<std
   return text;
 }
 
-// Removes the temporary file unless it was renamed.
-struct TemporaryFile {
-  std::filesystem::path path;
-  bool kept = false;
-  ~TemporaryFile() {
-    std::error_code ignored;
-    if (!kept) std::filesystem::remove(path, ignored);
-  }
-};
-
 }  // namespace
 
 ParsedFile parse_safetensors(std::span<const std::byte> file, std::string_view name) {
@@ -180,25 +168,15 @@ ParsedFile parse_safetensors(std::span<const std::byte> file, std::string_view n
 void save_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                       const std::map<std::string, std::string>& metadata) {
   const std::string header = make_header(tensors, metadata);
-  TemporaryFile temporary{.path = path};
-  temporary.path += fmt::format(".{}.tmp", getpid());
-  std::ofstream out(temporary.path, std::ios::binary | std::ios::trunc);
-  require(out.is_open(), "safetensors: {} can't be written", path.string());
+  ReplacedFile file(path);
+  std::ostream& out = file.stream();
   const uint64_t length = header.size();
   out.write(reinterpret_cast<const char*>(&length), sizeof(length));
   out << header;
   for (const auto& [name, tensor] : tensors)
     out.write(reinterpret_cast<const char*>(tensor.data()),
               tensor.shape().elements() * static_cast<int64_t>(size_of(tensor.dtype())));
-  out.close();
-  const int file = open(temporary.path.c_str(), O_RDONLY | O_CLOEXEC);
-  const bool synced = file >= 0 && fsync(file) == 0;
-  if (file >= 0) close(file);
-  require(out.good() && synced, "safetensors: {} can't be written: the disk may be full", path.string());
-  std::error_code error;
-  std::filesystem::rename(temporary.path, path, error);
-  require(!error, "safetensors: {} can't be written: {}", path.string(), error.message());
-  temporary.kept = true;
+  file.commit();
 }
 
 }  // namespace regard

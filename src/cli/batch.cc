@@ -177,7 +177,8 @@ void add_batch(CLI::App& app) {
                   "most half of the available memory)")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
-  command.add_flag("--resume", options->resume, "Keep the results that the output already has, and run the rest");
+  command.add_flag("--resume", options->resume,
+                   "Keep the results that the output has already (by id; errors run again), and run the rest");
   command.footer(
       "A request has an id and a prompt, and may have max_tokens, temperature, top_k, top_p, seed (as for generate) "
       "and\n"

@@ -16,30 +16,30 @@ namespace regard::cli {
 [[nodiscard]] std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt_tokens,
                                       const Scheduler::Result& result, const Tokenizer& tokenizer);
 
-// The lines of an earlier output, each at the place of its request, byte for byte; empty where there is none, or no
-// such file. Throws Error for a line that is no result of one of these requests.
+// The lines of an earlier output, each at the place of its request, byte for byte; empty where there is none, where it
+// tells of an error, or if there is no such file. Throws Error for a line that is no result with the id of a request.
 [[nodiscard]] std::vector<std::string> read_batch_results(const std::string& path,
                                                           std::span<const BatchRequest> requests);
 
-// The output file: at any time whole lines, of the first requests up to one that is not finished.
+// The output file: at any time whole lines, of the requests that are finished, in their order.
 class ResultsFile {
  public:
   // `lines`: one a request, empty for those to come.
   ResultsFile(std::string path, std::vector<std::string> lines) : path_(std::move(path)), lines_(std::move(lines)) {}
 
-  void set(size_t request, std::string line) { lines_[request] = std::move(line); }
+  void set(size_t request, std::string line) {
+    lines_[request] = std::move(line);
+    changed_ = true;
+  }
   // Replaces the file. Throws Error if it can't be written; then it is as it was.
   void write();
   // The same, but only where lines have come and the last time is long enough ago for this to cost little.
   void write_now_and_then();
 
  private:
-  bool take_finished();
-
   std::string path_;
   std::vector<std::string> lines_;
-  size_t taken_ = 0;  // of the lines, in text_
-  std::string text_;
+  bool changed_ = false;  // since the last write
   std::chrono::steady_clock::time_point due_;
 };
 

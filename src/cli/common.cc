@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <vector>
 
 #include "tensor/fail.h"
 
@@ -34,6 +35,13 @@ void ModelOptions::add_to(CLI::App& command) {
   command.add_option("-m,--model", model, "A .gguf file, a .safetensors file or a Hugging Face folder")->required();
   add_kv_dtype(command, kv_dtype);
   add_threads(command, threads);
+}
+
+std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
+  std::vector<int32_t> visible;
+  for (const int32_t token : tokens)
+    if (!tokenizer.is_special(token)) visible.push_back(token);
+  return tokenizer.decode(visible);
 }
 
 void print_json(const nlohmann::ordered_json& json) {

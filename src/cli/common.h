@@ -3,10 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <string_view>
 
 #include "regard/dtype.h"
+#include "regard/tokenizer.h"
 
 namespace regard::cli {
 
@@ -26,6 +28,9 @@ struct ModelOptions {
 
 // --threads N, 1 or more; one per core where it is not given.
 void add_threads(CLI::App& command, int& threads);
+
+// The text of tokens without the special ones, as a user reads it.
+[[nodiscard]] std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens);
 
 // Prints JSON on one line; bytes that are no UTF-8 become U+FFFD.
 void print_json(const nlohmann::ordered_json& json);

@@ -1,12 +1,11 @@
 #include <fmt/format.h>
 
-#include <atomic>
 #include <charconv>
-#include <csignal>
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/interrupt.h"
 #include "decoder/generator.h"
 #include "decoder/utf8.h"
 #include "regard/decoder.h"
@@ -27,16 +26,6 @@ struct Options {
   bool chat = false;
   bool json = false;
 };
-
-volatile std::sig_atomic_t interrupted = 0;
-
-// The first Ctrl-C ends the text after the current token, the second one the process.
-void watch_for_interrupt() {
-  std::signal(SIGINT, [](int) {
-    interrupted = 1;
-    std::signal(SIGINT, SIG_DFL);
-  });
-}
 
 // Writes tokens as they come, whole characters at a time.
 class Stream {
@@ -79,13 +68,6 @@ std::string whole_number(const std::string& text) {
 }
 
 std::string not_empty(const std::string& path) { return path.empty() ? "the name is empty" : ""; }
-
-std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
-  std::vector<int32_t> visible;
-  for (const int32_t token : tokens)
-    if (!tokenizer.is_special(token)) visible.push_back(token);
-  return tokenizer.decode(visible);
-}
 
 double prefill_rate(const GenerateResult& result) {
   return static_cast<double>(result.prefill_tokens) / result.prefill_seconds;
@@ -138,7 +120,7 @@ void run(const Options& options) {
                                 .on_token =
                                     [&](int32_t token) {
                                       if (!options.json) stream.write(token);
-                                      return interrupted == 0;
+                                      return !interrupted();
                                     }},
                                workspace);
   if (options.json) {
@@ -147,7 +129,7 @@ void run(const Options& options) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  if (interrupted != 0) throw CLI::RuntimeError(kInterrupted);
+  if (interrupted()) throw CLI::RuntimeError(kInterrupted);
 }
 
 }  // namespace

@@ -289,6 +289,9 @@ TEST(ModelCache, RefusesWhatCannotBe) {
   EXPECT_EQ(cache.layers()[0].length(a.slot), 100);
   EXPECT_EQ(cache.free_slots(), 3);
   EXPECT_THAT(error_of([&] { cache.commit(a.slot, text(99)); }), HasSubstr("99 tokens are committed"));
+  cache.layers()[1].truncate(a.slot, 99);
+  EXPECT_THAT(error_of([&] { cache.commit(a.slot, text(100)); }),
+              HasSubstr("99 tokens in layer 1, but 100 in layer 0"));
   const auto make = [](const KvCacheOptions& options, KvStorage storage, bool prefixes) {
     return error_of([&] {
       std::vector<KvCache> layers;

@@ -1,0 +1,53 @@
+#include "tensor/replaced_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "tensor/fail.h"
+
+namespace regard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// fsync, so that the name never stands for less than the whole file.
+bool sync(const fs::path& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return false;
+  const bool synced = fsync(file) == 0;
+  close(file);
+  return synced;
+}
+
+}  // namespace
+
+ReplacedFile::ReplacedFile(const fs::path& path) : path_(path), target_(path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status)) {
+    require(fs::is_regular_file(status), "{} can't be written: it is no file that could be replaced", path.string());
+    target_ = fs::canonical(path, error);
+    require(!error, "{} can't be written: {}", path.string(), error.message());
+  }
+  temporary_ = target_;
+  temporary_ += fmt::format(".{}.tmp", getpid());
+  out_.open(temporary_, std::ios::binary | std::ios::trunc);
+  require(out_.is_open(), "\"{}\" can't be written", path.string());
+  if (fs::exists(status)) fs::permissions(temporary_, status.permissions(), error);
+}
+
+ReplacedFile::~ReplacedFile() {
+  std::error_code ignored;
+  if (!committed_) fs::remove(temporary_, ignored);
+}
+
+void ReplacedFile::commit() {
+  out_.close();
+  require(out_.good() && sync(temporary_), "{} can't be written: the disk may be full", path_.string());
+  std::error_code error;
+  fs::rename(temporary_, target_, error);
+  require(!error, "{} can't be written: {}", path_.string(), error.message());
+  committed_ = true;
+}
+
+}  // namespace regard
