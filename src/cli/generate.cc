@@ -10,6 +10,7 @@
 #include "decoder/utf8.h"
 #include "regard/decoder.h"
 #include "tensor/fail.h"
+#include "tensor/replaced_file.h"
 
 namespace regard::cli {
 namespace {
@@ -104,7 +105,8 @@ void run(const Options& options) {
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = encode_prompt(options, checkpoint, tokenizer);
-  // Settings are checked before the weights are loaded.
+  // Settings are checked before the weights are loaded, and that what is to be saved can be.
+  if (!options.save_to.empty()) const ReplacedFile probe(options.save_to);
   (void)Sampler(options.sampler);
   Workspace workspace(options.model.threads);
   const auto decoder = Decoder::load(checkpoint, workspace.threads());

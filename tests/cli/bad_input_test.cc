@@ -199,6 +199,9 @@ TEST(BadInput, OutputsThatCanNotBeWrittenAreRefused) {
   for (const std::string& out : {folder.file("none/out.safetensors"), folder.path().string(), std::string("/proc/out"),
                                  std::string("/dev/full/out"), std::string()})
     expect_complaint({"attend", "-m", folder.gguf, "--layer", "0", "--input", in, "--output", out}, "can't be written");
+  // Before a text is generated that would be lost.
+  expect_complaint({"generate", "-m", folder.gguf, "-p", "the", "--save-cache", folder.file("none/cache")},
+                   "can't be written");
 }
 
 TEST(BadInput, AFullStandardOutputIsSaid) {
