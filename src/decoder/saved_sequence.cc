@@ -229,7 +229,8 @@ void save_sequence(const std::string& path, std::span<const KvCache> layers, int
     }
   }
   // Bytes come last, so that all numbers are aligned.
-  std::ranges::stable_partition(tensors, [](const NamedTensor& named) { return named.tensor.dtype() != DType::u8; });
+  std::stable_partition(tensors.begin(), tensors.end(),
+                        [](const NamedTensor& named) { return named.tensor.dtype() != DType::u8; });
   save_safetensors(path, tensors, metadata);
 }
 

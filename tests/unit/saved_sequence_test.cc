@@ -239,7 +239,8 @@ void expect_broken_refused(const TwoLayers& good, const std::function<void(Conte
   const auto file = Checkpoint::open(good.path);
   Content content{.metadata = file.safetensors_metadata()};
   for (const StoredTensor& tensor : file.tensors()) content.tensors.push_back({tensor.name, tensor.view()});
-  std::ranges::stable_partition(content.tensors, [](const auto& named) { return named.tensor.dtype() != DType::u8; });
+  std::stable_partition(content.tensors.begin(), content.tensors.end(),
+                        [](const auto& named) { return named.tensor.dtype() != DType::u8; });
   change(content);
   const TwoLayers broken;
   save_safetensors(broken.path, content.tensors, content.metadata);
