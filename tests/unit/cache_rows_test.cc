@@ -112,7 +112,7 @@ TEST(CacheRows, FourBitsFollowTheSignOfTheirLargestElement) {
   const std::vector<float> scales = {0.5F, -0.5F, 0.5F, -0.5F};
   for (size_t i = 0; i < rows.size(); ++i) {
     // Side by side, and in different vectors.
-    for (const size_t distance : {1, 7, 20}) {
+    for (const size_t distance : {size_t{1}, size_t{7}, size_t{20}}) {
       SCOPED_TRACE(::testing::Message() << i << ", distance " << distance);
       std::vector<float> row(4 * distance, 0.0F);
       std::vector<float> expected = row;

@@ -262,13 +262,13 @@ TEST(SavedSequence, EveryWrongFieldIsRefusedByName) {
   for (const auto& [name, value] : metadata) {
     SCOPED_TRACE(name);
     expect_broken_refused(
-        good, [&](Content& content) { content.metadata.erase(name); }, "has no " + name);
+        good, [&, key = name](Content& content) { content.metadata.erase(key); }, "has no " + name);
     // Numbers that could be right, if the tensors were others.
     const bool plausible = name == "length" || name == "layers.1.first_position";
     for (const std::string wrong : {"", "-1", "3", "1x", "99999999999999999999", "two\nlines"}) {
       SCOPED_TRACE(wrong);
       expect_broken_refused(
-          good, [&](Content& content) { content.metadata[name] = wrong; },
+          good, [&, key = name](Content& content) { content.metadata[key] = wrong; },
           plausible && wrong == "3" ? "has shape" : name + " is \"");
     }
   }
