@@ -298,10 +298,10 @@ std::vector<Token> CacheDriver::new_tokens(int64_t count) {
 
 void CacheDriver::append(const Span& span) {
   const std::vector<Token> tokens = new_tokens(std::max<int64_t>(0, span.count));
-  const auto [keys, values] = numbers_.of(tokens);
+  const auto rows = numbers_.of(tokens);
   const bool fits = model_.missing_pages({&span, 1}, std::max<int64_t>(1, span.count)) == 0;
   expect(fits, [&] { cache_.check({&span, 1}, std::max<int64_t>(1, span.count)); });
-  expect(model_.append(span, tokens), [&] { cache_.append(span, keys, values); });
+  expect(model_.append(span, tokens), [&] { cache_.append(span, rows.first, rows.second); });
 }
 
 void CacheDriver::append(Random& random) {
