@@ -77,7 +77,8 @@ void TokenTree::copy_tails(const KvPages& kv, const kernels::AttendShape& shape,
       const HeadPage source = head_page(side, kv, kv.place_of(from), head, shape);
       const HeadPage target = head_page(side, tail, tail.place_of(to), head, shape);
       target.elements.copy_token(source.elements, kv.offset_of(from), tail.offset_of(to));
-      if (source.scales != nullptr) target.scales[tail.offset_of(to)] = source.scales[kv.offset_of(from)];
+      if (source.scales != nullptr && target.scales != nullptr)
+        target.scales[tail.offset_of(to)] = source.scales[kv.offset_of(from)];
     };
     for (int64_t position = tail_start(); position < span_.first_position; ++position) copy_one(position, position);
     const auto& branch = branches_[static_cast<size_t>(token)];

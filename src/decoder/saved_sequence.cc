@@ -169,7 +169,7 @@ std::vector<SavedLayer> find_layers(const SavedFile& file, std::span<const KvCac
 Tensor copy_rows(ConstTensorView rows, int64_t first) {
   if (rows.empty()) return {};
   const ConstTensorView tail = rows.slice(0, first, rows.size(0) - first);
-  const Tensor copy(tail.dtype(), tail.shape());
+  Tensor copy(tail.dtype(), tail.shape());
   std::copy_n(tail.data(), static_cast<size_t>(tail.shape().elements()) * size_of(tail.dtype()), copy.view().data());
   return copy;
 }
