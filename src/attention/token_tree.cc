@@ -28,7 +28,7 @@ HeadPage head_page(PanelSide side, const KvPages& kv, int64_t place, int64_t hea
   auto* data = const_cast<std::byte*>(panels.data) + place * panels.page_bytes + head * panels.head_bytes;
   auto* scales = panels.scales == nullptr
                      ? nullptr
-                     : const_cast<float*>(panels.scales) + (place * shape.kv_heads + head) * kv.page_tokens;
+                     : const_cast<float*>(panels.scales) + head * panels.head_scales + place * kv.page_tokens;
   return {.elements = PanelElements(side, panels.type, data, kv.page_tokens, width), .scales = scales};
 }
 
@@ -109,6 +109,7 @@ void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span>
     side.page_bytes = shape.kv_heads * side.head_bytes;
     side.data = memory.matrix(data, pages, kernels::round_up(side.page_bytes, 4) / 4).data();
     if (side.scales != nullptr) side.scales = memory.matrix(scales, pages, shape.kv_heads * kTile).as<float>();
+    side.head_scales = pages * kTile;
   };
   places.page_tokens = kTile;
   places.page_shift = std::countr_zero(static_cast<uint64_t>(kTile));

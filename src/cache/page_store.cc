@@ -60,8 +60,8 @@ PageStore::PageStore(PanelSide side, KvFormat format, const Sizes& sizes)
   factors_ = spread_scales(side, format_, sizes.kv_heads, sizes.width);
   const int64_t rows = side == PanelSide::keys ? sizes.page_tokens / kTile * sizes.width
                                                : kernels::tiles(sizes.width) * sizes.page_tokens;
-  head_bytes_ = rows * kernels::row_bytes_of_cache(format_.dtype);
-  data_ = Buffer(static_cast<size_t>(checked_bytes(sizes.pages, sizes.kv_heads, head_bytes_)));
+  panel_bytes_ = rows * kernels::row_bytes_of_cache(format_.dtype);
+  data_ = Buffer(static_cast<size_t>(checked_bytes(sizes.pages, sizes.kv_heads, panel_bytes_)));
   if (kernels::has_token_scales(format_.dtype))
     scales_ = Buffer(static_cast<size_t>(
         checked_bytes(sizes.pages, sizes.kv_heads, sizes.page_tokens * static_cast<int64_t>(sizeof(float)))));
@@ -69,12 +69,12 @@ PageStore::PageStore(PanelSide side, KvFormat format, const Sizes& sizes)
 
 int64_t PageStore::bytes_per_token() const {
   const int64_t scale_bytes = has_scales() ? static_cast<int64_t>(sizeof(float)) : 0;
-  return sizes_.kv_heads * (head_bytes_ / sizes_.page_tokens + scale_bytes);
+  return sizes_.kv_heads * (panel_bytes_ / sizes_.page_tokens + scale_bytes);
 }
 
 kernels::HeadPanel PageStore::panel(int32_t page, int64_t head) const {
-  const int64_t index = static_cast<int64_t>(page) * sizes_.kv_heads + head;
-  return {.data = data_.data() + index * head_bytes_,
+  const int64_t index = head * sizes_.pages + page;
+  return {.data = data_.data() + index * panel_bytes_,
           .scales = has_scales() ? reinterpret_cast<float*>(scales_.data()) + index * sizes_.page_tokens : nullptr,
           .dtype = format_.dtype,
           .page_tokens = sizes_.page_tokens,
@@ -87,8 +87,9 @@ kernels::KvPanels PageStore::view() const {
           .data = first.data,
           .scales = first.scales,
           .factors = factors_.empty() ? nullptr : factors_.data(),
-          .head_bytes = head_bytes_,
-          .page_bytes = sizes_.kv_heads * head_bytes_};
+          .head_bytes = sizes_.pages * panel_bytes_,
+          .page_bytes = panel_bytes_,
+          .head_scales = sizes_.pages * sizes_.page_tokens};
 }
 
 void PageStore::store(const kernels::TokenRows& rows, int32_t page, int64_t head, int64_t token) {
@@ -119,11 +120,12 @@ void PageStore::load(int32_t page, int64_t head, int64_t token, float* out) cons
 }
 
 void PageStore::copy_page(int32_t from, int32_t to) {
-  const auto copy = [&](const Buffer& buffer, int64_t page_bytes) {
-    std::memcpy(buffer.data() + to * page_bytes, buffer.data() + from * page_bytes, static_cast<size_t>(page_bytes));
-  };
-  copy(data_, sizes_.kv_heads * head_bytes_);
-  if (has_scales()) copy(scales_, sizes_.kv_heads * sizes_.page_tokens * static_cast<int64_t>(sizeof(float)));
+  for (int64_t head = 0; head < sizes_.kv_heads; ++head) {
+    const kernels::HeadPanel source = panel(from, head);
+    const kernels::HeadPanel target = panel(to, head);
+    std::memcpy(target.data, source.data, static_cast<size_t>(panel_bytes_));
+    if (has_scales()) std::copy_n(source.scales, sizes_.page_tokens, target.scales);
+  }
 }
 
 kernels::PanelElements PageStore::elements(int32_t page, int64_t head) const {

@@ -50,10 +50,12 @@ class PageStore {
   kernels::PanelSide side_;
   KvFormat format_;
   Sizes sizes_;
-  int64_t head_bytes_ = 0;      // of one head's panel in a page
+  int64_t panel_bytes_ = 0;     // of one head in a page
   std::vector<float> factors_;  // given scales, as [kv_heads][width] padded to whole tiles; empty: none
-  Buffer data_;                 // [pages][kv_heads] panels
-  Buffer scales_;               // [pages][kv_heads][page_tokens]; empty: the type has none
+  // A head's panels lie together, and a page's panels of other heads elsewhere: pages that a sequence took one after
+  // the other are one stream to whoever reads a head (measured: a sixth of the time of decoding from short pages).
+  Buffer data_;    // [kv_heads][pages] panels
+  Buffer scales_;  // [kv_heads][pages][page_tokens]; empty: the type has none
 };
 
 }  // namespace regard

@@ -317,9 +317,9 @@ class UnitKernel {
     return memory;
   }
 
-  [[nodiscard]] const float* scales_at(const KvPages& kv, const KvPanels& side, int64_t head, int64_t position) const {
+  [[nodiscard]] static const float* scales_at(const KvPages& kv, const KvPanels& side, int64_t head, int64_t position) {
     if (side.scales == nullptr) return nullptr;
-    return side.scales + (kv.place_of(position) * shape_.kv_heads + head) * kv.page_tokens + kv.offset_of(position);
+    return side.scales + head * side.head_scales + kv.place_of(position) * kv.page_tokens + kv.offset_of(position);
   }
 
   // Puts the block's keys and values into scratch memory as f32, as one segment: where many rows pass by them, this is

@@ -13,14 +13,15 @@
 
 namespace regard::kernels {
 
-/// The keys, or the values, of all pages of a cache: page after page, in each a panel for every KV head.
+/// The keys, or the values, of all pages of a cache: a panel for each page and KV head.
 struct KvPanels {
   PanelType type = PanelType::f32;
   const std::byte* data = nullptr;
-  const float* scales = nullptr;   ///< [pages][kv_heads][page_tokens]: keys' multiply scores, values' weights; or null
+  const float* scales = nullptr;   ///< By head, page and token: keys' multiply scores, values' weights; or null
   const float* factors = nullptr;  ///< [kv_heads][width, padded to whole tiles]: what each element is multiplied by.
-  int64_t head_bytes = 0;          ///< From one KV head's panel to the next inside a page.
-  int64_t page_bytes = 0;          ///< From one page to the next.
+  int64_t head_bytes = 0;          ///< From one KV head's panel of a page to the next.
+  int64_t page_bytes = 0;          ///< From one page's panel of a head to the next.
+  int64_t head_scales = 0;         ///< Scales from one head to the next; page_tokens from one page to the next.
 };
 
 /// The cached keys and values of one sequence in one layer. A page holds page_tokens positions, a divisor or a multiple
