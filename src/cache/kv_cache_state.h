@@ -1,0 +1,187 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/page_pool.h"
+#include "cache/page_store.h"
+#include "cache/rehearsal.h"
+#include "cache/slot.h"
+#include "regard/cache.h"
+#include "tensor/fail.h"
+
+namespace regard {
+
+// What a cache consists of, the checks that come before a change, and the changes.
+struct KvCache::State {
+  KvStorage storage;
+  KvCacheOptions options;
+  Retention retention;
+  PageStore keys;
+  PageStore values;
+  PagePool pool;
+  std::vector<Slot> slots;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t v_head_dim = 0;
+  uint64_t checks = 0;  // made so far
+  RehearsalNotes notes;
+
+  [[nodiscard]] int64_t page_size() const { return options.page_size; }
+  [[nodiscard]] int64_t pages_of(int64_t tokens) const { return (tokens + page_size() - 1) / page_size(); }
+  // Whether each slot keeps the same pages for ever.
+  [[nodiscard]] bool fixed() const { return storage == KvStorage::contiguous; }
+
+  [[nodiscard]] Slot& at(int64_t slot) {
+    require(slot >= 0 && slot < options.slots, "cache: slot is {}, expected 0 to {}", slot, options.slots - 1);
+    return slots[static_cast<size_t>(slot)];
+  }
+  [[nodiscard]] Slot& empty_slot(int64_t slot) {
+    Slot& found = at(slot);
+    require(found.length == 0 && (fixed() || found.table.empty()),
+            "cache: slot {} is in use with {} tokens, expected an empty one; truncate it to 0 first", slot,
+            found.length);
+    return found;
+  }
+  void require_pool(const char* what) const {
+    require(!fixed(), "cache: {} needs pages from a pool, but the slots of a contiguous cache have their own", what);
+  }
+  void require_page(int32_t page) const {
+    require(page >= 0 && page < pool.size(), "cache: page is {}, expected 0 to {}", page, pool.size() - 1);
+  }
+  void require_held_page(int32_t page) const {
+    require_page(page);
+    require(pool.holders(page) > 0, "cache: page {} is free, expected one in use", page);
+  }
+  void require_different(std::span<const int32_t> pages) const {
+    std::vector<int32_t> sorted(pages.begin(), pages.end());
+    std::ranges::sort(sorted);
+    for (size_t i = 1; i < sorted.size(); ++i)
+      require(sorted[i] < 0 || sorted[i] != sorted[i - 1], "cache: page {} is named twice", sorted[i]);
+  }
+  void require_stored(int64_t slot, int64_t first, int64_t count) {
+    const Slot& found = at(slot);
+    require(first >= 0 && count >= 0 && first <= found.length && count <= found.length - first,
+            "cache: {} tokens from position {} of slot {} are asked for, but it holds {}", count, first, slot,
+            found.length);
+    require(count == 0 || first >= found.first_page * page_size(),
+            "cache: position {} of slot {} was given back, expected {} or more", first, slot,
+            found.first_page * page_size());
+  }
+  // That a sequence of `length` tokens held from page first_page on can go on.
+  void require_continues(int64_t slot, int64_t first_page, int64_t length) const {
+    const int64_t needed = retention.first_seen(length);
+    require(first_page * page_size() <= needed || length == 0,
+            "cache: slot {} can't go on from position {}: that token sees position {}, but only {} and later are held",
+            slot, length, needed, first_page * page_size());
+  }
+
+  void check_span(const Span& span) {
+    require(span.slot == -1 || (span.slot >= 0 && span.slot < options.slots),
+            "cache: slot is {}, expected -1 (none) or 0 to {}", span.slot, options.slots - 1);
+    require(span.count >= 1, "cache: span of slot {} has count {}, expected 1 or more", span.slot, span.count);
+    if (span.slot == -1) return;
+    Slot& slot = at(span.slot);
+    require(span.first_position >= 0 && span.first_position <= slot.length,
+            "cache: first_position is {}, but slot {} holds {} tokens; expected 0 to {}", span.first_position,
+            span.slot, slot.length, slot.length);
+    require(span.count <= options.capacity - span.first_position,
+            "cache: slot {} would hold {} tokens from position {} on, but its capacity is {}", span.slot, span.count,
+            span.first_position, options.capacity);
+    require_continues(span.slot, slot.first_page, span.first_position);
+    require(slot.last_check != checks, "cache: slot {} comes twice in one call, expected one span a slot", span.slot);
+    slot.last_check = checks;
+  }
+
+  int64_t missing_pages(std::span<const Span> spans, int64_t tokens_at_once) {
+    require(tokens_at_once >= 1, "cache: tokens_at_once is {}, expected 1 or more", tokens_at_once);
+    ++checks;
+    for (const Span& span : spans) check_span(span);
+    return fixed() ? 0 : regard::missing_pages(retention, pool, page_size(), slots, spans, tokens_at_once, notes);
+  }
+  void check(std::span<const Span> spans, int64_t tokens_at_once) {
+    const int64_t missing = missing_pages(spans, tokens_at_once);
+    require(missing == 0, "cache: {} more free pages of {} tokens are needed; {} of {} are free", missing, page_size(),
+            pool.free(), pool.size());
+  }
+
+  // ---- Changes, which only happen once everything was checked ----
+
+  void release_pages(Slot& slot, int64_t first, int64_t end) {
+    for (int64_t page = first; page < end; ++page) pool.release(slot.page(page));
+  }
+  void drop_after(Slot& slot, int64_t length) {
+    slot.length = length;
+    if (fixed()) return;
+    const int64_t end = std::max(slot.first_page, pages_of(length));
+    if (end < slot.end_page()) {
+      release_pages(slot, end, slot.end_page());
+      slot.table.resize(static_cast<size_t>(end - slot.first_page));
+    }
+    if (length == 0) slot.first_page = 0;
+  }
+  void drop_before(Slot& slot, int64_t position) {
+    if (retention.all) return;
+    const int64_t page = std::min(position / page_size(), slot.end_page());
+    if (page <= slot.first_page) return;
+    release_pages(slot, slot.first_page, page);
+    slot.table.erase(slot.table.begin(), slot.table.begin() + (page - slot.first_page));
+    slot.first_page = page;
+  }
+  // Whoever writes to a page that others hold too gets a copy.
+  void make_own(int32_t& page) {
+    if (pool.holders(page) == 1) return;
+    const int32_t copy = pool.take();
+    keys.copy_page(page, copy);
+    values.copy_page(page, copy);
+    pool.set_written(copy, pool.written(page));
+    pool.release(page);
+    page = copy;
+  }
+  // The pages of positions first..end-1 of a slot; throws Error, before anything changes, where copies lack pages.
+  void make_own(int64_t slot, int64_t first, int64_t end) {
+    Slot& found = at(slot);
+    const int64_t first_page = first / page_size();
+    const int64_t end_page = pages_of(end);
+    int64_t copies = 0;
+    for (int64_t page = first_page; page < end_page; ++page) copies += pool.holders(found.page(page)) > 1 ? 1 : 0;
+    require(copies <= pool.free(), "cache: slot {} needs {} pages of its own to accept tokens, but {} are free", slot,
+            copies, pool.free());
+    for (int64_t page = first_page; page < end_page; ++page) make_own(found.page(page));
+  }
+  void move_token(const Slot& slot, int64_t from, int64_t to) {
+    for (PageStore* store : {&keys, &values})
+      store->copy_token(slot.page(from / page_size()), from % page_size(), slot.page(to / page_size()),
+                        to % page_size());
+  }
+  // Pages for tokens first..first+count-1, which follow what the slot holds.
+  void make_room(Slot& slot, int64_t first, int64_t count) {
+    if (first < slot.length) drop_after(slot, first);
+    drop_before(slot, retention.first_needed(first));
+    if (slot.table.empty()) slot.first_page = first / page_size();
+    const int64_t page = first / page_size();
+    if (first % page_size() != 0 && page < slot.end_page()) make_own(slot.page(page));
+    while (slot.end_page() < pages_of(first + count)) slot.table.push_back(pool.take());
+  }
+  // Notes that a slot's tokens up to `length` are stored, those from `first` on newly.
+  void set_stored(Slot& slot, int64_t first, int64_t length) {
+    for (int64_t page = first / page_size(); page < pages_of(length); ++page)
+      pool.set_written(slot.page(page), std::min(page_size(), length - page * page_size()));
+    slot.length = length;
+  }
+
+  [[nodiscard]] kernels::KvPages view(const Slot& slot) const {
+    return {.keys = keys.view(),
+            .values = values.view(),
+            .page_tokens = page_size(),
+            .page_shift = std::countr_zero(static_cast<uint64_t>(page_size())),
+            .table = slot.table.data(),
+            .first_page = slot.first_page,
+            .page_count = static_cast<int64_t>(slot.table.size())};
+  }
+};
+
+}  // namespace regard
