@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/panel_elements.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cache_rows.cc"
 #include <hwy/foreach_target.h>
@@ -23,22 +25,11 @@ constexpr float extreme_of(DType dtype) { return dtype == DType::i4 ? -8.0F : la
 // The microkernel reads e4m3 as 2^-8 of its number.
 constexpr float read_factor(DType dtype) { return dtype == DType::f8_e4m3 ? 256.0F : 1.0F; }
 
-// Lane `lane` of a panel row of 4 bits: its value + 8.
-constexpr int64_t kHalfTile = kTile / 2;
-inline int nibble_at(const std::byte* row, int64_t lane) {
-  return std::to_integer<int>(row[lane % kHalfTile]) >> (lane < kHalfTile ? 0 : 4) & 15;
-}
-inline void set_nibble(std::byte* row, int64_t lane, int nibble) {
-  const int shift = lane < kHalfTile ? 0 : 4;
-  const int others = std::to_integer<int>(row[lane % kHalfTile]) & ~(15 << shift);
-  row[lane % kHalfTile] = static_cast<std::byte>(others | nibble << shift);
-}
-
 // to[to_lane] = from[from_lane] of two panel rows.
-inline void copy_element(const std::byte* from, int64_t from_lane, DType dtype, std::byte* to, int64_t to_lane) {
-  if (dtype == DType::i4) return set_nibble(to, to_lane, nibble_at(from, from_lane));
-  const auto bytes = static_cast<int64_t>(size_of(dtype));
-  std::memcpy(to + to_lane * bytes, from + from_lane * bytes, static_cast<size_t>(bytes));
+inline void copy_element(const std::byte* from, int64_t from_lane, int64_t row_bytes, std::byte* to, int64_t to_lane) {
+  std::byte bits[sizeof(float)];
+  get_element(from, row_bytes, from_lane, bits);
+  put_element(bits, to, row_bytes, to_lane);
 }
 
 }  // namespace regard::kernels
@@ -234,7 +225,7 @@ void store_keys(const TokenRows& rows, int64_t token, const HeadPanel& panel) {
       alignas(64) std::byte narrow[kTile * sizeof(float)];
       scale_sixteen(rows.data + i * rows.stride + column, count, scales.inverse[i], turned);
       store_sixteen(turned, panel.dtype, narrow);
-      for (int64_t d = 0; d < count; ++d) copy_element(narrow, d, panel.dtype, out + d * row_bytes, token % kTile + i);
+      for (int64_t d = 0; d < count; ++d) copy_element(narrow, d, row_bytes, out + d * row_bytes, token % kTile + i);
     }
   }
 }
@@ -260,11 +251,10 @@ namespace {
 HWY_EXPORT(store_keys);
 HWY_EXPORT(store_values);
 
-// Element `lane` of a panel row.
-float load_number(const std::byte* row, int64_t lane, DType dtype) {
+float number_of(const std::byte* bits, DType dtype) {
   const auto as = [&]<class T>(T) {
     T value;
-    std::memcpy(&value, row + lane * static_cast<int64_t>(sizeof(T)), sizeof(T));
+    std::memcpy(&value, bits, sizeof(T));
     return static_cast<float>(value);
   };
   switch (dtype) {
@@ -279,16 +269,20 @@ float load_number(const std::byte* row, int64_t lane, DType dtype) {
     case DType::i8:
       return as(int8_t());
     case DType::i4:
-      return static_cast<float>(nibble_at(row, lane) - 8);
+      return static_cast<float>(std::to_integer<int>(*bits) - 8);
     default:
       return as(float());
   }
 }
 
-void apply_scale(const HeadPanel& panel, int64_t token, int64_t width, float* out) {
-  if (!has_token_scales(panel.dtype)) return;
-  const float scale = panel.scales[token] / read_factor(panel.dtype);
-  for (int64_t i = 0; i < width; ++i) out[i] *= scale;
+void load_token(PanelSide side, const HeadPanel& panel, int64_t token, int64_t width, float* out) {
+  const PanelElements elements(side, panel_type_of_cache(panel.dtype), panel.data, panel.page_tokens, width);
+  const float scale = has_token_scales(panel.dtype) ? panel.scales[token] / read_factor(panel.dtype) : 1.0F;
+  for (int64_t i = 0; i < width; ++i) {
+    std::byte bits[sizeof(float)];
+    elements.get(token, i, bits);
+    out[i] = number_of(bits, panel.dtype) * scale;
+  }
 }
 
 }  // namespace
@@ -321,19 +315,11 @@ void store_values(const TokenRows& rows, int64_t token, const HeadPanel& panel) 
 }
 
 void load_key(const HeadPanel& panel, int64_t token, int64_t width, float* out) {
-  const int64_t row_bytes = row_bytes_of_cache(panel.dtype);
-  const std::byte* tile = panel.data + token / kTile * width * row_bytes;
-  for (int64_t i = 0; i < width; ++i) out[i] = load_number(tile + i * row_bytes, token % kTile, panel.dtype);
-  apply_scale(panel, token, width, out);
+  load_token(PanelSide::keys, panel, token, width, out);
 }
 
 void load_value(const HeadPanel& panel, int64_t token, int64_t width, float* out) {
-  const int64_t row_bytes = row_bytes_of_cache(panel.dtype);
-  for (int64_t i = 0; i < width; ++i) {
-    const std::byte* row = panel.data + (i / kTile * panel.page_tokens + token) * row_bytes;
-    out[i] = load_number(row, i % kTile, panel.dtype);
-  }
-  apply_scale(panel, token, width, out);
+  load_token(PanelSide::values, panel, token, width, out);
 }
 
 }  // namespace regard::kernels

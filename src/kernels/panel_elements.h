@@ -12,34 +12,48 @@ namespace regard::kernels {
 /// What a panel holds for each token: a key, whose elements lie apart, or a value, whose elements lie side by side.
 enum class PanelSide : uint8_t { keys, values };
 
+/// A panel's row: sixteen elements side by side, each of as many bytes; or of half a byte, then the first eight are the
+/// low halves of the bytes. An element's bits take bytes_of_element(row_bytes) bytes outside of it.
+[[nodiscard]] constexpr int64_t bytes_of_element(int64_t row_bytes) {
+  return row_bytes < kTile ? 1 : row_bytes / kTile;
+}
+
+inline void get_element(const std::byte* row, int64_t row_bytes, int64_t lane, std::byte* bits) {
+  constexpr int64_t kHalf = kTile / 2;
+  if (row_bytes < kTile)
+    *bits = (row[lane % kHalf] >> (lane < kHalf ? 0 : 4)) & std::byte{0xF};
+  else
+    std::memcpy(bits, row + lane * bytes_of_element(row_bytes), static_cast<size_t>(bytes_of_element(row_bytes)));
+}
+
+inline void put_element(const std::byte* bits, std::byte* row, int64_t row_bytes, int64_t lane) {
+  constexpr int64_t kHalf = kTile / 2;
+  if (row_bytes >= kTile) {
+    std::memcpy(row + lane * bytes_of_element(row_bytes), bits, static_cast<size_t>(bytes_of_element(row_bytes)));
+    return;
+  }
+  const int shift = lane < kHalf ? 0 : 4;
+  std::byte& both = row[lane % kHalf];
+  both = (both & ~(std::byte{0xF} << shift)) | (*bits << shift);
+}
+
 /// One head's panel in a page.
 class PanelElements {
  public:
   PanelElements(PanelSide side, PanelType type, std::byte* data, int64_t page_tokens, int64_t width)
       : side_(side),
         row_bytes_(info_of(type).bytes_per_two_k / 2),
-        halves_(row_bytes_ < kTile),
         data_(data),
         page_tokens_(page_tokens),
         width_(width) {}
 
-  /// Bytes of an element's bits; a 4-bit one takes a byte of its own.
-  [[nodiscard]] int64_t bytes() const { return halves_ ? 1 : row_bytes_ / kTile; }
-  [[nodiscard]] int64_t width() const { return width_; }
+  [[nodiscard]] int64_t bytes() const { return bytes_of_element(row_bytes_); }
 
-  void get(int64_t token, int64_t column, std::byte* out) const {
-    const int64_t index = index_of(token, column);
-    if (halves_)
-      *out = (half_at(index) >> shift_of(index)) & std::byte{0xF};
-    else
-      std::memcpy(out, data_ + index * bytes(), static_cast<size_t>(bytes()));
+  void get(int64_t token, int64_t column, std::byte* bits) const {
+    get_element(row_of(token, column), row_bytes_, lane_of(token, column), bits);
   }
   void put(const std::byte* bits, int64_t token, int64_t column) const {
-    const int64_t index = index_of(token, column);
-    if (halves_)
-      half_at(index) = (half_at(index) & ~(std::byte{0xF} << shift_of(index))) | (*bits << shift_of(index));
-    else
-      std::memcpy(data_ + index * bytes(), bits, static_cast<size_t>(bytes()));
+    put_element(bits, row_of(token, column), row_bytes_, lane_of(token, column));
   }
   void copy_token(const PanelElements& from, int64_t from_token, int64_t to_token) const {
     std::byte bits[sizeof(float)];
@@ -62,19 +76,17 @@ class PanelElements {
   }
 
  private:
-  [[nodiscard]] int64_t index_of(int64_t token, int64_t column) const {
-    return side_ == PanelSide::keys ? (token / kTile * width_ + column) * kTile + token % kTile
-                                    : (column / kTile * page_tokens_ + token) * kTile + column % kTile;
+  [[nodiscard]] std::byte* row_of(int64_t token, int64_t column) const {
+    const int64_t row =
+        side_ == PanelSide::keys ? token / kTile * width_ + column : column / kTile * page_tokens_ + token;
+    return data_ + row * row_bytes_;
   }
-  // Of a row's sixteen 4-bit elements, the first eight are the low halves of its bytes.
-  [[nodiscard]] std::byte& half_at(int64_t index) const {
-    return data_[index / kTile * row_bytes_ + index % (kTile / 2)];
+  [[nodiscard]] int64_t lane_of(int64_t token, int64_t column) const {
+    return (side_ == PanelSide::keys ? token : column) % kTile;
   }
-  static int shift_of(int64_t index) { return index % kTile < kTile / 2 ? 0 : 4; }
 
   PanelSide side_;
   int64_t row_bytes_;
-  bool halves_;
   std::byte* data_;
   int64_t page_tokens_;
   int64_t width_;
