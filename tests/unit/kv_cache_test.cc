@@ -11,22 +11,17 @@
 #include "regard/error.h"
 #include "support/error_of.h"
 #include "support/numbers.h"
+#include "support/small_cache.h"
 
 namespace regard {
 namespace {
 
 using test::error_of;
+using test::two_head_layer;
 using ::testing::HasSubstr;
 
-// Two KV heads, keys of 20 and values of 12: no multiple of the panels' 16.
-AttentionConfig layer() {
-  AttentionConfig config{.hidden_size = 8, .num_attention_heads = 2, .num_key_value_heads = 2, .head_dim = 20};
-  config.v_head_dim = 12;
-  return config;
-}
-
 KvCache cache_of(int64_t slots, int64_t capacity, DType dtype = DType::f32) {
-  return KvCache::contiguous({.slots = slots, .capacity = capacity, .dtype = dtype}, layer());
+  return KvCache::contiguous({.slots = slots, .capacity = capacity, .dtype = dtype}, two_head_layer());
 }
 
 struct Tokens {
@@ -254,7 +249,7 @@ TEST(KvCache, CountsTheBytesOfScales) {
 
 // [KV-2], [KV-5], [CFG-44], [CFG-48], [CFG-59]
 TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
-  AttentionConfig config = layer();
+  AttentionConfig config = two_head_layer();
   config.inference.kv_cache_batch_size = 3;
   config.inference.max_length = 500;
   config.inference.torch_dtype = DType::f16;
@@ -270,7 +265,7 @@ TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
 
 TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
   const auto refusal = [](const KvCacheOptions& options) {
-    return error_of([&] { (void)KvCache::contiguous(options, layer()); });
+    return error_of([&] { (void)KvCache::contiguous(options, two_head_layer()); });
   };
   EXPECT_THAT(refusal({.slots = -1, .capacity = 8}), HasSubstr("slots is -1"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = -8}), HasSubstr("capacity is -8"));

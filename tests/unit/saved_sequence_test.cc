@@ -16,21 +16,13 @@
 #include "regard/error.h"
 #include "support/expect_error.h"
 #include "support/numbers.h"
+#include "support/small_cache.h"
 #include "support/temp_folder.h"
 
 namespace regard::test {
 namespace {
 
 using Ids = std::vector<int32_t>;
-
-// Two KV heads, keys of 20 and values of 12: no multiple of the panels' 16.
-AttentionConfig layer(int64_t window = 0, int64_t chunk = 0) {
-  AttentionConfig config{.hidden_size = 8, .num_attention_heads = 2, .num_key_value_heads = 2, .head_dim = 20};
-  config.v_head_dim = 12;
-  config.sliding_window = window;
-  config.attention_chunk_size = chunk;
-  return config;
-}
 
 // Appends so many random tokens to every layer, some at a time, as a model does.
 void fill(std::span<KvCache> layers, int64_t slot, int64_t count, uint64_t seed) {
@@ -94,7 +86,7 @@ std::vector<KvCache> one(KvStorage storage, KvCacheOptions options, const Attent
 TEST(SavedSequence, RoundTripsBitForBitThroughEveryStorageAndType) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
-  const AttentionConfig config = layer(40);
+  const AttentionConfig config = two_head_layer(40);
   for (const int64_t length : {1, 31, 64, 300})
     for (const Format& format : formats()) {
       SCOPED_TRACE(::testing::Message() << format.name << ' ' << length);
@@ -108,7 +100,7 @@ TEST(SavedSequence, RoundTripsBitForBitThroughEveryStorageAndType) {
       auto again = one(KvStorage::contiguous, options, config);
       EXPECT_EQ(restore_sequence(path, again, 0), tokens);
       expect_equal(contiguous[0], 1, again[0], 0, length);
-      auto paged = one(KvStorage::paged, pages_of_16, layer());
+      auto paged = one(KvStorage::paged, pages_of_16, two_head_layer());
       EXPECT_EQ(restore_sequence(path, paged, 2), tokens);
       expect_equal(contiguous[0], 1, paged[0], 2, length);
       save_sequence(path, paged, 2, tokens);
@@ -143,10 +135,10 @@ TEST(SavedSequence, ChunksKeepWhatTheLastTokenSees) {
   const std::string path = folder.file("sequence.safetensors");
   const KvCacheOptions options{.slots = 1, .capacity = 320, .dtype = DType::i8};
   for (const int64_t length : {255, 256, 257, 300}) {
-    auto contiguous = one(KvStorage::contiguous, options, layer(0, 64));
+    auto contiguous = one(KvStorage::contiguous, options, two_head_layer(0, 64));
     fill(contiguous, 0, length, 5);
     save_sequence(path, contiguous, 0, ids(length));
-    auto chunk = one(KvStorage::chunk, options, layer(0, 64));
+    auto chunk = one(KvStorage::chunk, options, two_head_layer(0, 64));
     restore_sequence(path, chunk, 0);
     EXPECT_EQ(chunk[0].first_held(0), (length - 1) / 64 * 64);
     expect_equal(contiguous[0], 0, chunk[0], 0, (length - 1) % 64 + 1);
@@ -161,11 +153,11 @@ TEST(SavedSequence, ASequenceAtTheEndOfAChunkGoesOn) {
   const std::string path = folder.file("sequence.safetensors");
   for (const DType dtype : {DType::bf16, DType::i8}) {
     const KvCacheOptions options{.slots = 1, .capacity = 320, .dtype = dtype};
-    auto saved = one(KvStorage::chunk, options, layer(0, 64));
+    auto saved = one(KvStorage::chunk, options, two_head_layer(0, 64));
     fill(saved, 0, 128, 5);
     ASSERT_EQ(saved[0].first_held(0), 128);
     save_sequence(path, saved, 0, ids(129));
-    auto restored = one(KvStorage::paged, options, layer(0, 64));
+    auto restored = one(KvStorage::paged, options, two_head_layer(0, 64));
     EXPECT_EQ(restore_sequence(path, restored, 0), ids(129));
     EXPECT_EQ(restored[0].length(0), 128);
     EXPECT_THROW((void)restored[0].read(0, 127, 1), Error);
@@ -182,10 +174,10 @@ TEST(SavedSequence, ALongTextFitsARing) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
   const KvCacheOptions options{.slots = 2, .capacity = 4000, .dtype = DType::f32};
-  auto contiguous = one(KvStorage::contiguous, options, layer(40));
+  auto contiguous = one(KvStorage::contiguous, options, two_head_layer(40));
   fill(contiguous, 0, 3900, 5);
   save_sequence(path, contiguous, 0, ids(3900));
-  auto ring = one(KvStorage::ring, options, layer(40));
+  auto ring = one(KvStorage::ring, options, two_head_layer(40));
   fill(ring, 0, 2000, 6);
   ASSERT_LT(ring[0].pages() * ring[0].page_size(), 3900);
   restore_sequence(path, ring, 1);
@@ -208,7 +200,7 @@ struct TwoLayers : TempFolder {
             .values = KvFormat{.dtype = DType::i8}};
   }
   static std::vector<KvCache> caches(const KvCacheOptions& options = TwoLayers::options(),
-                                     const AttentionConfig& config = layer()) {
+                                     const AttentionConfig& config = two_head_layer()) {
     std::vector<KvCache> layers;
     layers.push_back(KvCache::contiguous(options, config));
     layers.push_back(KvCache::paged(options, config));
@@ -338,7 +330,7 @@ TEST(SavedSequence, CachesThatAreNotLikeTheFilesAreRefused) {
   const auto refused = [&](std::string_view part,
                            const std::function<void(KvCacheOptions&, AttentionConfig&)>& change) {
     KvCacheOptions options = TwoLayers::options();
-    AttentionConfig config = layer();
+    AttentionConfig config = two_head_layer();
     change(options, config);
     good.expect_refused(part, TwoLayers::caches(options, config));
   };
@@ -355,7 +347,7 @@ TEST(SavedSequence, CachesThatAreNotLikeTheFilesAreRefused) {
   refused("layers.0.value_scaling", [](auto& options, auto&) { options.values->scaling = KvScaling::per_tensor; });
   refused("capacity of layer 0 is 19", [](auto& options, auto&) { options.capacity = 19; });
   auto three = TwoLayers::caches();
-  three.push_back(KvCache::contiguous(TwoLayers::options(), layer()));
+  three.push_back(KvCache::contiguous(TwoLayers::options(), two_head_layer()));
   good.expect_refused("layers is \"2\", expected \"3\"", std::move(three));
   good.expect_refused("layers is \"2\", expected \"0\"", {});
 }
@@ -377,7 +369,7 @@ TEST(SavedSequence, WhereALaterLayerLacksPagesTheEarlierOnesAreEmptyAgain) {
     KvCacheOptions options = TwoLayers::options();
     options.page_size = 16;
     options.pages = pages;
-    layers.push_back(KvCache::paged(options, layer()));
+    layers.push_back(KvCache::paged(options, two_head_layer()));
   }
   good.expect_refused("layer 1, with 1 free pages of 16 tokens", std::move(layers));
 }
@@ -386,12 +378,12 @@ TEST(SavedSequence, TheTailOfAWindowDoesNotMakeAWholeText) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
   const KvCacheOptions options{.slots = 1, .capacity = 320, .dtype = DType::f32};
-  auto ring = one(KvStorage::ring, options, layer(40));
+  auto ring = one(KvStorage::ring, options, two_head_layer(40));
   fill(ring, 0, 300, 5);
   save_sequence(path, ring, 0, ids(300));
-  auto contiguous = one(KvStorage::contiguous, options, layer(40));
+  auto contiguous = one(KvStorage::contiguous, options, two_head_layer(40));
   EXPECT_ERROR(restore_sequence(path, contiguous, 0), "layers.0.first_position is \"256\", expected 0 to 0");
-  auto paged = one(KvStorage::paged, options, layer());
+  auto paged = one(KvStorage::paged, options, two_head_layer());
   EXPECT_ERROR(restore_sequence(path, paged, 0), "can't go on");
   EXPECT_EQ(paged[0].free_pages(), paged[0].pages());
 }
@@ -421,7 +413,7 @@ TEST(SavedSequence, AKilledSaveLeavesAWholeFile) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
   const KvCacheOptions options{.slots = 2, .capacity = 3000, .dtype = DType::f32};
-  auto layers = one(KvStorage::contiguous, options, layer());
+  auto layers = one(KvStorage::contiguous, options, two_head_layer());
   fill(layers, 0, 2000, 5);
   fill(layers, 1, 3000, 6);
   save_sequence(path, layers, 0, ids(2000));
@@ -439,7 +431,7 @@ TEST(SavedSequence, AKilledSaveLeavesAWholeFile) {
         ++killed_halfway;
         std::filesystem::remove(entry.path());
       }
-    auto restored = one(KvStorage::contiguous, options, layer());
+    auto restored = one(KvStorage::contiguous, options, two_head_layer());
     const auto tokens = restore_sequence(path, restored, 0);
     const int64_t slot = tokens.size() == 2000 ? 0 : 1;
     expect_equal(layers[0], slot, restored[0], 0, layers[0].length(slot));
