@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "regard/attend.h"
-#include "support/cache_scene.h"
+#include "support/cache_driver.h"
 #include "support/numbers.h"
 #include "support/property.h"
 

@@ -47,17 +47,12 @@ Tensor rows_of(const Tensor& hidden, const std::vector<int64_t>& rows) {
   return chosen;
 }
 
+// As slot 0's tokens from `first` on.
 std::vector<TokenOutput> run(const Layer& layer, KvCache& cache, Workspace& workspace, const Tensor& hidden,
                              int64_t first, const ConstTensorView& mask = {}) {
   const Span span{.slot = 0, .first_position = first, .count = hidden.shape()[0]};
-  AttentionInput input;
-  input.hidden_states = hidden;
-  input.spans = {&span, 1};
-  input.cache = &cache;
-  input.workspace = &workspace;
-  input.lse = true;
-  if (!mask.empty()) input.active_masks = {&mask, 1};
-  return token_outputs(layer.attention().forward(input));
+  const auto masks = mask.empty() ? std::span<const ConstTensorView>() : std::span(&mask, 1);
+  return forward(layer, cache, workspace, hidden, {&span, 1}, masks);
 }
 
 struct Scene {
@@ -133,23 +128,13 @@ TEST(TokenTree, TreesMixWithOtherSpans) {
                                {.slot = -1, .first_position = 0, .count = tokens},
                                {.slot = 0, .first_position = first, .count = tokens}};
     };
-    const auto call = [&](KvCache& target, const Tensor& hidden, const std::vector<Span>& spans,
-                          std::span<const ConstTensorView> masks) {
-      AttentionInput input;
-      input.hidden_states = hidden;
-      input.spans = spans;
-      input.cache = &target;
-      input.workspace = &workspace;
-      input.active_masks = masks;
-      input.lse = true;
-      return token_outputs(layer.attention().forward(input));
-    };
     const Tensor prompts = layer.text(3 * scene.prompt, 0);
     const Tensor drafts = layer.text(3 * count, 1);
-    for (KvCache* target : {&cache, &plain}) (void)call(*target, prompts, spans_of(0, scene.prompt), {});
+    for (KvCache* target : {&cache, &plain})
+      (void)forward(layer, *target, workspace, prompts, spans_of(0, scene.prompt));
     const std::vector<ConstTensorView> masks = {ConstTensorView(), mask, mask};
-    const auto mixed = call(cache, drafts, spans_of(scene.prompt, count), masks);
-    const auto linear = call(plain, drafts, spans_of(scene.prompt, count), {});
+    const auto mixed = forward(layer, cache, workspace, drafts, spans_of(scene.prompt, count), masks);
+    const auto linear = forward(layer, plain, workspace, drafts, spans_of(scene.prompt, count));
     const auto part = [&](const std::vector<TokenOutput>& all, int64_t span) {
       return std::span(all).subspan(static_cast<size_t>(span * count), static_cast<size_t>(count));
     };

@@ -44,6 +44,18 @@ std::vector<TokenOutput> token_outputs(const AttentionOutput& output) {
   return tokens;
 }
 
+std::vector<TokenOutput> forward(const Layer& layer, KvCache& cache, Workspace& workspace, ConstTensorView hidden,
+                                 std::span<const Span> spans, std::span<const ConstTensorView> active_masks) {
+  AttentionInput input;
+  input.hidden_states = hidden;
+  input.spans = spans;
+  input.active_masks = active_masks;
+  input.cache = &cache;
+  input.workspace = &workspace;
+  input.lse = true;
+  return token_outputs(layer.attention().forward(input));
+}
+
 Session::Session(const Layer& layer, const Options& options)
     : layer_(layer),
       cache_(options.contiguous ? layer.make_contiguous_cache(options.slots, options.capacity)
@@ -62,13 +74,7 @@ void Session::advance(std::span<const Step> steps) {
     to += bytes_of(part);
     spans.push_back({.slot = sequence->slot, .first_position = sequence->done(), .count = count});
   }
-  AttentionInput input;
-  input.hidden_states = hidden;
-  input.spans = spans;
-  input.cache = &cache_;
-  input.workspace = &workspace_;
-  input.lse = true;
-  const std::vector<TokenOutput> outputs = token_outputs(layer_.attention().forward(input));
+  const std::vector<TokenOutput> outputs = forward(layer_, cache_, workspace_, hidden, spans);
   auto next = outputs.begin();
   for (const auto& [sequence, count] : steps) {
     sequence->outputs.insert(sequence->outputs.end(), next, next + count);

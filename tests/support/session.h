@@ -19,6 +19,9 @@ struct TokenOutput {
 };
 // Of a call on packed tokens that returned log-sum-exps.
 std::vector<TokenOutput> token_outputs(const AttentionOutput& output);
+// One call of the layer on packed tokens.
+std::vector<TokenOutput> forward(const Layer& layer, KvCache& cache, Workspace& workspace, ConstTensorView hidden,
+                                 std::span<const Span> spans, std::span<const ConstTensorView> active_masks = {});
 // "" if all bits are equal, else where they are not.
 std::string first_difference(std::span<const TokenOutput> ours, std::span<const TokenOutput> theirs);
 

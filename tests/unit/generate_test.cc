@@ -153,17 +153,23 @@ TEST(SavedTexts, APromptFollowsThem) {
   EXPECT_EQ(speaker.speak(" a hen", {.max_tokens = 20, .restore_from = file}).tokens, at_once);
 }
 
+// Caches in whose slot 0 all tokens have run.
+std::vector<KvCache> wholly_cached(Speaker& speaker, const Ids& tokens) {
+  auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
+  const Span span{.count = static_cast<int64_t>(tokens.size())};
+  (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Decoder::Logits::all, speaker.workspace);
+  return caches;
+}
+
 // The last token has to run again to give logits, where a file has the keys of all.
 TEST(SavedTexts, WhollyCachedTextsGoOnToo) {
   Speaker speaker;
   const std::string file = speaker.file("text.safetensors");
   const Ids prompt = speaker.tokenizer.encode(kPrompt);
-  auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
-  const Span span{.count = static_cast<int64_t>(prompt.size())};
-  (void)speaker.decoder.forward(prompt, {&span, 1}, caches, Decoder::Logits::all, speaker.workspace);
+  const auto caches = wholly_cached(speaker, prompt);
   save_sequence(file, caches, 0, prompt);
   const auto result = speaker.speak("", {.max_tokens = 20, .restore_from = file});
-  EXPECT_EQ(result.restored_tokens, span.count - 1);
+  EXPECT_EQ(result.restored_tokens, static_cast<int64_t>(prompt.size()) - 1);
   EXPECT_EQ(result.tokens, speaker.speak(kPrompt, {.max_tokens = 20}).tokens);
 }
 
@@ -171,9 +177,7 @@ TEST(SavedTexts, OfAnotherVocabularyOrTooLongAreRefused) {
   Speaker speaker;
   const std::string file = speaker.file("text.safetensors");
   const Ids prompt = speaker.tokenizer.encode(kPrompt);
-  auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
-  const Span span{.count = static_cast<int64_t>(prompt.size())};
-  (void)speaker.decoder.forward(prompt, {&span, 1}, caches, Decoder::Logits::all, speaker.workspace);
+  const auto caches = wholly_cached(speaker, prompt);
   Ids strange = prompt;
   strange[1] = 100'000;
   save_sequence(file, caches, 0, strange);
