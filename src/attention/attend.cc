@@ -41,17 +41,6 @@ void check(const AttendInput& input) {
           input.mask.sliding_window, input.mask.attention_chunk_size);
 }
 
-std::vector<std::optional<TokenTree>> make_trees(const AttendInput& input) {
-  if (input.active_masks.empty()) return {};
-  require(input.active_masks.size() == input.spans.size(), "attend: active_masks has {} masks, expected {}, one a span",
-          input.active_masks.size(), input.spans.size());
-  require(input.mask.is_causal, "attend: active_masks are given, but the mask is not causal");
-  std::vector<std::optional<TokenTree>> trees(input.spans.size());
-  for (size_t i = 0; i < trees.size(); ++i)
-    if (!input.active_masks[i].empty()) trees[i].emplace(input.spans[i], input.active_masks[i]);
-  return trees;
-}
-
 void check_spans(const AttendInput& input) {
   int64_t tokens = 0;
   for (const Span& span : input.spans) {
@@ -78,7 +67,7 @@ void check_spans(const AttendInput& input) {
 void attend(const AttendInput& input) {
   check(input);
   check_spans(input);
-  std::vector<std::optional<TokenTree>> trees = make_trees(input);
+  auto trees = make_trees("attend", input.spans, input.active_masks, input.mask.is_causal);
   std::optional<Workspace> own;
   if (input.workspace == nullptr) own.emplace();
   Workspace& workspace = own ? *own : *input.workspace;
@@ -99,10 +88,9 @@ void attend(const AttendInput& input) {
     const Span& span = input.spans[i];
     if (span.slot == -1)
       rows.skip(first, span.count);
-    else if (!trees.empty() && trees[i])
-      rows.add_tree(first, span, *trees[i], input.cache->view(span.slot), input.mask);
     else
-      rows.add(first, span, input.cache->view(span.slot), input.mask, input.cache->length(span.slot));
+      rows.add(first, span, trees.empty() || !trees[i] ? nullptr : &*trees[i], input.cache->view(span.slot), input.mask,
+               input.cache->length(span.slot));
     first += span.count;
   }
   kernels::attend({.shape = shape,

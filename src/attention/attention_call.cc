@@ -30,7 +30,7 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionInput& i
   tokens_ = input.hidden_states.size(0);
   resolve_spans();
   resolve_cache();
-  resolve_trees();
+  trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal);
   resolve_angles();
   make_outputs();
 }
@@ -81,19 +81,9 @@ void AttentionCall::resolve_spans() {
   require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);
 }
 
-void AttentionCall::resolve_trees() {
-  if (input_.active_masks.empty()) return;
-  require(input_.active_masks.size() == spans_.size(), "attention: active_masks has {} masks, expected {}, one a span",
-          input_.active_masks.size(), spans_.size());
-  require(config_.is_causal, "attention: active_masks are given, but the layer is not causal");
-  trees_.resize(spans_.size());
-  for (size_t i = 0; i < spans_.size(); ++i)
-    if (!input_.active_masks[i].empty()) trees_[i].emplace(spans_[i], input_.active_masks[i]);
-}
-
 int64_t AttentionCall::position_of(size_t span, int64_t token) const {
-  const bool branches = !trees_.empty() && trees_[span];
-  return memory_.origins[span] + spans_[span].first_position + (branches ? trees_[span]->depth(token) : token);
+  const TokenTree* tree = tree_of(span);
+  return memory_.origins[span] + spans_[span].first_position + (tree == nullptr ? token : tree->depth(token));
 }
 
 void AttentionCall::resolve_cache() {
@@ -364,10 +354,9 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
     const Span& span = spans_[index];
     if (span.slot == -1)
       rows.skip(first, part.count);
-    else if (!trees_.empty() && trees_[index])
-      rows.add_tree(first, part, *trees_[index], cache_->view(span.slot), mask, memory_.origins[index]);
     else
-      rows.add(first, part, cache_->view(span.slot), mask, span.first_position + span.count, memory_.origins[index]);
+      rows.add(first, part, tree_of(index), cache_->view(span.slot), mask, span.first_position + span.count,
+               memory_.origins[index]);
   });
   kernels::attend(
       {.shape = shape,

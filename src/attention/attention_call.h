@@ -27,7 +27,6 @@ class AttentionCall {
   void resolve_spans();
   void resolve_cache();
   void check_reach() const;
-  void resolve_trees();
   void resolve_angles();
   void find_angles(const Piece& piece);
   void make_outputs();
@@ -40,6 +39,10 @@ class AttentionCall {
   void attend(const Piece& piece, ConstTensorView q, TensorView attended);
   void write_hidden(const Piece& piece, ConstTensorView attended);
 
+  // The tree of a span; null: its tokens don't branch.
+  [[nodiscard]] const TokenTree* tree_of(size_t span) const {
+    return trees_.empty() || !trees_[span] ? nullptr : &*trees_[span];
+  }
   // The position in its sequence of a span's token.
   [[nodiscard]] int64_t position_of(size_t span, int64_t token) const;
 

@@ -27,33 +27,23 @@ class SpanRows {
     memory_.spans.push_back({.kv = {}, .first_token = first_token, .count = count});
   }
   // The span's rows start at first_token; its sequence has `length` tokens. `origin` is the position that the cache's
-  // position 0 stands for.
-  void add(int64_t first_token, const Span& span, const kernels::KvPages& kv, const Mask& mask, int64_t length,
-           int64_t origin = 0) {
-    memory_.spans.push_back({.kv = kv, .first_token = first_token, .count = span.count});
-    for (int64_t i = 0; i < span.count; ++i)
-      set_visible(first_token + i, mask, origin + span.first_position + i, origin + length, origin);
-  }
-  // The same for a span whose tokens branch; the tree's tails have to be copied.
-  void add_tree(int64_t first_token, const Span& span, const TokenTree& tree, const kernels::KvPages& kv,
-                const Mask& mask, int64_t origin = 0) {
+  // position 0 stands for. A tree's tails have to be copied.
+  void add(int64_t first_token, const Span& span, const TokenTree* tree, const kernels::KvPages& kv, const Mask& mask,
+           int64_t length, int64_t origin = 0) {
     memory_.spans.push_back({.kv = kv,
                              .first_token = first_token,
                              .count = span.count,
-                             .tails = tree.tails(),
-                             .tail_start = tree.tail_start()});
+                             .tails = tree == nullptr ? nullptr : tree->tails(),
+                             .tail_start = tree == nullptr ? 0 : tree->tail_start()});
     for (int64_t i = 0; i < span.count; ++i) {
-      const int64_t position = origin + span.first_position + tree.depth(i);
-      set_visible(first_token + i, mask, position, position + 1, origin);
+      const int64_t position = origin + span.first_position + (tree == nullptr ? i : tree->depth(i));
+      const Interval seen = mask.visible(position, tree == nullptr ? origin + length : position + 1);
+      memory_.visible[static_cast<size_t>(first_token + i)] = {std::max<int64_t>(0, seen.first - origin),
+                                                               seen.last - origin};
     }
   }
 
  private:
-  void set_visible(int64_t token, const Mask& mask, int64_t position, int64_t length, int64_t origin) {
-    const Interval seen = mask.visible(position, length);
-    memory_.visible[static_cast<size_t>(token)] = {std::max<int64_t>(0, seen.first - origin), seen.last - origin};
-  }
-
   Workspace::Memory& memory_;
 };
 

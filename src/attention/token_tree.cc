@@ -92,6 +92,18 @@ void TokenTree::copy_tails(const KvPages& kv, const kernels::AttendShape& shape,
   });
 }
 
+std::vector<std::optional<TokenTree>> make_trees(std::string_view caller, std::span<const Span> spans,
+                                                 std::span<const ConstTensorView> active_masks, bool is_causal) {
+  if (active_masks.empty()) return {};
+  require(active_masks.size() == spans.size(), "{}: active_masks has {} masks, expected {}, one a span", caller,
+          active_masks.size(), spans.size());
+  require(is_causal, "{}: active_masks are given, but the mask is not causal", caller);
+  std::vector<std::optional<TokenTree>> trees(spans.size());
+  for (size_t i = 0; i < trees.size(); ++i)
+    if (!active_masks[i].empty()) trees[i].emplace(spans[i], active_masks[i]);
+  return trees;
+}
+
 void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span> spans, const KvCache& cache,
                 const kernels::AttendShape& shape, Workspace& workspace) {
   const auto branches = [&](size_t i) { return trees[i].has_value() && spans[i].slot != -1; };

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/attend.h"
@@ -45,6 +46,12 @@ class TokenTree {
   std::vector<int32_t> places_;
   std::vector<kernels::KvPages> tails_;
 };
+
+// The trees of the spans' active masks, one a span, or none at all. Throws Error, which begins with `caller`, for
+// another number of masks than spans, and under a mask that is not causal.
+[[nodiscard]] std::vector<std::optional<TokenTree>> make_trees(std::string_view caller, std::span<const Span> spans,
+                                                               std::span<const ConstTensorView> active_masks,
+                                                               bool is_causal);
 
 // Copies the tails of the spans that have a tree into the workspace's memory. `trees` are one a span, or none at all.
 void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span> spans, const KvCache& cache,
