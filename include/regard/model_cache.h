@@ -56,13 +56,12 @@ class ModelCache {
   [[nodiscard]] bool make_room(std::span<const Span> spans);
 
   struct Stats {
-    int64_t asked_tokens = 0;       ///< of all sequences opened
-    int64_t shared_tokens = 0;      ///< of those, found in the prefix cache
-    int64_t cached_pages = 0;       ///< pages of tokens that the prefix cache holds now
-    int64_t evicted_pages = 0;      ///< that it forgot for want of memory
-    int64_t pages = 0;              ///< of the fullest layer's pool
-    int64_t pages_in_use = 0;       ///< of those, held by sequences or prefixes
-    int64_t most_pages_in_use = 0;  ///< ever, when make_room was called
+    int64_t asked_tokens = 0;   ///< of all sequences opened
+    int64_t shared_tokens = 0;  ///< of those, found in the prefix cache
+    int64_t cached_pages = 0;   ///< pages of tokens that the prefix cache holds now
+    int64_t evicted_pages = 0;  ///< that it forgot for want of memory
+    int64_t pages = 0;          ///< of the fullest layer's pool
+    int64_t pages_in_use = 0;   ///< of those, held by sequences or prefixes
   };
   [[nodiscard]] Stats stats() const;
 

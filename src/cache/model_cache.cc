@@ -156,7 +156,6 @@ bool ModelCache::make_room(std::span<const Span> spans) {
     const int64_t missing = s.layers[i].missing_pages(spans);
     if (missing > 0 && (!s.tree || s.tree->evict(i, missing) < missing)) return false;
   }
-  s.stats.most_pages_in_use = std::max(s.stats.most_pages_in_use, s.pages_in_use(s.fullest()));
   return true;
 }
 
