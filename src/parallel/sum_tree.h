@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace regard {
+
+// A fixed binary tree over leaves 0..leaves-1: a sum over all of them has the same bits whoever computes which node.
+// Leaves come in groups (the query heads of a KV head); a node of several groups is cut between groups, in the middle,
+// so that ranks with whole groups hold whole nodes.
+class SumTree {
+ public:
+  // Leaves first..end-1.
+  struct Node {
+    int64_t first;
+    int64_t end;
+    friend bool operator==(const Node&, const Node&) = default;
+  };
+
+  explicit SumTree(int64_t leaves, int64_t group = 1) : leaves_(leaves), group_(group) {}
+
+  [[nodiscard]] Node root() const { return {0, leaves_}; }
+  // Where the right child of a node of two leaves or more begins.
+  [[nodiscard]] int64_t middle(Node node) const;
+  // The largest nodes that together are the leaves of `part`, in order.
+  [[nodiscard]] std::vector<Node> cover(Node part) const;
+
+ private:
+  int64_t leaves_;
+  int64_t group_;
+};
+
+}  // namespace regard
