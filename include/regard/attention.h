@@ -11,6 +11,7 @@
 #include "regard/attention_config.h"
 #include "regard/cache.h"
 #include "regard/mask.h"
+#include "regard/parallel.h"
 #include "regard/position.h"
 #include "regard/projection.h"
 #include "regard/tensor.h"
@@ -19,6 +20,7 @@
 namespace regard {
 
 class Checkpoint;
+struct AttentionShard;
 
 /// The weights of one attention layer, as a checkpoint stores them.
 struct AttentionWeights {
@@ -128,33 +130,46 @@ class Attention {
  public:
   /// Packs the weights. Throws Error where config and weights disagree, or for a variant that this version can't
   /// compute.
+  /// With ranks: loads what this one computes, and reads no more of the weights than that.
   [[nodiscard]] static Attention load(const AttentionWeights& weights, const AttentionConfig& config,
-                                      const Threads& threads);
+                                      const Threads& threads, const Ranks& ranks = Ranks());
   /// One layer of a checkpoint; `config` as AttentionConfig::from gives it, perhaps with other choices.
   [[nodiscard]] static Attention load(const Checkpoint& checkpoint, int64_t layer, const AttentionConfig& config,
-                                      const Threads& threads);
+                                      const Threads& threads, const Ranks& ranks = Ranks());
 
+  /// The whole layer, over all ranks.
   [[nodiscard]] const AttentionConfig& config() const { return config_; }
-  [[nodiscard]] const QkvProjection& qkv_projection() const { return qkv_; }
-  [[nodiscard]] const OutputProjection& output_projection() const { return output_; }
+  [[nodiscard]] const Ranks& ranks() const { return ranks_; }
+  /// This rank's, for decode.
+  [[nodiscard]] const QkvProjection& qkv_projection() const;
+  [[nodiscard]] const OutputProjection& output_projection() const;
+  /// Bytes of this rank's weights.
+  [[nodiscard]] int64_t bytes() const;
+
+  /// This rank's part of a cache for `options.slots` sequences of `options.capacity` tokens: its KV heads; with data
+  /// parallel decode its sequences; with flash decoding its share of their tokens.
+  [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;
+  /// Which of a call's tokens this rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
+  /// places among the packed tokens, in order.
+  [[nodiscard]] std::vector<int64_t> own_tokens(std::span<const Span> spans,
+                                                std::span<const ConstTensorView> active_masks = {}) const;
 
   /// Throws Error, before the cache changes, for shapes or types that do not fit, spans that do not add up, slots or
   /// positions that the cache can't take; the padded form also for rows longer than max_context_length [CFG-75].
+  /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its own_tokens() of them.
+  /// Keys, values, angles and log-sum-exps are not returned then.
   AttentionOutput forward(const AttentionInput& input) const;
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 
  private:
   friend class AttentionCall;
+  friend class RankedCall;
 
   AttentionConfig config_;
-  QkvProjection qkv_;
-  OutputProjection output_;
+  Ranks ranks_;
   std::optional<RotaryEmbedding> rotary_;
-  struct NormWeights {
-    std::vector<float> q, q_bias, k, k_bias, v;
-  };
-  NormWeights norms_;
-  std::vector<float> sinks_;  // [heads], several sinks of a head as one
+  // What this rank computes in either stage; often the same.
+  std::shared_ptr<const AttentionShard> prefill_, decode_;
 };
 
 }  // namespace regard

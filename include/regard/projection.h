@@ -58,6 +58,10 @@ struct Linear {
 void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<const TensorView> outs,
            Workspace& workspace);
 
+/// out = x W^T over columns first..first+count-1 of W alone: x [tokens, columns of W]. No bias; else as above.
+void apply_columns(const PackedMatrix& weight, ConstTensorView x, int64_t first, int64_t count, TensorView out,
+                   Workspace& workspace);
+
 /// The projections of a layer as the checkpoint stores them: either `qkv` (rows q, k, v) or the three of their own.
 struct QkvWeights {
   WeightView qkv, q, k, v;

@@ -39,6 +39,7 @@ struct Workspace::Memory {
   std::vector<int64_t> origins;
   uint64_t angles_key = 0;  ///< Of what cos and sin hold: the next layer most often wants the same.
   std::vector<float> row;
+  std::vector<Buffer> terms;  // of sums over trees, by level
 
   /// Piece as an f32 matrix of that shape. What it held before is lost.
   [[nodiscard]] TensorView matrix(Piece piece, int64_t rows, int64_t columns) {

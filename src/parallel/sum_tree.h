@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 namespace regard {
@@ -15,18 +14,23 @@ class SumTree {
   struct Node {
     int64_t first;
     int64_t end;
+
+    [[nodiscard]] bool is_leaf() const { return end - first == 1; }
     friend bool operator==(const Node&, const Node&) = default;
   };
 
   explicit SumTree(int64_t leaves, int64_t group = 1) : leaves_(leaves), group_(group) {}
 
   [[nodiscard]] Node root() const { return {0, leaves_}; }
-  // Where the right child of a node of two leaves or more begins.
-  [[nodiscard]] int64_t middle(Node node) const;
-  // The largest nodes that together are the leaves of `part`, in order.
-  [[nodiscard]] std::vector<Node> cover(Node part) const;
+  // The children of a node of two leaves or more.
+  [[nodiscard]] Node left(Node node) const { return {node.first, middle(node)}; }
+  [[nodiscard]] Node right(Node node) const { return {middle(node), node.end}; }
+  // The largest nodes that together are leaves first..end-1, in order.
+  [[nodiscard]] std::vector<Node> cover(int64_t first, int64_t end) const;
 
  private:
+  [[nodiscard]] int64_t middle(Node node) const;
+
   int64_t leaves_;
   int64_t group_;
 };

@@ -55,6 +55,28 @@ void clamp_all(TensorView x, float limit) {
   for (float& value : x.elements<float>()) value = value < -limit ? -limit : value > limit ? limit : value;
 }
 
+void check_input(ConstTensorView x) {
+  require(x.shape().rank() == 2 && (x.size(1) <= 1 || x.stride(1) == 1),
+          "projection: input has shape {}, expected [tokens, columns], dense rows", x.shape());
+  require(x.dtype() == DType::f32 || x.dtype() == DType::bf16 || x.dtype() == DType::f16,
+          "projection: input has dtype {}, expected f32, bf16 or f16", name_of(x.dtype()));
+}
+
+kernels::Product product_of(const PackedMatrix& weight, ConstTensorView x, TensorView out) {
+  const Shape expected{x.size(0), weight.rows()};
+  require(out.shape() == expected, "projection: output has shape {}, expected {}", out.shape(), expected);
+  return {.weights = weight.panel(),
+          .columns = weight.rows(),
+          .bias = nullptr,
+          .out = out.as<float>(),
+          .out_stride = out.stride(0)};
+}
+
+void multiply(ConstTensorView x, std::span<const kernels::Product> products, Workspace& workspace) {
+  kernels::matmul({.data = x.data(), .dtype = x.dtype(), .rows = x.size(0), .depth = x.size(1), .stride = x.stride(0)},
+                  products, workspace.memory().matmul, workspace.threads(), workspace.options());
+}
+
 }  // namespace
 
 void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<const TensorView> outs,
@@ -62,26 +84,27 @@ void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<c
   constexpr size_t kMost = 8;
   require(layers.size() == outs.size() && layers.size() <= kMost,
           "projection: {} layers have {} outputs, expected as many, at most {}", layers.size(), outs.size(), kMost);
-  require(x.shape().rank() == 2 && (x.size(1) <= 1 || x.stride(1) == 1),
-          "projection: input has shape {}, expected [tokens, columns], dense rows", x.shape());
-  require(x.dtype() == DType::f32 || x.dtype() == DType::bf16 || x.dtype() == DType::f16,
-          "projection: input has dtype {}, expected f32, bf16 or f16", name_of(x.dtype()));
+  check_input(x);
   std::array<kernels::Product, kMost> products;
   for (size_t i = 0; i < layers.size(); ++i) {
     const Linear& layer = *layers[i];
-    const Shape expected{x.size(0), layer.weight.rows()};
     require(layer.weight.columns() == x.size(1), "projection: input has {} columns, expected {}", x.size(1),
             layer.weight.columns());
-    require(outs[i].shape() == expected, "projection: output has shape {}, expected {}", outs[i].shape(), expected);
-    products[i] = {.weights = layer.weight.panel(),
-                   .columns = layer.weight.rows(),
-                   .bias = layer.bias.empty() ? nullptr : layer.bias.data(),
-                   .out = outs[i].as<float>(),
-                   .out_stride = outs[i].stride(0)};
+    products[i] = product_of(layer.weight, x, outs[i]);
+    products[i].bias = layer.bias.empty() ? nullptr : layer.bias.data();
   }
-  kernels::matmul({.data = x.data(), .dtype = x.dtype(), .rows = x.size(0), .depth = x.size(1), .stride = x.stride(0)},
-                  std::span(products.data(), layers.size()), workspace.memory().matmul, workspace.threads(),
-                  workspace.options());
+  multiply(x, std::span(products.data(), layers.size()), workspace);
+}
+
+void apply_columns(const PackedMatrix& weight, ConstTensorView x, int64_t first, int64_t count, TensorView out,
+                   Workspace& workspace) {
+  check_input(x);
+  require(first >= 0 && count >= 1 && first + count <= weight.columns() && weight.columns() == x.size(1),
+          "projection: columns {} to {} are asked for, of an input with {} and a weight with {}", first,
+          first + count - 1, x.size(1), weight.columns());
+  kernels::Product product = product_of(weight, x, out);
+  product.weights = product.weights.from(0, first);
+  multiply(x.slice(1, first, count), {&product, 1}, workspace);
 }
 
 QkvProjection QkvProjection::load(const QkvWeights& weights, const AttentionConfig& config, const Threads& threads) {

@@ -1,0 +1,127 @@
+#include "attention/attention_shard.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/fail.h"
+
+namespace regard {
+namespace {
+
+void check_vector(const char* name, const std::vector<float>& values, int64_t expected, bool required) {
+  if (values.empty() && !required) return;
+  require(static_cast<int64_t>(values.size()) == expected, "attention: {} has {} numbers, expected {}", name,
+          values.size(), expected);
+  for (const float value : values) require(!std::isnan(value), "attention: {} holds NaN", name);
+}
+
+void check_norm(const char* name, const std::optional<QKNorm>& norm, const std::vector<float>& weight,
+                const std::vector<float>& bias, int64_t heads, int64_t width) {
+  if (!norm) {
+    require(weight.empty() && bias.empty(), "attention: weights of {} are given, but the config has no such norm",
+            name);
+    return;
+  }
+  require(norm->has_weight || weight.empty(), "attention: weights of {} are given, but its has_weight is false", name);
+  require(norm->kind == NormKind::layer_norm || bias.empty(),
+          "attention: a bias of {} is given, but only a layer_norm has one", name);
+  const int64_t expected = norm->width == NormWidth::all ? heads * width : width;
+  check_vector(name, weight, expected, norm->has_weight);
+  check_vector(name, bias, expected, false);
+}
+
+// Several sinks of a head are one whose exp is the sum of theirs [GAP-6].
+std::vector<float> fold_sinks(const std::vector<float>& sinks, int64_t heads, int64_t size) {
+  if (size <= 1) return sinks;
+  std::vector<float> folded(static_cast<size_t>(heads));
+  for (int64_t head = 0; head < heads; ++head) {
+    const auto* first = sinks.data() + head * size;
+    const float largest = *std::max_element(first, first + size);
+    if (std::isinf(largest)) {  // sinks of -inf are none
+      folded[static_cast<size_t>(head)] = largest;
+      continue;
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < size; ++i) sum += std::exp(static_cast<double>(first[i]) - largest);
+    folded[static_cast<size_t>(head)] = static_cast<float>(largest + std::log(sum));
+  }
+  return folded;
+}
+
+void check_weights(const AttentionWeights& weights, const AttentionConfig& c) {
+  check_norm("q_layernorm", c.q_layernorm, weights.q_norm, weights.q_norm_bias, c.num_attention_heads, c.head_dim);
+  check_norm("k_layernorm", c.k_layernorm, weights.k_norm, weights.k_norm_bias, c.num_key_value_heads, c.head_dim);
+  check_norm("v_norm", c.v_norm, weights.v_norm, {}, c.num_key_value_heads, c.v_head_dim);
+  check_vector("sinks", weights.sinks, c.num_attention_heads * c.learned_sinks_size, true);
+}
+
+// Of a vector with `width` numbers a head those of these heads; zeros for a head that is none. A vector that all heads
+// share stays as it is.
+std::vector<float> of_heads(const std::vector<float>& values, std::span<const int64_t> heads, int64_t width,
+                            int64_t shared_size) {
+  if (static_cast<int64_t>(values.size()) == shared_size) return values;
+  std::vector<float> own;
+  for (const int64_t head : heads)
+    for (int64_t i = 0; i < width; ++i)
+      own.push_back(head == -1 ? 0.0F : values[static_cast<size_t>(head * width + i)]);
+  return own;
+}
+
+// The query heads of each rank of the row are leaves in a row: padding stands behind them.
+std::vector<ElementRange> leaves_of(const AttentionShard& shard) {
+  std::vector<ElementRange> leaves;
+  for (const int64_t part : shard.shards) {
+    const auto heads = shard.sharding.q_heads_of(part);
+    const auto count = heads.size() - static_cast<size_t>(std::count(heads.begin(), heads.end(), -1));
+    leaves.push_back({.first = count == 0 ? 0 : heads.front(), .count = static_cast<int64_t>(count)});
+  }
+  return leaves;
+}
+
+RowParallel output_sum_of(const AttentionShard& shard, const AttentionConfig& config, const Ranks& ranks) {
+  const auto wire = ranks.config().rpl_reduce_dtype.value_or(DType::f32);
+  const int64_t parts = shard.sharding.tp();
+  if (ranks.config().deterministic)
+    return {shard.row, SumTree(config.num_attention_heads, config.group_size()), leaves_of(shard), config.v_head_dim,
+            wire};
+  if (parts == 1) return {};
+  std::vector<ElementRange> leaves;
+  for (const int64_t part : shard.shards) leaves.push_back({.first = part, .count = 1});
+  return {shard.row, SumTree(parts), leaves, shard.config.num_attention_heads * config.v_head_dim, wire};
+}
+
+}  // namespace
+
+AttentionShard AttentionShard::load(const AttentionWeights& weights, const AttentionConfig& config,
+                                    const Threads& threads, const Ranks& ranks, const Ranks::Stage& stage,
+                                    std::span<const int64_t> order) {
+  check_weights(weights, config);
+  AttentionShard shard;
+  const int64_t parts = stage.in_row->size();
+  shard.row = stage.in_row;
+  shard.sharding = GqaSharding(config.num_attention_heads, config.num_key_value_heads, parts, ranks.config().gqa);
+  const RankMesh mesh(ranks.size(), stage.degree, ranks.config().switch_cc);
+  for (int64_t column = 0; column < parts; ++column)
+    shard.shards.push_back(order[static_cast<size_t>(mesh.rank_at(stage.row, column))] % parts);
+  shard.config = config;
+  shard.config.num_attention_heads = shard.sharding.local_heads();
+  shard.config.num_key_value_heads = shard.sharding.local_kv_heads();
+  const HeadShard heads =
+      parts == 1 ? HeadShard{} : HeadShard{.q_heads = shard.q_heads(), .kv_heads = shard.kv_heads()};
+  shard.qkv = QkvProjection::load(weights.qkv, config, threads, heads);
+  shard.output = OutputProjection::load(weights.output, weights.output_bias, config, threads, heads);
+  shard.output_sum = output_sum_of(shard, config, ranks);
+  const auto own = [&](const std::vector<float>& values, std::span<const int64_t> of, int64_t width) {
+    return of_heads(values, of, width, width);
+  };
+  shard.norms = {.q = own(weights.q_norm, shard.q_heads(), config.head_dim),
+                 .q_bias = own(weights.q_norm_bias, shard.q_heads(), config.head_dim),
+                 .k = own(weights.k_norm, shard.kv_heads(), config.head_dim),
+                 .k_bias = own(weights.k_norm_bias, shard.kv_heads(), config.head_dim),
+                 .v = own(weights.v_norm, shard.kv_heads(), config.v_head_dim)};
+  shard.sinks = of_heads(fold_sinks(weights.sinks, config.num_attention_heads, config.learned_sinks_size),
+                         shard.q_heads(), 1, 0);
+  return shard;
+}
+
+}  // namespace regard

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <array>
+#include <span>
+#include <vector>
+
+#include "parallel/rank_sum.h"
+#include "regard/projection.h"
+
+namespace regard {
+
+// A linear layer whose input columns are spread over the ranks of a group: each multiplies the columns it has, and the
+// products are summed over a tree [PROJ-19]. A leaf of the tree is a run of columns.
+class RowParallel {
+ public:
+  RowParallel() = default;
+  // leaves[r]: the leaves of rank r, whose columns lie one after the other, `leaf_width` each, but for the last one,
+  // which may be narrower. Partial sums travel as `wire`.
+  RowParallel(const std::shared_ptr<Communicator>& group, const SumTree& tree, std::span<const ElementRange> leaves,
+              int64_t leaf_width, DType wire);
+
+  [[nodiscard]] bool empty() const { return sum_.empty(); }
+  [[nodiscard]] const RankSum& sum() const { return sum_.front(); }
+  // The own nodes' products of x [tokens, own columns]: partials [nodes][tokens][rows of the weight].
+  void multiply(const PackedMatrix& weight, ConstTensorView x, std::span<float> partials, Workspace& workspace) const;
+
+ private:
+  void multiply_node(const PackedMatrix& weight, ConstTensorView x, SumTree::Node node, TensorView out, int level,
+                     Workspace& workspace) const;
+
+  SumTree tree_{1};
+  int64_t first_leaf_ = 0;
+  int64_t leaf_width_ = 0;
+  std::vector<RankSum> sum_;  // one, or none in an empty layer
+};
+
+// The rows of a call on their way through a row-parallel layer. While one piece's partial sums travel, the next piece
+// is computed.
+class SummedRows {
+ public:
+  SummedRows(const RowParallel& parallel, const Linear& linear, Workspace& workspace);
+
+  // x [tokens, own columns] -> out [tokens, rows], the same on all ranks. What out holds is known after `finish`.
+  void add(ConstTensorView x, TensorView out);
+  // Rank r gets the rows tokens[r] only; out: this rank's.
+  void scatter(ConstTensorView x, std::span<const ElementRange> tokens, TensorView out);
+  void finish();
+
+ private:
+  struct Piece {
+    bool gathers = false;
+    int64_t first_element = 0;  // of this rank's part
+    TensorView out;
+    std::vector<ElementRange> parts;
+    std::unique_ptr<Communicator::Transfer> gather;
+    RankSum::Pending pending;
+  };
+
+  void start(ConstTensorView x, std::vector<ElementRange> parts, TensorView out, bool gathers);
+  void complete_sum(Piece& piece);
+  static void complete(Piece& piece);
+  [[nodiscard]] Piece& piece(int64_t index) { return pieces_[static_cast<size_t>(index) % pieces_.size()]; }
+
+  const RowParallel& parallel_;
+  const Linear& linear_;
+  Workspace& workspace_;
+  // One whose partial sums are computed, one whose sums travel, one whose results are gathered.
+  std::array<Piece, 3> pieces_;
+  int64_t started_ = 0;
+  std::vector<float> own_;
+};
+
+}  // namespace regard
