@@ -113,6 +113,8 @@ const std::vector<Columns> kCuts[] = {{{256, 256}},
                                       {{4, 20}, {100, 4}},
                                       {{2, 2}, {-1, 6}, {510, 2}},
                                       {{1, 3}, {-1, 1}, {509, 3}},
+                                      {{48, 32}, {264, 64}},
+                                      {{3, 32}},
                                       {{511, 1}}};
 
 TEST(PackedMatrix, ColumnsAreThoseOfTheListWithEveryNumberKept) {
