@@ -34,13 +34,14 @@ class RankMesh {
 /// Which shard each rank loads in prefill and in decode, so that the keys and values a rank computes in prefill are
 /// those it reads in decode.
 struct RankOrders {
-  std::vector<int64_t> prefill;     ///< [tp] shard of tp/cp in prefill, taken modulo that number
-  std::vector<int64_t> decode;      ///< [tp] shard of tp/dp in decode, likewise
-  std::vector<int64_t> head_index;  ///< [tp] which of its prefill KV heads a rank keeps for decode [PAR-14]
+  std::vector<int64_t> prefill;  ///< [tp] shard of tp/cp in prefill, taken modulo that number
+  std::vector<int64_t> decode;   ///< [tp] shard of tp/dp in decode, likewise
+  /// [tp] which of its prefill KV heads a rank keeps for decode [PAR-14]; 0 where cp == dp and it keeps all.
+  std::vector<int64_t> head_index;
 };
 
-/// The reference's orders [PAR-12]..[PAR-16]. Throws Error where the reference does: what it can't order, regard
-/// exchanges [GAP-56].
+/// The reference's orders [PAR-12]..[PAR-16], with right indices for the 8x8 mesh [GAP-55]. Throws Error for degrees
+/// that do not divide tp, and where the reference can't order: there ranks have to exchange keys and values [GAP-56].
 [[nodiscard]] RankOrders rank_orders(int64_t tp, int64_t cp, int64_t dp, int64_t kv_heads, bool switch_cc = false);
 
 }  // namespace regard
