@@ -150,20 +150,23 @@ class Attention {
   /// parallel decode its sequences; with flash decoding its share of their tokens.
   [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;
   /// Which of a call's tokens this rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
-  /// places among the packed tokens, in order.
-  [[nodiscard]] std::vector<int64_t> own_tokens(std::span<const Span> spans,
+  /// places among the packed tokens, in order. Spans, cache and masks as in the call.
+  [[nodiscard]] std::vector<int64_t> own_tokens(std::span<const Span> spans, const KvCache* cache,
                                                 std::span<const ConstTensorView> active_masks = {}) const;
 
   /// Throws Error, before the cache changes, for shapes or types that do not fit, spans that do not add up, slots or
   /// positions that the cache can't take; the padded form also for rows longer than max_context_length [CFG-75].
-  /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its own_tokens() of them.
-  /// Keys, values, angles and log-sum-exps are not returned then.
+  /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its own_tokens() of
+  /// them. Keys, values, angles and log-sum-exps are not returned then.
   AttentionOutput forward(const AttentionInput& input) const;
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 
  private:
   friend class AttentionCall;
+  friend class ContextCall;
   friend class RankedCall;
+
+  [[nodiscard]] bool spreads_stages_differently() const;
 
   AttentionConfig config_;
   Ranks ranks_;

@@ -1,5 +1,7 @@
 #include "regard/attention.h"
 
+#include <algorithm>
+
 #include "attention/attention_shard.h"
 #include "regard/rank_order.h"
 #include "tensor/fail.h"
@@ -14,6 +16,19 @@ void refuse_what_is_not_computed(const AttentionConfig& config) {
   require(!config.kv_source_layer,
           "attention: kv_source_layer is {}, but keys and values of other layers are not read yet",
           config.kv_source_layer.value_or(0));
+}
+
+// Of the scales of all heads those of these.
+std::vector<float> scales_of(const KvFormat& format, std::span<const int64_t> heads, int64_t all_heads) {
+  const auto count = static_cast<int64_t>(format.scales.size());
+  const bool by_head = format.scaling == KvScaling::per_head || format.scaling == KvScaling::per_channel;
+  if (!by_head || count <= 1 || count % all_heads != 0) return format.scales;
+  const int64_t width = count / all_heads;
+  std::vector<float> own;
+  for (const int64_t head : heads)
+    for (int64_t i = 0; i < width; ++i)
+      own.push_back(format.scales[static_cast<size_t>(std::max<int64_t>(0, head) * width + i)]);
+  return own;
 }
 
 // The reference's orders where it has them, so that most ranks keep the keys and values they compute. Elsewhere each
@@ -50,6 +65,27 @@ Attention Attention::load(const AttentionWeights& weights, const AttentionConfig
   attention.prefill_ = same ? attention.decode_ : load(ranks.prefill(), orders.prefill);
   if (c.rotary_emb) attention.rotary_.emplace(*c.rotary_emb, c.inference.max_length);
   return attention;
+}
+
+// Otherwise every call runs as decode does: all ranks compute all tokens, and keep all that they compute.
+bool Attention::spreads_stages_differently() const {
+  return ranks_.prefill().degree > 1 || ranks_.decode().degree > 1 || !decode_->token_share().is_all();
+}
+
+KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) const {
+  KvCacheOptions own = options;
+  const int64_t rows = ranks_.decode().degree;
+  const TokenShare share = decode_->token_share();
+  if (own.slots == 0) own.slots = config_.inference.kv_cache_batch_size;
+  if (own.capacity == 0) own.capacity = config_.inference.max_length;
+  own.slots = (own.slots + rows - 1) / rows;
+  if (!share.is_all()) own.capacity = std::max<int64_t>(1, TokenShare{share.ranks, 0}.count_below(own.capacity));
+  const auto of_own_heads = [&](std::optional<KvFormat>& format) {
+    if (format) format->scales = scales_of(*format, decode_->kv_heads(), config_.num_key_value_heads);
+  };
+  of_own_heads(own.keys);
+  of_own_heads(own.values);
+  return {storage, own, decode_->config};
 }
 
 const QkvProjection& Attention::qkv_projection() const { return decode_->qkv; }

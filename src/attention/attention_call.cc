@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "attention/ranked_call.h"
 #include "attention/span_rows.h"
 #include "kernels/rows.h"
 #include "tensor/fail.h"
@@ -19,10 +20,13 @@ constexpr int64_t kPieceTokens = 512;
 
 }  // namespace
 
-AttentionCall::AttentionCall(const Attention& attention, const AttentionInput& input)
+AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
+                             const RankPlace* place)
     : layer_(attention),
-      config_(attention.config()),
+      shard_(shard),
+      config_(shard.config),
       input_(input),
+      place_(place),
       own_workspace_(input.workspace == nullptr ? std::optional<Workspace>(std::in_place) : std::nullopt),
       workspace_(own_workspace_ ? *own_workspace_ : *input.workspace),
       memory_(workspace_.memory()) {
@@ -33,12 +37,15 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionInput& i
   trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal);
   resolve_angles();
   make_outputs();
+  hidden_output_.emplace(shard_, place_, hidden_, workspace_);
 }
 
 AttentionOutput AttentionCall::run() {
   const int64_t step = piece_tokens();
   for (int64_t first = 0; first < tokens_; first += step)
     run_piece({.first = first, .count = std::min(step, tokens_ - first)});
+  hidden_output_->finish();
+  if (place_ == nullptr) clear_skipped();
   return std::move(output_);
 }
 
@@ -178,7 +185,9 @@ void AttentionCall::find_angles(const Piece& piece) {
 void AttentionCall::make_outputs() {
   const Shape shape{tokens_, config_.hidden_size};
   const DType dtype = input_.hidden_states.dtype();
-  if (!input_.output.empty()) {
+  if (place_ != nullptr) {
+    hidden_ = input_.output;
+  } else if (!input_.output.empty()) {
     require(input_.output.shape() == shape && input_.output.dtype() == dtype && input_.output.is_dense(),
             "attention: output has shape {} and dtype {}, expected {} and {}, dense", input_.output.shape(),
             name_of(input_.output.dtype()), shape, name_of(dtype));
@@ -224,14 +233,14 @@ void AttentionCall::run_piece(const Piece& piece) {
   const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
   const TensorView attended =
       memory_.matrix(Memory::Piece::attended, piece.count, c.num_attention_heads * c.v_head_dim);
-  layer_.qkv_.forward(normed_input(piece), q, k, v, workspace_);
-  prepare_heads(piece, q, k, v);
+  shard_.qkv.forward(normed_input(piece), q, k, v, workspace_);
+  prepare(piece, {.q = q, .k = k, .v = v});
   append(piece, k, v);
   attend(piece, q, attended);
   for_each_part(piece, [&](size_t, int64_t, const Span& part) {
     if (part.slot != -1) cache_->trim(part.slot);
   });
-  write_hidden(piece, attended);
+  hidden_output_->write(piece.first, attended);
 }
 
 // The piece's rows as the projection reads them: with rmsnorm, residual added and normed in f32 [CFG-30], [OUT-6].
@@ -259,67 +268,19 @@ ConstTensorView AttentionCall::normed_input(const Piece& piece) {
   return normed;
 }
 
-namespace {
-
-void normalize_heads(const QKNorm& norm, const std::vector<float>& weight, const std::vector<float>& bias,
-                     int64_t heads, int64_t width, float* row) {
-  const bool all = norm.width == NormWidth::all;
-  const auto pointer = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
-  for (int64_t head = 0; head < (all ? 1 : heads); ++head)
-    kernels::normalize(norm.kind, norm.eps, pointer(weight), pointer(bias), all ? heads * width : width,
-                       row + head * width);
-}
-
-}  // namespace
-
-// Norms and rotation, in the order of [POS-1]; every norm on queries and keys follows qk_norm_placement [GAP-12].
-void AttentionCall::prepare_heads(const Piece& piece, TensorView q, TensorView k, TensorView v) const {
-  const auto& c = config_;
-  const auto& w = layer_.norms_;
-  const QKNorm plain{.kind = NormKind::rms, .eps = c.rms_norm_eps.value_or(1e-6), .has_weight = false};
-  const int64_t half = c.rotary_emb ? c.rotary_emb->rotary_dim / 2 : 0;
-  const auto norm = [&](float* queries, float* keys) {
-    if (c.use_qk_norm) {
-      normalize_heads(plain, {}, {}, c.num_attention_heads, c.head_dim, queries);
-      normalize_heads(plain, {}, {}, c.num_key_value_heads, c.head_dim, keys);
-    }
-    if (c.q_layernorm) {
-      normalize_heads(*c.q_layernorm, w.q, w.q_bias, c.num_attention_heads, c.head_dim, queries);
-      normalize_heads(*c.k_layernorm, w.k, w.k_bias, c.num_key_value_heads, c.head_dim, keys);
-    }
-  };
-  const auto prepare = [&](int64_t token, int64_t position) {
-    float* queries = q.as<float>() + token * q.size(1);
-    float* keys = k.as<float>() + token * k.size(1);
-    float* values = v.as<float>() + token * v.size(1);
-    if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE) norm(queries, keys);
-    if (half > 0) {
-      const int64_t row = piece.first + token - angles_.first;
-      const float* cos = angles_.cos.as<float>() + row * half;
-      const float* sin = angles_.sin.as<float>() + row * half;
-      kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_attention_heads, c.head_dim, queries);
-      kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_key_value_heads, c.head_dim, keys);
-    }
-    if (c.qk_norm_placement == QKNormPlacement::POST_ROPE) norm(queries, keys);
-    if (c.query_position_scale) {
-      const auto& scale = *c.query_position_scale;
-      const auto factor = static_cast<float>(
-          std::log1p(std::floor(static_cast<double>(position + 1) / scale.floor_scale)) * scale.attn_scale + 1.0);
-      for (int64_t i = 0; i < q.size(1); ++i) queries[i] *= factor;
-    }
-    if (c.v_norm) normalize_heads(*c.v_norm, w.v, {}, c.num_key_value_heads, c.v_head_dim, values);
-    if (c.value_scale != 1.0)
-      for (int64_t i = 0; i < v.size(1); ++i) values[i] *= static_cast<float>(c.value_scale);
-  };
-  for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
-    constexpr int64_t kRun = 16;
-    const int64_t numbers = part.count * (q.size(1) + k.size(1) + v.size(1));
-    // A number that is normed and rotated costs some ten operations.
-    workspace_.threads().for_work(10 * numbers).for_each((part.count + kRun - 1) / kRun, [&](int64_t run, int) {
-      for (int64_t i = run * kRun; i < std::min((run + 1) * kRun, part.count); ++i)
-        prepare(first + i, position_of(index, part.first_position - spans_[index].first_position + i));
-    });
+void AttentionCall::prepare(const Piece& piece, const HeadRows& rows) {
+  std::vector<int64_t>& positions = memory_.piece_positions;
+  positions.clear();
+  for_each_part(piece, [&](size_t index, int64_t, const Span& part) {
+    const int64_t first = part.first_position - spans_[index].first_position;
+    for (int64_t i = 0; i < part.count; ++i) positions.push_back(position_of(index, first + i));
   });
+  HeadPlaces places{.positions = positions, .cos = {}, .sin = {}};
+  if (layer_.rotary_) {
+    places.cos = angles_.cos.slice(0, piece.first - angles_.first, piece.count);
+    places.sin = angles_.sin.slice(0, piece.first - angles_.first, piece.count);
+  }
+  prepare_heads(shard_, places, rows, workspace_.threads());
 }
 
 void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
@@ -347,7 +308,7 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
                                    .v_head_dim = config_.v_head_dim,
                                    .scale = static_cast<float>(config_.softmax_scale),
                                    .soft_cap = static_cast<float>(config_.logit_soft_cap),
-                                   .sinks = layer_.sinks_.empty() ? nullptr : layer_.sinks_.data()};
+                                   .sinks = shard_.sinks.empty() ? nullptr : shard_.sinks.data()};
   copy_tails(trees_, spans_, *cache_, shape, workspace_);
   SpanRows rows(memory_, piece.count);
   for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
@@ -368,22 +329,18 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
       memory_.attend, workspace_.threads(), workspace_.options());
 }
 
-void AttentionCall::write_hidden(const Piece& piece, ConstTensorView attended) {
-  const TensorView out = hidden_.slice(0, piece.first, piece.count);
-  if (hidden_.dtype() == DType::f32) {
-    layer_.output_.forward(attended, out, workspace_);
-  } else {
-    const TensorView wide = memory_.matrix(Memory::Piece::normed, piece.count, config_.hidden_size);
-    layer_.output_.forward(attended, wide, workspace_);
-    kernels::store_floats(wide.as<float>(), wide.shape().elements(), hidden_.dtype(), out.data());
-  }
-  for_each_part(piece, [&](size_t, int64_t first, const Span& part) {
+// Tokens that belong to no sequence give zeros.
+void AttentionCall::clear_skipped() {
+  for_each_part({.first = 0, .count = tokens_}, [&](size_t, int64_t first, const Span& part) {
     if (part.slot != -1) return;
-    const TensorView skipped = out.slice(0, first, part.count);
+    const TensorView skipped = hidden_.slice(0, first, part.count);
     std::memset(skipped.data(), 0, static_cast<size_t>(skipped.shape().elements()) * size_of(skipped.dtype()));
   });
 }
 
-AttentionOutput Attention::forward(const AttentionInput& input) const { return AttentionCall(*this, input).run(); }
+AttentionOutput Attention::forward(const AttentionInput& input) const {
+  if (ranks_.size() == 1) return AttentionCall(*this, *decode_, input).run();
+  return RankedCall(*this, input).run();
+}
 
 }  // namespace regard

@@ -3,17 +3,23 @@
 #include <optional>
 #include <vector>
 
+#include "attention/attention_shard.h"
+#include "attention/head_rows.h"
+#include "attention/hidden_output.h"
 #include "attention/token_tree.h"
 #include "kernels/workspace.h"
 #include "regard/attention.h"
 
 namespace regard {
 
-// One call of Attention::forward on packed tokens: checks everything first, then works through the tokens in pieces, so
-// that scratch memory does not grow with the length of a prompt. Schedule invariance makes the pieces invisible.
+// One rank's work in a call on packed tokens that all ranks of its row share: checks everything first, then works
+// through the tokens in pieces, so that scratch memory does not grow with the length of a prompt. Schedule invariance
+// makes the pieces invisible.
 class AttentionCall {
  public:
-  AttentionCall(const Attention& attention, const AttentionInput& input);
+  // Over ranks `place` is given, and hidden states go to `input.output` as it says.
+  AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
+                const RankPlace* place = nullptr);
   AttentionOutput run();
 
  private:
@@ -34,10 +40,10 @@ class AttentionCall {
 
   void run_piece(const Piece& piece);
   [[nodiscard]] ConstTensorView normed_input(const Piece& piece);
-  void prepare_heads(const Piece& piece, TensorView q, TensorView k, TensorView v) const;
+  void prepare(const Piece& piece, const HeadRows& rows);
   void append(const Piece& piece, TensorView k, TensorView v);
   void attend(const Piece& piece, ConstTensorView q, TensorView attended);
-  void write_hidden(const Piece& piece, ConstTensorView attended);
+  void clear_skipped();
 
   // The tree of a span; null: its tokens don't branch.
   [[nodiscard]] const TokenTree* tree_of(size_t span) const {
@@ -52,8 +58,10 @@ class AttentionCall {
   void for_each_part(const Piece& piece, Visit visit) const;
 
   const Attention& layer_;
+  const AttentionShard& shard_;
   const AttentionConfig& config_;
   const AttentionInput& input_;
+  const RankPlace* place_;
   std::optional<Workspace> own_workspace_;
   Workspace& workspace_;
   Workspace::Memory& memory_;
@@ -73,6 +81,7 @@ class AttentionCall {
   Angles angles_;
   AttentionOutput output_;
   TensorView hidden_;  // where hidden states go
+  std::optional<HiddenOutput> hidden_output_;
 };
 
 }  // namespace regard

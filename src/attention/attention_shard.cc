@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "regard/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -84,7 +85,7 @@ RowParallel output_sum_of(const AttentionShard& shard, const AttentionConfig& co
   if (ranks.config().deterministic)
     return {shard.row, SumTree(config.num_attention_heads, config.group_size()), leaves_of(shard), config.v_head_dim,
             wire};
-  if (parts == 1) return {};
+  if (ranks.size() == 1) return {};
   std::vector<ElementRange> leaves;
   for (const int64_t part : shard.shards) leaves.push_back({.first = part, .count = 1});
   return {shard.row, SumTree(parts), leaves, shard.config.num_attention_heads * config.v_head_dim, wire};
@@ -99,6 +100,8 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
   AttentionShard shard;
   const int64_t parts = stage.in_row->size();
   shard.row = stage.in_row;
+  shard.shares_tokens =
+      ranks.config().flash_decoding_enabled && config.sliding_window == 0 && config.attention_chunk_size == 0;
   shard.sharding = GqaSharding(config.num_attention_heads, config.num_key_value_heads, parts, ranks.config().gqa);
   const RankMesh mesh(ranks.size(), stage.degree, ranks.config().switch_cc);
   for (int64_t column = 0; column < parts; ++column)
@@ -119,8 +122,8 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
                  .k = own(weights.k_norm, shard.kv_heads(), config.head_dim),
                  .k_bias = own(weights.k_norm_bias, shard.kv_heads(), config.head_dim),
                  .v = own(weights.v_norm, shard.kv_heads(), config.v_head_dim)};
-  shard.sinks = of_heads(fold_sinks(weights.sinks, config.num_attention_heads, config.learned_sinks_size),
-                         shard.q_heads(), 1, 0);
+  shard.sinks =
+      of_heads(fold_sinks(weights.sinks, config.num_attention_heads, config.learned_sinks_size), shard.q_heads(), 1, 0);
   return shard;
 }
 

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "parallel/token_share.h"
 #include "projection/row_parallel.h"
 #include "regard/attention.h"
 
@@ -13,6 +14,7 @@ struct AttentionShard {
   std::vector<int64_t> shards;  // by rank of the row: which of the row's equal parts it has
   AttentionConfig config;       // of this rank's heads
   std::shared_ptr<Communicator> row;
+  bool shares_tokens = false;
   QkvProjection qkv;
   OutputProjection output;
   RowParallel output_sum;  // empty: this rank's product is the whole
@@ -33,6 +35,13 @@ struct AttentionShard {
   [[nodiscard]] std::span<const int64_t> kv_heads_of(int64_t column) const {
     return sharding.kv_heads_of(shards[static_cast<size_t>(column)]);
   }
+  // Flash decoding: ranks with copies of a KV head share its tokens; layers with windows or chunks keep them all, since
+  // they are few.
+  [[nodiscard]] TokenShare token_share_of(int64_t column) const {
+    const int64_t copies = shares_tokens ? sharding.kv_copies() : 1;
+    return {.ranks = copies, .index = shards[static_cast<size_t>(column)] % copies};
+  }
+  [[nodiscard]] TokenShare token_share() const { return token_share_of(row->rank()); }
   [[nodiscard]] int64_t own_shard() const { return shards[static_cast<size_t>(row->rank())]; }
 };
 

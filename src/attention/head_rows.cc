@@ -48,10 +48,12 @@ class NormOverAllHeads {
     const auto count = static_cast<double>(all_heads_ * of_.width);
     std::vector<double> means(static_cast<size_t>(tokens), 0.0);
     if (of_.norm.kind == NormKind::layer_norm) {
-      means = totals(rows, [](double x, double) { return x; }, means);
+      means = totals(
+          rows, [](double x, double) { return x; }, means);
       for (double& mean : means) mean /= count;
     }
-    const auto squares = totals(rows, [](double x, double mean) { return (x - mean) * (x - mean); }, means);
+    const auto squares = totals(
+        rows, [](double x, double mean) { return (x - mean) * (x - mean); }, means);
     for_each_token(tokens, rows.size(1), threads, [&](int64_t token) {
       const auto t = static_cast<size_t>(token);
       scale(rows.as<float>() + token * rows.size(1), means[t], 1.0 / std::sqrt(squares[t] / count + of_.norm.eps));
@@ -79,8 +81,7 @@ class NormOverAllHeads {
     std::vector<double> sums(tokens, 0.0);
     for (int64_t head = 0; head < all_heads_; ++head) {
       const size_t place = place_of(head);
-      for (size_t t = 0; t < tokens; ++t)
-        sums[t] += all[place / heads * own.size() + t * heads + place % heads];
+      for (size_t t = 0; t < tokens; ++t) sums[t] += all[place / heads * own.size() + t * heads + place % heads];
     }
     return sums;
   }
@@ -99,7 +100,7 @@ class NormOverAllHeads {
   void scale(float* row, double mean, double factor) const {
     for (int64_t i = 0; i < of_.heads * of_.width; ++i) {
       const auto k = static_cast<size_t>(i);
-      const double gain = of_.weight.empty() ? 1.0
+      const double gain = of_.weight.empty()                        ? 1.0
                           : of_.norm.kind == NormKind::rms_plus_one ? 1.0 + static_cast<double>(of_.weight[k])
                                                                     : static_cast<double>(of_.weight[k]);
       const double bias = of_.bias.empty() ? 0.0 : static_cast<double>(of_.bias[k]);
@@ -147,10 +148,12 @@ class HeadPreparation {
       const NormedHeads of{*norm, weight, bias, rows.size(1) / c.head_dim, c.head_dim};
       NormOverAllHeads(of, *shard_.row, std::move(heads), all_heads).apply(rows, threads_);
     };
-    apply(c.q_layernorm, shard_.norms.q, shard_.norms.q_bias, sharding.heads(),
-          [&](int64_t part) { return sharding.q_heads_of(part); }, rows_.q);
-    apply(c.k_layernorm, shard_.norms.k, shard_.norms.k_bias, sharding.kv_heads(),
-          [&](int64_t part) { return sharding.kv_heads_of(part); }, rows_.k);
+    apply(
+        c.q_layernorm, shard_.norms.q, shard_.norms.q_bias, sharding.heads(),
+        [&](int64_t part) { return sharding.q_heads_of(part); }, rows_.q);
+    apply(
+        c.k_layernorm, shard_.norms.k, shard_.norms.k_bias, sharding.kv_heads(),
+        [&](int64_t part) { return sharding.kv_heads_of(part); }, rows_.k);
   }
 
   void norm_heads(float* queries, float* keys) const {
@@ -193,8 +196,7 @@ class HeadPreparation {
     if (!config_.query_position_scale) return;
     const auto& scale = *config_.query_position_scale;
     const auto place = static_cast<double>(places_.positions[static_cast<size_t>(token)] + 1);
-    const auto factor =
-        static_cast<float>(std::log1p(std::floor(place / scale.floor_scale)) * scale.attn_scale + 1.0);
+    const auto factor = static_cast<float>(std::log1p(std::floor(place / scale.floor_scale)) * scale.attn_scale + 1.0);
     float* queries = rows_.q.as<float>() + token * rows_.q.size(1);
     for (int64_t i = 0; i < rows_.q.size(1); ++i) queries[i] *= factor;
   }

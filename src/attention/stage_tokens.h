@@ -23,8 +23,8 @@ struct SpanShare {
 class StageTokens {
  public:
   // Prefill: every row gets a part of each span. `chosen`: the spans of this stage.
-  [[nodiscard]] static StageTokens of_prefill(std::span<const Span> spans, std::span<const size_t> chosen,
-                                              int64_t rows, ContextSplit split);
+  [[nodiscard]] static StageTokens of_prefill(std::span<const Span> spans, std::span<const size_t> chosen, int64_t rows,
+                                              ContextSplit split);
   // Decode: every row has sequences of its own, so many slots a row.
   [[nodiscard]] static StageTokens of_decode(std::span<const Span> spans, std::span<const size_t> chosen, int64_t rows,
                                              int64_t slots_a_row);

@@ -91,7 +91,7 @@ AttentionConfig AttentionConfig::from(const Checkpoint& checkpoint, int64_t laye
 }
 
 Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const AttentionConfig& config,
-                          const Threads& threads) {
+                          const Threads& threads, const Ranks& ranks) {
   const auto family = family_of(checkpoint);
   check_layer(*family, layer);
   const AttentionConfig c = config.validated();
@@ -126,7 +126,7 @@ Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const Att
   weights.output = weight("attention.output");
   weights.output_bias = bias("attention.output", c.o_bias);
   try {
-    return Attention::load(weights, c, threads);
+    return Attention::load(weights, c, threads, ranks);
   } catch (const Error& error) {
     fail("checkpoint: layer {}: {}", layer, error.what());
   }

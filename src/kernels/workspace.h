@@ -36,6 +36,7 @@ struct Workspace::Memory {
   std::vector<kernels::AttendSpan> spans;
   std::vector<Interval> visible;
   std::vector<int64_t> positions;
+  std::vector<int64_t> piece_positions;
   std::vector<int64_t> origins;
   uint64_t angles_key = 0;  ///< Of what cos and sin hold: the next layer most often wants the same.
   std::vector<float> row;

@@ -4,7 +4,6 @@
 
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
-#include "parallel/even_parts.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -61,7 +60,9 @@ SummedRows::SummedRows(const RowParallel& parallel, const Linear& linear, Worksp
     : parallel_(parallel), linear_(linear), workspace_(workspace) {}
 
 void SummedRows::add(ConstTensorView x, TensorView out) {
-  start(x, even_parts(out.shape().elements(), parallel_.sum().group().size()), out, true);
+  Piece& now = next(even_parts(out.shape().elements(), parallel_.sum().group().size()), out, true);
+  multiply(now, x);
+  travel(now);
 }
 
 void SummedRows::scatter(ConstTensorView x, std::span<const ElementRange> tokens, TensorView out) {
@@ -69,20 +70,27 @@ void SummedRows::scatter(ConstTensorView x, std::span<const ElementRange> tokens
   std::vector<ElementRange> parts;
   for (const ElementRange& of_rank : tokens)
     parts.push_back({.first = of_rank.first * width, .count = of_rank.count * width});
-  start(x, std::move(parts), out, false);
+  Piece& now = next(std::move(parts), out, false);
+  multiply(now, x);
+  travel(now);
 }
 
-void SummedRows::start(ConstTensorView x, std::vector<ElementRange> parts, TensorView out, bool gathers) {
+SummedRows::Piece& SummedRows::next(std::vector<ElementRange> parts, TensorView out, bool gathers) {
   Piece& now = piece(started_++);
-  const RankSum& sum = parallel_.sum();
   now.gathers = gathers;
   now.out = out;
   now.parts = std::move(parts);
-  now.first_element = now.parts[static_cast<size_t>(sum.group().rank())].first;
-  const auto nodes = static_cast<int64_t>(sum.own_nodes().size());
-  const auto partials = now.pending.partials(nodes, x.size(0) * linear_.weight.rows());
+  return now;
+}
+
+void SummedRows::multiply(Piece& piece, ConstTensorView x) {
+  const auto nodes = static_cast<int64_t>(parallel_.sum().own_nodes().size());
+  const auto partials = piece.pending.partials(nodes, x.size(0) * linear_.weight.rows());
   parallel_.multiply(linear_.weight, x, partials, workspace_);
-  sum.start(now.pending, now.parts);
+}
+
+void SummedRows::travel(Piece& now) {
+  parallel_.sum().start(now.pending, now.parts);
   if (started_ >= 2) complete_sum(piece(started_ - 2));
   if (started_ >= 3) complete(piece(started_ - 3));
 }

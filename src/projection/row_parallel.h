@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "parallel/even_parts.h"
 #include "parallel/rank_sum.h"
 #include "regard/projection.h"
 
@@ -42,6 +43,13 @@ class SummedRows {
 
   // x [tokens, own columns] -> out [tokens, rows], the same on all ranks. What out holds is known after `finish`.
   void add(ConstTensorView x, TensorView out);
+  // The same with partial sums that are there already: `fill` writes [nodes][elements of out].
+  template <class Fill>
+  void add_partials(Fill fill, TensorView out) {
+    Piece& now = next(even_parts(out.shape().elements(), parallel_.sum().group().size()), out, true);
+    fill(now.pending.partials(static_cast<int64_t>(parallel_.sum().own_nodes().size()), out.shape().elements()));
+    travel(now);
+  }
   // Rank r gets the rows tokens[r] only; out: this rank's.
   void scatter(ConstTensorView x, std::span<const ElementRange> tokens, TensorView out);
   void finish();
@@ -49,14 +57,16 @@ class SummedRows {
  private:
   struct Piece {
     bool gathers = false;
-    int64_t first_element = 0;  // of this rank's part
     TensorView out;
     std::vector<ElementRange> parts;
     std::unique_ptr<Communicator::Transfer> gather;
     RankSum::Pending pending;
   };
 
-  void start(ConstTensorView x, std::vector<ElementRange> parts, TensorView out, bool gathers);
+  Piece& next(std::vector<ElementRange> parts, TensorView out, bool gathers);
+  void multiply(Piece& piece, ConstTensorView x);
+  // Starts the exchange of partial sums, and takes the pieces before it a step further.
+  void travel(Piece& piece);
   void complete_sum(Piece& piece);
   static void complete(Piece& piece);
   [[nodiscard]] Piece& piece(int64_t index) { return pieces_[static_cast<size_t>(index) % pieces_.size()]; }

@@ -1,0 +1,216 @@
+// How keys and values get from the ranks that compute them to those that keep them, and back for later prompts' parts.
+#include <algorithm>
+#include <cstring>
+
+#include "attention/context_call.h"
+#include "kernels/rows.h"
+#include "tensor/fail.h"
+
+namespace regard {
+namespace {
+
+std::byte* place_of(TensorView tensor, int64_t token, int64_t head, int64_t bytes) {
+  return tensor.data() + (token * tensor.size(1) + head) * bytes;
+}
+
+int64_t index_of(std::span<const int64_t> heads, int64_t head) {
+  return std::find(heads.begin(), heads.end(), head) - heads.begin();
+}
+
+}  // namespace
+
+std::vector<ContextCall::StoredPart> ContextCall::parts_of(const KvCache::StoredTokens& tokens) {
+  std::vector<StoredPart> parts;
+  for (const auto tensor : {&KvCache::StoredTokens::keys, &KvCache::StoredTokens::values,
+                            &KvCache::StoredTokens::key_scales, &KvCache::StoredTokens::value_scales}) {
+    const Tensor& t = tokens.*tensor;
+    if (t.shape().rank() < 2) continue;
+    const int64_t width = t.shape().rank() == 2 ? 1 : t.shape()[2];
+    parts.push_back({tensor, width * static_cast<int64_t>(size_of(t.dtype()))});
+  }
+  return parts;
+}
+
+// What was kept before the spans and this row's tokens see, bit for bit as it is stored. Every rank goes through the
+// same list of what is wanted by whom, and takes its part in it.
+void ContextCall::fetch_prior() {
+  if (input_.cache == nullptr) return;
+  const auto parts = parts_of(input_.cache->read_stored(0, 0, 0));
+  Messages messages(place_.ranks.size());
+  for (Sequence& sequence : sequences_) {
+    make_prior(sequence);
+    send_prior(sequence, parts, messages);
+  }
+  if (!wants_prior()) return;
+  messages.exchange(place_.ranks.world());
+  for (const Sequence& sequence : sequences_)
+    for_each_prior(sequence, [&](const PriorPart& wanted) {
+      if (wanted.reader != rank_) return;
+      for (int64_t p = wanted.from; p < wanted.end; ++p)
+        if (wanted.share.owns(p))
+          for (const StoredPart& part : parts)
+            messages.take(wanted.keeper,
+                          place_of(sequence.prior.*part.tensor, p - sequence.origin, wanted.index, part.bytes),
+                          part.bytes);
+    });
+}
+
+bool ContextCall::wants_prior() const {
+  return std::ranges::any_of(sequences_, [&](const Sequence& sequence) {
+    return std::ranges::any_of(sequence.prior_from,
+                               [&](int64_t from) { return from < input_.spans[sequence.span].first_position; });
+  });
+}
+
+void ContextCall::make_prior(Sequence& sequence) const {
+  const KvCache::StoredTokens kept = input_.cache->read_stored(0, 0, 0);
+  const int64_t count = std::max<int64_t>(0, input_.spans[sequence.span].first_position - sequence.origin);
+  for (const StoredPart& part : parts_of(kept)) {
+    const Tensor& form = kept.*part.tensor;
+    const int64_t heads = config_.num_key_value_heads;
+    sequence.prior.*part.tensor =
+        Tensor(form.dtype(), form.shape().rank() == 2 ? Shape{count, heads} : Shape{count, heads, form.shape()[2]});
+  }
+}
+
+void ContextCall::send_prior(const Sequence& sequence, std::span<const StoredPart> parts, Messages& messages) const {
+  int64_t token_bytes = 0;
+  for (const StoredPart& part : parts) token_bytes += part.bytes;
+  const TokenShare own = keeper_.token_share();
+  const int64_t first_kept = std::ranges::min(sequence.prior_from);
+  const int64_t end = input_.spans[sequence.span].first_position;
+  KvCache::StoredTokens kept;
+  const int64_t base = own.count_below(first_kept);
+  if (sequence.own_slot && first_kept < end)
+    kept = input_.cache->read_stored(*sequence.own_slot, base, own.count_below(end) - base);
+  for_each_prior(sequence, [&](const PriorPart& wanted) {
+    const int64_t head = index_of(holders_.kept(rank_), wanted.head);
+    for (int64_t p = wanted.from; p < wanted.end; ++p) {
+      if (!wanted.share.owns(p)) continue;
+      if (wanted.reader == rank_) messages.expect(wanted.keeper, token_bytes);
+      if (wanted.keeper != rank_) continue;
+      for (const StoredPart& part : parts)
+        messages.send(wanted.reader, place_of(kept.*part.tensor, own.count_below(p) - base, head, part.bytes),
+                      part.bytes);
+    }
+  });
+}
+
+template <class Visit>
+void ContextCall::for_each_prior(const Sequence& sequence, Visit visit) const {
+  const RankMesh mesh(place_.ranks.size(), place_.stage.degree, place_.ranks.config().switch_cc);
+  const int64_t end = input_.spans[sequence.span].first_position;
+  for (int64_t reader = 0; reader < place_.ranks.size(); ++reader) {
+    const int64_t from = sequence.prior_from[static_cast<size_t>(mesh.row_of(reader))];
+    const auto heads = holders_.computed(reader);
+    for (size_t index = 0; index < heads.size() && from < end; ++index)
+      for (int64_t share = 0; share < holders_.shares() && heads[index] != -1; ++share)
+        visit(PriorPart{.reader = reader,
+                        .keeper = holders_.keeper_of(heads[index], sequence.keeping_row, share, reader),
+                        .head = heads[index],
+                        .index = static_cast<int64_t>(index),
+                        .share = {.ranks = holders_.shares(), .index = share},
+                        .from = from,
+                        .end = end});
+  }
+}
+
+// Heads that a rank keeps but does not compute come from one that does.
+void ContextCall::fetch_missing_heads() {
+  if (input_.cache == nullptr || holders_.keeps_what_it_computes()) return;
+  const int64_t key_bytes = config_.head_dim * static_cast<int64_t>(sizeof(float));
+  const int64_t value_bytes = config_.v_head_dim * static_cast<int64_t>(sizeof(float));
+  const auto kept = holders_.kept(rank_);
+  const int64_t tokens = keys_.shape()[0];
+  missing_keys_.resize(kept.size());
+  missing_values_.resize(kept.size());
+  Messages messages(place_.ranks.size());
+  const auto for_each_missing = [&](auto&& visit) {
+    for (int64_t reader = 0; reader < place_.ranks.size(); ++reader)
+      for (const int64_t head : holders_.kept(reader)) {
+        const auto computed = holders_.computed(reader);
+        if (head == -1 || index_of(computed, head) < static_cast<int64_t>(computed.size())) continue;
+        const int64_t computer = holders_.computer_of(head, reader);
+        for (const Sequence& sequence : sequences_)
+          if (holders_.decode_row(reader) == sequence.keeping_row)
+            for (int64_t offset = sequence.kept.first; offset <= sequence.kept.last; ++offset)
+              if (holders_.share(reader).owns(input_.spans[sequence.span].first_position + offset))
+                visit(reader, computer, head, sequence.first_token + offset);
+      }
+  };
+  for_each_missing([&](int64_t reader, int64_t computer, int64_t head, int64_t token) {
+    if (reader == rank_) messages.expect(computer, key_bytes + value_bytes);
+    if (computer != rank_) return;
+    const int64_t index = index_of(holders_.computed(rank_), head);
+    messages.send(reader,
+                  place_of(keys_.view().reshape({tokens, config_.num_key_value_heads, config_.head_dim}), token, index,
+                           key_bytes),
+                  key_bytes);
+    messages.send(reader,
+                  place_of(values_.view().reshape({tokens, config_.num_key_value_heads, config_.v_head_dim}), token,
+                           index, value_bytes),
+                  value_bytes);
+  });
+  messages.exchange(place_.ranks.world());
+  for_each_missing([&](int64_t reader, int64_t computer, int64_t head, int64_t token) {
+    if (reader != rank_) return;
+    const auto index = static_cast<size_t>(index_of(kept, head));
+    if (missing_keys_[index].empty()) {
+      missing_keys_[index] = Tensor(DType::f32, {tokens, 1, config_.head_dim});
+      missing_values_[index] = Tensor(DType::f32, {tokens, 1, config_.v_head_dim});
+    }
+    messages.take(computer, place_of(missing_keys_[index], token, 0, key_bytes), key_bytes);
+    messages.take(computer, place_of(missing_values_[index], token, 0, value_bytes), value_bytes);
+  });
+}
+
+// Appends this rank's heads and tokens to its cache.
+void ContextCall::keep() {
+  if (input_.cache == nullptr) return;
+  KvCache& cache = *input_.cache;
+  const TokenShare share = keeper_.token_share();
+  for (const Sequence& sequence : sequences_) {
+    if (!sequence.own_slot) continue;
+    const Span& span = input_.spans[sequence.span];
+    const auto [keys, values] = kept_rows(sequence);
+    const int64_t tokens = keys.shape()[0];
+    const int64_t place = share.count_below(span.first_position);
+    if (cache.length(*sequence.own_slot) > place) cache.truncate(*sequence.own_slot, place);
+    for (int64_t first = 0; first < tokens; first += KvCache::kTokensAtOnce) {
+      const int64_t count = std::min(KvCache::kTokensAtOnce, tokens - first);
+      cache.append({.slot = *sequence.own_slot, .first_position = place + first, .count = count},
+                   keys.view().slice(0, first, count), values.view().slice(0, first, count), workspace_.threads());
+      cache.trim(*sequence.own_slot);
+    }
+  }
+}
+
+// [tokens, heads, width] of what this rank keeps of a sequence's new tokens. Tokens that no later one sees may be zero.
+std::pair<Tensor, Tensor> ContextCall::kept_rows(const Sequence& sequence) const {
+  const Span& span = input_.spans[sequence.span];
+  const TokenShare share = keeper_.token_share();
+  const auto kept = holders_.kept(rank_);
+  const auto computed = holders_.computed(rank_);
+  std::vector<int64_t> tokens;
+  for (int64_t offset = 0; offset < span.count; ++offset)
+    if (share.owns(span.first_position + offset)) tokens.push_back(sequence.first_token + offset);
+  const auto gather = [&](const Tensor& rows, const std::vector<Tensor>& missing, int64_t width) {
+    const auto heads = static_cast<int64_t>(kept.size());
+    Tensor out(DType::f32, {static_cast<int64_t>(tokens.size()), heads, width});
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t source = kept[static_cast<size_t>(head)];
+      const int64_t index = index_of(computed, source);
+      const bool fetched = index == static_cast<int64_t>(computed.size());
+      if (source == -1 || (fetched && missing[static_cast<size_t>(head)].empty())) continue;
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        const float* from = fetched ? missing[static_cast<size_t>(head)].view().as<float>() + tokens[i] * width
+                                    : rows.view().as<float>() + tokens[i] * rows.shape()[1] + index * width;
+        std::copy_n(from, width, out.view().as<float>() + (static_cast<int64_t>(i) * heads + head) * width);
+      }
+    }
+    return out;
+  };
+  return {gather(keys_, missing_keys_, config_.head_dim), gather(values_, missing_values_, config_.v_head_dim)};
+}
+
+}  // namespace regard
