@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "parallel/even_parts.h"
 #include "parallel/sum_tree.h"
 #include "regard/communicator.h"
 #include "regard/dtype.h"
@@ -11,12 +12,6 @@
 #include "regard/threads.h"
 
 namespace regard {
-
-// A run of a vector's elements.
-struct ElementRange {
-  int64_t first = 0;
-  int64_t count = 0;
-};
 
 // Sums over the ranks of a group: each rank has the sums of some nodes of a tree, and each gets one part of the whole
 // sum (a reduce-scatter as an exchange and an ordered addition, so that the bits depend on the tree alone).

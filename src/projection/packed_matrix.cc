@@ -185,6 +185,20 @@ void check_rows(const WeightView& weight, std::span<const int64_t> rows) {
     require(row >= -1 && row < weight.rows, "weight: row {} is asked for, expected -1 to {}", row, weight.rows - 1);
 }
 
+// Neighbours become one run, so that a cut between them costs nothing.
+std::vector<Columns> merged(std::span<const Columns> runs) {
+  std::vector<Columns> all;
+  for (const Columns& run : runs) {
+    const bool zeros = run.first < 0;
+    if (!all.empty() &&
+        (zeros ? all.back().first < 0 : all.back().first >= 0 && all.back().first + all.back().count == run.first))
+      all.back().count += run.count;
+    else
+      all.push_back(run);
+  }
+  return all;
+}
+
 // How many columns they are together.
 int64_t checked_width(const WeightView& weight, std::span<const Columns> runs) {
   int64_t width = 0;
@@ -208,13 +222,14 @@ PackedMatrix PackedMatrix::pack(const WeightView& weight, const Threads& threads
   PackedMatrix packed;
   packed.rows_ = rows.empty() ? weight.rows : static_cast<int64_t>(rows.size());
   packed.columns_ = checked_width(weight, columns);
+  const std::vector<Columns> runs = merged(columns);
   packed.source_type_ = weight.type;
-  packed.group_ = is_quantized(weight.type) ? fitting_group(weight.type, columns, packed.columns_) : 0;
+  packed.group_ = is_quantized(weight.type) ? fitting_group(weight.type, runs, packed.columns_) : 0;
   const PanelView panel = empty_panel(weight.type, packed.group_, packed.columns_);
   packed.buffer_ = Buffer(static_cast<size_t>(kernels::tiles(packed.rows_) * panel.tile_bytes));
   std::atomic<bool> bad = false;
   threads.for_each(kernels::tiles(packed.rows_), [&](int64_t tile, int) {
-    TileWriter writer(panel, columns, packed.buffer_.data() + tile * panel.tile_bytes);
+    TileWriter writer(panel, runs, packed.buffer_.data() + tile * panel.tile_bytes);
     for (int64_t lane = 0; lane < std::min(kTile, packed.rows_ - tile * kTile); ++lane) {
       const int64_t row = rows.empty() ? tile * kTile + lane : rows[static_cast<size_t>(tile * kTile + lane)];
       if (row >= 0 && writer.write(weight, row, lane)) bad = true;

@@ -212,14 +212,18 @@ void Layer::add_norms(Random& random) {
   fill(config.v_norm, config.num_key_value_heads, config.v_head_dim, weights_.v_norm, nullptr);
 }
 
+KvCacheOptions Layer::cache_options(int64_t slots, int64_t capacity) const {
+  return {.slots = slots, .capacity = capacity, .dtype = case_.cache_dtype, .page_size = case_.page_size};
+}
+
 KvCache Layer::make_cache(int64_t slots, int64_t capacity, int64_t speculation_length) const {
-  return {case_.storage,
-          {.slots = slots,
-           .capacity = capacity,
-           .dtype = case_.cache_dtype,
-           .page_size = case_.page_size,
-           .speculation_length = speculation_length},
-          config()};
+  KvCacheOptions options = cache_options(slots, capacity);
+  options.speculation_length = speculation_length;
+  return {case_.storage, options, config()};
+}
+
+KvCache Layer::make_cache_of(const Attention& attention, int64_t slots, int64_t capacity) const {
+  return attention.make_cache(case_.storage, cache_options(slots, capacity));
 }
 
 KvCache Layer::make_contiguous_cache(int64_t slots, int64_t capacity) const {

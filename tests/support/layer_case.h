@@ -49,10 +49,13 @@ class Layer {
   // A cache as the case says, or a contiguous one.
   [[nodiscard]] KvCache make_cache(int64_t slots, int64_t capacity, int64_t speculation_length = 0) const;
   [[nodiscard]] KvCache make_contiguous_cache(int64_t slots, int64_t capacity) const;
+  // One rank's part of such a cache.
+  [[nodiscard]] KvCache make_cache_of(const Attention& attention, int64_t slots, int64_t capacity) const;
   // Random hidden states [tokens, input_size]; the `index`-th text of this layer.
   [[nodiscard]] Tensor text(int64_t tokens, uint64_t index = 0) const;
 
  private:
+  [[nodiscard]] KvCacheOptions cache_options(int64_t slots, int64_t capacity) const;
   WeightView add_matrix(WeightType type, int64_t rows, int64_t columns, Random& random);
   void add_projections(Random& random);
   void add_norms(Random& random);

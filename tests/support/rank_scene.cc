@@ -1,0 +1,182 @@
+#include "support/rank_scene.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <ostream>
+
+namespace regard::test {
+namespace {
+
+bool one_in(int times) { return *rc::gen::inRange(0, times) == times - 1; }
+
+int64_t any_divisor(int64_t number) {
+  std::vector<int64_t> divisors;
+  for (int64_t d = 1; d <= number; ++d)
+    if (number % d == 0) divisors.push_back(d);
+  return *rc::gen::elementOf(divisors);
+}
+
+ParallelConfig any_parallel(const RankWishes& wishes) {
+  ParallelConfig p;
+  p.tp_degree = *rc::gen::elementOf(wishes.ranks);
+  p.cp_degree = any_divisor(p.tp_degree);
+  p.attention_dp_degree = any_divisor(p.tp_degree);
+  p.sequence_parallel_enabled = one_in(3);
+  p.flash_decoding_enabled = one_in(3);
+  p.deterministic = one_in(2);
+  if (!p.flash_decoding_enabled && one_in(4)) p.gqa = GQA::CONVERT_TO_MHA;
+  if (p.cp_degree > 1 && one_in(2)) p.context_split = ContextSplit::strided;
+  p.kv_exchange = *rc::gen::element(KvExchange::all_gather, KvExchange::ring);
+  p.output_dispatch = *rc::gen::element(OutputDispatch::AR_AG, OutputDispatch::RS_AG, OutputDispatch::AG_AR);
+  if (!p.deterministic && one_in(4)) p.rpl_reduce_dtype = DType::bf16;
+  p.prefill_tokens = *rc::gen::element<int64_t>(2, 8, 32);
+  return p;
+}
+
+// Random hidden rows of one call; residuals are those of the call after it.
+Tensor hidden_of(const RankScene& scene, const Layer& layer, size_t call) {
+  int64_t tokens = 0;
+  for (const Span& span : scene.calls[call]) tokens += span.count;
+  return layer.text(tokens, call);
+}
+
+Tensor rows_of(const Tensor& all, std::span<const int64_t> tokens) {
+  Tensor rows(all.dtype(), {static_cast<int64_t>(tokens.size()), all.shape()[1]});
+  const auto bytes = static_cast<size_t>(all.shape()[1]) * size_of(all.dtype());
+  for (size_t i = 0; i < tokens.size(); ++i)
+    std::memcpy(rows.view().data() + i * bytes, all.view().data() + static_cast<size_t>(tokens[i]) * bytes, bytes);
+  return rows;
+}
+
+std::vector<Tensor> run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
+  const Attention attention = Attention::load(layer.weights(), layer.config(), Threads(1), ranks);
+  Workspace workspace(1);
+  KvCache cache = layer.make_cache_of(attention, scene.slots, 4096);
+  std::vector<float> gain(static_cast<size_t>(layer.config().input_size()), 1.25F);
+  std::vector<Tensor> outputs;
+  for (size_t call = 0; call < scene.calls.size(); ++call) {
+    AttentionInput input;
+    input.spans = scene.calls[call];
+    input.cache = scene.with_cache ? &cache : nullptr;
+    input.workspace = &workspace;
+    input.present_key_value = false;
+    const bool scattered = ranks.config().sequence_parallel_enabled;
+    const auto own = attention.own_tokens(input.spans, input.cache);
+    const Tensor hidden = hidden_of(scene, layer, call);
+    const Tensor passed = scattered ? rows_of(hidden, own) : hidden;
+    input.hidden_states = passed;
+    if (scene.with_norm) {
+      input.rmsnorm = ConstTensorView(gain.data(), {layer.config().input_size()});
+      input.residual = passed;
+    }
+    Tensor out = attention.forward(input).hidden_states;
+    if (scattered) {  // everybody gets everything, to be compared
+      Tensor all(out.dtype(), {hidden.shape()[0], out.shape()[1]});
+      const auto bytes = static_cast<size_t>(out.shape()[1]) * size_of(out.dtype());
+      for (size_t i = 0; i < own.size(); ++i)
+        std::memcpy(all.view().data() + static_cast<size_t>(own[i]) * bytes, out.view().data() + i * bytes, bytes);
+      const size_t all_bytes = static_cast<size_t>(all.shape().elements()) * size_of(all.dtype());
+      std::vector<std::vector<std::byte>> parts(static_cast<size_t>(ranks.size()), std::vector<std::byte>(all_bytes));
+      const std::vector<std::span<std::byte>> receive(parts.begin(), parts.end());
+      ranks.world().all_gather({all.view().data(), all_bytes}, receive);
+      for (const auto& part : parts)
+        for (size_t i = 0; i < all_bytes; ++i) all.view().data()[i] |= part[i];
+      out = all;
+    }
+    outputs.push_back(std::move(out));
+  }
+  return outputs;
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
+  const ParallelConfig& p = scene.parallel;
+  out << p.tp_degree << " ranks, cp " << p.cp_degree << ", dp " << p.attention_dp_degree
+      << (p.sequence_parallel_enabled ? ", sp" : "") << (p.flash_decoding_enabled ? ", flash" : "")
+      << (p.deterministic ? ", deterministic" : "") << ", strategy " << name_of(p.gqa)
+      << (p.context_split == ContextSplit::strided ? ", strided" : "")
+      << (p.kv_exchange == KvExchange::ring ? ", ring" : "") << ", dispatch " << static_cast<int>(p.output_dispatch)
+      << (p.rpl_reduce_dtype ? ", sums in bf16" : "") << ", prefill from " << p.prefill_tokens << " on"
+      << (scene.with_cache ? "" : ", no cache") << (scene.with_norm ? ", norm and residual" : "") << "; " << scene.slots
+      << " slots;";
+  for (const auto& call : scene.calls) {
+    out << " [";
+    for (const Span& span : call) out << " " << span.slot << "@" << span.first_position << "+" << span.count;
+    out << " ]";
+  }
+  return out << "; " << scene.layer;
+}
+
+rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
+  return rc::gen::exec([wishes] {
+    RankScene scene;
+    scene.layer = *layer_cases({.bidirectional = true, .longest_text = wishes.longest_text, .small = wishes.small});
+    scene.parallel = any_parallel(wishes);
+    scene.slots = *rc::gen::inRange<int64_t>(1, 5);
+    scene.with_cache = !one_in(5);
+    scene.with_norm = scene.layer.config.rms_norm_eps.has_value();
+    // Later calls of a bidirectional layer would change what earlier tokens see.
+    const int calls = scene.layer.config.is_causal && scene.with_cache ? *rc::gen::inRange(1, 6) : 1;
+    std::vector<int64_t> lengths(static_cast<size_t>(scene.slots), 0);
+    for (int call = 0; call < calls; ++call) {
+      std::vector<Span> spans;
+      for (int64_t slot = 0; slot < scene.slots; ++slot) {
+        if (one_in(4) && !(slot + 1 == scene.slots && spans.empty())) continue;
+        int64_t& length = lengths[static_cast<size_t>(slot)];
+        if (one_in(8)) length = 0;  // another sequence begins
+        const int64_t count =
+            one_in(2) ? *rc::gen::inRange<int64_t>(1, 4) : *rc::gen::inRange<int64_t>(1, wishes.longest_text + 1);
+        const bool nobody = one_in(10);
+        spans.push_back({.slot = nobody ? -1 : slot, .first_position = length, .count = count});
+        if (!nobody) length += count;
+      }
+      scene.calls.push_back(spans);
+    }
+    return scene;
+  });
+}
+
+std::vector<Tensor> outputs_of_one_rank(const RankScene& scene, const Layer& layer) {
+  ParallelConfig alone;
+  alone.deterministic = scene.parallel.deterministic;
+  return run(scene, layer, Ranks(Communicator::single(), alone));
+}
+
+std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world) {
+  return run(scene, layer, Ranks(world, scene.parallel));
+}
+
+std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs) {
+  for (size_t call = 0; call < ours.size(); ++call) {
+    const Tensor a = convert(ours[call], DType::f32);
+    const Tensor b = convert(theirs[call], DType::f32);
+    if (a.shape() != b.shape()) return "call " + std::to_string(call) + ": another shape";
+    const int64_t width = a.shape()[1];
+    // Of sums in another order, of rounding to the output's type, and of partial sums' rounding on the way.
+    double tolerance = 1e-5;
+    if (ours[call].dtype() != DType::f32) tolerance += ours[call].dtype() == DType::bf16 ? 0.0079 : 0.00098;
+    if (scene.parallel.rpl_reduce_dtype) tolerance += 0.0079 * 4;
+    for (int64_t token = 0; token < a.shape()[0]; ++token) {
+      const auto row = [&](const Tensor& t) {
+        return t.elements<float>().subspan(static_cast<size_t>(token * width), static_cast<size_t>(width));
+      };
+      double largest = 0;
+      for (const float x : row(b)) largest = std::max(largest, std::abs(static_cast<double>(x)));
+      for (size_t i = 0; i < row(a).size(); ++i) {
+        const float x = row(a)[i];
+        const float y = row(b)[i];
+        const bool fine = scene.parallel.deterministic
+                              ? std::memcmp(&x, &y, sizeof x) == 0
+                              : std::abs(static_cast<double>(x) - static_cast<double>(y)) <= tolerance * largest;
+        if (!fine)
+          return "call " + std::to_string(call) + ", token " + std::to_string(token) + ", column " + std::to_string(i) +
+                 ": " + std::to_string(x) + " instead of " + std::to_string(y);
+      }
+    }
+  }
+  return "";
+}
+
+}  // namespace regard::test

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <iosfwd>
+#include <vector>
+
+#include "regard/parallel.h"
+#include "support/layer_case.h"
+
+// A layer at work over ranks, against the same layer on one rank.
+namespace regard::test {
+
+// Calls of a layer: each has the next tokens of some sequences.
+struct RankScene {
+  LayerCase layer;
+  ParallelConfig parallel;
+  int64_t slots = 1;
+  std::vector<std::vector<Span>> calls;
+  bool with_cache = true;
+  bool with_norm = false;  // an input norm, and a residual
+};
+std::ostream& operator<<(std::ostream& out, const RankScene& scene);
+
+// What a scene may hold.
+struct RankWishes {
+  std::vector<int64_t> ranks = {1, 2, 3, 4, 6, 8};
+  int64_t longest_text = 80;
+  bool small = false;
+};
+rc::Gen<RankScene> rank_scenes(RankWishes wishes);
+
+// The hidden states [tokens, hidden_size] of every call, by one rank.
+std::vector<Tensor> outputs_of_one_rank(const RankScene& scene, const Layer& layer);
+// The same over `ranks`, which all call this; every rank gets all of them.
+std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world);
+
+// "" if they agree: bit for bit where the scene is deterministic, else within what another order of sums may change.
+std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs);
+
+}  // namespace regard::test
