@@ -24,15 +24,16 @@ struct Columns {
 };
 
 /// A weight matrix [rows, columns] in the layout that the kernels read. It keeps the numbers of the checkpoint: f32,
-/// bf16 and f16 as they are, quantised blocks as their integers, scales and minimums; other types become f32. Columns
-/// that cut through the groups of a quantised type get smaller groups, or become f32 where that takes no more memory.
+/// bf16 and f16 as they are, quantised blocks as their integers, scales and minimums; other types become f32. Where
+/// columns are cut through the groups of a quantised type, it gets smaller groups, or becomes f32 where that takes no
+/// more memory.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
   /// Row r is row rows[r] of `weight`, or zeros where that is -1; its columns are those of all of `columns`, one after
-  /// the other. Empty: all rows, all columns, as stored. Of the weight's bytes only those are read that hold what is
-  /// asked for, which for quantised types are whole blocks. Throws Error for NaN in what is read, or for rows and
-  /// columns that are not there.
+  /// the other, and each of them may be multiplied alone. Empty: all rows, all columns, as stored. Of the weight's
+  /// bytes only those are read that hold what is asked for, which for quantised types are whole blocks. Throws Error
+  /// for NaN in what is read, or for rows and columns that are not there.
   [[nodiscard]] static PackedMatrix pack(const WeightView& weight, const Threads& threads,
                                          std::span<const int64_t> rows = {}, std::span<const Columns> columns = {});
 

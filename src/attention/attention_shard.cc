@@ -60,7 +60,7 @@ void check_weights(const AttentionWeights& weights, const AttentionConfig& c) {
 // share stays as it is.
 std::vector<float> of_heads(const std::vector<float>& values, std::span<const int64_t> heads, int64_t width,
                             int64_t shared_size) {
-  if (static_cast<int64_t>(values.size()) == shared_size) return values;
+  if (values.empty() || static_cast<int64_t>(values.size()) == shared_size) return values;
   std::vector<float> own;
   for (const int64_t head : heads)
     for (int64_t i = 0; i < width; ++i)
@@ -109,8 +109,9 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
   shard.config = config;
   shard.config.num_attention_heads = shard.sharding.local_heads();
   shard.config.num_key_value_heads = shard.sharding.local_kv_heads();
-  const HeadShard heads =
-      parts == 1 ? HeadShard{} : HeadShard{.q_heads = shard.q_heads(), .kv_heads = shard.kv_heads()};
+  HeadShard heads;
+  // The fixed sum takes head by head.
+  if (parts > 1 || ranks.config().deterministic) heads = {.q_heads = shard.q_heads(), .kv_heads = shard.kv_heads()};
   shard.qkv = QkvProjection::load(weights.qkv, config, threads, heads);
   shard.output = OutputProjection::load(weights.output, weights.output_bias, config, threads, heads);
   shard.output_sum = output_sum_of(shard, config, ranks);

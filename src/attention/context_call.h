@@ -109,7 +109,7 @@ class ContextCall {
   Tensor queries_, attended_;       // [tokens of the row, heads * width]
   Tensor own_keys_, own_values_;
   Tensor keys_, values_;  // [tokens of the stage, KV heads * width]: what is needed of them
-  // Kept, but computed by others: by kept head, empty where this rank computes it.
+  // Kept, but computed by others: by the first place of the head among those kept.
   std::vector<Tensor> missing_keys_, missing_values_;
 };
 

@@ -13,6 +13,14 @@ std::byte* place_of(TensorView tensor, int64_t token, int64_t head, int64_t byte
   return tensor.data() + (token * tensor.size(1) + head) * bytes;
 }
 
+// A head that is there twice, as of query heads with one each, travels once.
+std::vector<int64_t> unique(std::span<const int64_t> heads) {
+  std::vector<int64_t> once;
+  for (const int64_t head : heads)
+    if (std::find(once.begin(), once.end(), head) == once.end()) once.push_back(head);
+  return once;
+}
+
 int64_t index_of(std::span<const int64_t> heads, int64_t head) {
   return std::find(heads.begin(), heads.end(), head) - heads.begin();
 }
@@ -127,7 +135,7 @@ void ContextCall::fetch_missing_heads() {
   Messages messages(place_.ranks.size());
   const auto for_each_missing = [&](auto&& visit) {
     for (int64_t reader = 0; reader < place_.ranks.size(); ++reader)
-      for (const int64_t head : holders_.kept(reader)) {
+      for (const int64_t head : unique(holders_.kept(reader))) {
         const auto computed = holders_.computed(reader);
         if (head == -1 || index_of(computed, head) < static_cast<int64_t>(computed.size())) continue;
         const int64_t computer = holders_.computer_of(head, reader);
@@ -201,9 +209,10 @@ std::pair<Tensor, Tensor> ContextCall::kept_rows(const Sequence& sequence) const
       const int64_t source = kept[static_cast<size_t>(head)];
       const int64_t index = index_of(computed, source);
       const bool fetched = index == static_cast<int64_t>(computed.size());
-      if (source == -1 || (fetched && missing[static_cast<size_t>(head)].empty())) continue;
+      const auto place = static_cast<size_t>(index_of(kept, source));
+      if (source == -1 || (fetched && missing[place].empty())) continue;
       for (size_t i = 0; i < tokens.size(); ++i) {
-        const float* from = fetched ? missing[static_cast<size_t>(head)].view().as<float>() + tokens[i] * width
+        const float* from = fetched ? missing[place].view().as<float>() + tokens[i] * width
                                     : rows.view().as<float>() + tokens[i] * rows.shape()[1] + index * width;
         std::copy_n(from, width, out.view().as<float>() + (static_cast<int64_t>(i) * heads + head) * width);
       }

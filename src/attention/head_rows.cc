@@ -124,6 +124,7 @@ class HeadPreparation {
     const auto& c = config_;
     const bool pre = c.qk_norm_placement == QKNormPlacement::PRE_ROPE;
     if (pre) norm_all_heads();
+    norm_all_values();
     for_each_token(rows_.q.size(0), rows_.q.size(1) + rows_.k.size(1) + rows_.v.size(1), threads_,
                    [&](int64_t token) { prepare(token); });
     if (pre || !needs_all_heads()) return;
@@ -138,28 +139,31 @@ class HeadPreparation {
   }
 
   void norm_all_heads() const {
-    const auto& c = config_;
-    const auto& sharding = shard_.sharding;
-    const auto apply = [&](const std::optional<QKNorm>& norm, const auto& weight, const auto& bias, int64_t all_heads,
-                           auto heads_of, TensorView rows) {
-      if (!norm || norm->width != NormWidth::all) return;
-      std::vector<std::span<const int64_t>> heads;
-      for (const int64_t part : shard_.shards) heads.push_back(heads_of(part));
-      const NormedHeads of{*norm, weight, bias, rows.size(1) / c.head_dim, c.head_dim};
-      NormOverAllHeads(of, *shard_.row, std::move(heads), all_heads).apply(rows, threads_);
-    };
-    apply(
-        c.q_layernorm, shard_.norms.q, shard_.norms.q_bias, sharding.heads(),
-        [&](int64_t part) { return sharding.q_heads_of(part); }, rows_.q);
-    apply(
-        c.k_layernorm, shard_.norms.k, shard_.norms.k_bias, sharding.kv_heads(),
-        [&](int64_t part) { return sharding.kv_heads_of(part); }, rows_.k);
+    const auto& w = shard_.norms;
+    norm_all(config_.q_layernorm, w.q, w.q_bias, config_.head_dim, shard_.sharding.heads(), &GqaSharding::q_heads_of,
+             rows_.q);
+    norm_all(config_.k_layernorm, w.k, w.k_bias, config_.head_dim, shard_.sharding.kv_heads(),
+             &GqaSharding::kv_heads_of, rows_.k);
+  }
+
+  void norm_all_values() const {
+    norm_all(config_.v_norm, shard_.norms.v, kNone, config_.v_head_dim, shard_.sharding.kv_heads(),
+             &GqaSharding::kv_heads_of, rows_.v);
+  }
+
+  void norm_all(const std::optional<QKNorm>& norm, const std::vector<float>& weight, const std::vector<float>& bias,
+                int64_t width, int64_t all_heads, std::span<const int64_t> (GqaSharding::*heads_of)(int64_t) const,
+                TensorView rows) const {
+    if (!norm || norm->width != NormWidth::all) return;
+    std::vector<std::span<const int64_t>> heads;
+    for (const int64_t part : shard_.shards) heads.push_back((shard_.sharding.*heads_of)(part));
+    const NormedHeads of{*norm, weight, bias, rows.size(1) / width, width};
+    NormOverAllHeads(of, *shard_.row, std::move(heads), all_heads).apply(rows, threads_);
   }
 
   void norm_heads(float* queries, float* keys) const {
     const auto& c = config_;
     const auto& w = shard_.norms;
-    static const std::vector<float> kNone;
     if (c.use_qk_norm) {
       const QKNorm plain{.kind = NormKind::rms, .eps = c.rms_norm_eps.value_or(1e-6), .has_weight = false};
       normalize_each({plain, kNone, kNone, c.num_attention_heads, c.head_dim}, queries);
@@ -187,7 +191,8 @@ class HeadPreparation {
     }
     if (c.qk_norm_placement == QKNormPlacement::POST_ROPE) norm_heads(queries, keys);
     if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE || !needs_all_heads()) scale_query(token);
-    if (c.v_norm) normalize_each({*c.v_norm, shard_.norms.v, {}, c.num_key_value_heads, c.v_head_dim}, values);
+    if (c.v_norm && c.v_norm->width == NormWidth::head)
+      normalize_each({*c.v_norm, shard_.norms.v, kNone, c.num_key_value_heads, c.v_head_dim}, values);
     if (c.value_scale != 1.0)
       for (int64_t i = 0; i < rows_.v.size(1); ++i) values[i] *= static_cast<float>(c.value_scale);
   }
@@ -200,6 +205,8 @@ class HeadPreparation {
     float* queries = rows_.q.as<float>() + token * rows_.q.size(1);
     for (int64_t i = 0; i < rows_.q.size(1); ++i) queries[i] *= factor;
   }
+
+  inline static const std::vector<float> kNone;
 
   const AttentionShard& shard_;
   const AttentionConfig& config_;

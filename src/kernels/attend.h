@@ -122,6 +122,21 @@ class AttendScratch {
   Buffer shared_;
 };
 
+/// What attention over some of the keys gives before it is finished, to be merged with what others give: for every row
+/// the largest score, the sum of weights relative to it, and the weighted values. [tokens][heads][v_head_dim + 2]
+[[nodiscard]] constexpr int64_t partial_numbers(const AttendShape& shape) { return shape.v_head_dim + 2; }
+
+/// Attention over the visible keys of `call`, unfinished: sinks and outputs play no part. `partials` has `sets` of
+/// partials: one, or, where each block of kBlock keys is to stay by itself, as many as the blocks that any row sees,
+/// from position 0 on.
+void attend_partials(const AttendCall& call, int64_t sets, float* partials, AttendScratch& scratch,
+                     const Threads& threads, const WorkspaceOptions& options = {});
+
+/// Merges sets of partials, in their order, and finishes them: outputs and log-sum-exps of `call`, sinks included. Of
+/// the call's keys only what all share is used; its intervals tell which rows see nothing.
+void finish_partials(const AttendCall& call, std::span<const float* const> sets, AttendScratch& scratch,
+                     const Threads& threads, const WorkspaceOptions& options = {});
+
 /// Softmax attention over the visible keys of every row, with the learned sink in the denominator. Rows that see
 /// nothing give zeros. Bits depend on the row's own query, keys and interval only.
 void attend(const AttendCall& call, AttendScratch& scratch, const Threads& threads,

@@ -185,7 +185,7 @@ void check_rows(const WeightView& weight, std::span<const int64_t> rows) {
     require(row >= -1 && row < weight.rows, "weight: row {} is asked for, expected -1 to {}", row, weight.rows - 1);
 }
 
-// Neighbours become one run, so that a cut between them costs nothing.
+// Neighbours become one run, and are read in one go.
 std::vector<Columns> merged(std::span<const Columns> runs) {
   std::vector<Columns> all;
   for (const Columns& run : runs) {
@@ -224,7 +224,7 @@ PackedMatrix PackedMatrix::pack(const WeightView& weight, const Threads& threads
   packed.columns_ = checked_width(weight, columns);
   const std::vector<Columns> runs = merged(columns);
   packed.source_type_ = weight.type;
-  packed.group_ = is_quantized(weight.type) ? fitting_group(weight.type, runs, packed.columns_) : 0;
+  packed.group_ = is_quantized(weight.type) ? fitting_group(weight.type, columns, packed.columns_) : 0;
   const PanelView panel = empty_panel(weight.type, packed.group_, packed.columns_);
   packed.buffer_ = Buffer(static_cast<size_t>(kernels::tiles(packed.rows_) * panel.tile_bytes));
   std::atomic<bool> bad = false;
