@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "attention/ranked_call.h"
+#include "attention/shared_tokens.h"
 #include "attention/span_rows.h"
 #include "kernels/rows.h"
 #include "tensor/fail.h"
@@ -35,6 +36,8 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
   resolve_spans();
   resolve_cache();
   trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal);
+  require(share_.is_all() || trees_.empty(),
+          "attention: active_masks are given, but with flash decoding tokens can't branch");
   resolve_angles();
   make_outputs();
   hidden_output_.emplace(shard_, place_, hidden_, workspace_);
@@ -93,6 +96,21 @@ int64_t AttentionCall::position_of(size_t span, int64_t token) const {
   return memory_.origins[span] + spans_[span].first_position + (tree == nullptr ? token : tree->depth(token));
 }
 
+namespace {
+
+// The spans as a rank sees them that has a share of each sequence's tokens.
+std::vector<Span> own_parts(const TokenShare& share, std::span<const Span> spans) {
+  std::vector<Span> own;
+  for (const Span& span : spans) {
+    const int64_t first = share.count_below(span.first_position);
+    const int64_t count = share.count_below(span.first_position + span.count) - first;
+    if (span.slot != -1 && count > 0) own.push_back({.slot = span.slot, .first_position = first, .count = count});
+  }
+  return own;
+}
+
+}  // namespace
+
 void AttentionCall::resolve_cache() {
   cache_ = input_.cache;
   // The position that a span's first position 0 stands for; only without a cache is it not 0.
@@ -119,8 +137,13 @@ void AttentionCall::resolve_cache() {
           "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {}",
           cache_->num_key_value_heads(), cache_->head_dim(), cache_->v_head_dim(), config_.num_key_value_heads,
           config_.head_dim, config_.v_head_dim);
-  cache_->check(spans_, piece_tokens());
-  check_reach();
+  if (input_.cache != nullptr) share_ = shard_.token_share();
+  if (share_.is_all()) {
+    cache_->check(spans_, piece_tokens());
+    check_reach();
+  } else {
+    cache_->check(own_parts(share_, spans_), piece_tokens());
+  }
 }
 
 // A cache that was made for a layer with another window or chunk may give back what this one's tokens see.
@@ -289,7 +312,12 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
     const auto rows = [&](TensorView matrix, int64_t width) {
       return matrix.slice(0, first, part.count).reshape({part.count, c.num_key_value_heads, width});
     };
-    cache_->append(part, rows(k, c.head_dim), rows(v, c.v_head_dim), workspace_.threads());
+    const TensorView keys = rows(k, c.head_dim);
+    const TensorView values = rows(v, c.v_head_dim);
+    if (share_.is_all())
+      cache_->append(part, keys, values, workspace_.threads());
+    else if (part.slot != -1)
+      append_own(part, keys, values);
   });
   if (!input_.present_key_value) return;
   const auto copy = [&](TensorView from, const Tensor& to) {
@@ -298,6 +326,20 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
   };
   copy(k, output_.present_key_value.key);
   copy(v, output_.present_key_value.value);
+}
+
+// Of a part's tokens those that this rank keeps.
+void AttentionCall::append_own(const Span& part, TensorView keys, TensorView values) {
+  const int64_t place = share_.count_below(part.first_position);
+  if (cache_->length(part.slot) > place) cache_->truncate(part.slot, place);
+  for (int64_t i = 0; i < part.count;) {
+    const int64_t position = part.first_position + i;
+    const int64_t count = std::min(part.count - i, TokenShare::kRun - position % TokenShare::kRun);
+    if (share_.owns(position))
+      cache_->append({.slot = part.slot, .first_position = share_.count_below(position), .count = count},
+                     keys.slice(0, i, count), values.slice(0, i, count), workspace_.threads());
+    i += count;
+  }
 }
 
 void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView attended) {
@@ -319,14 +361,17 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
       rows.add(first, part, tree_of(index), cache_->view(span.slot), mask, span.first_position + span.count,
                memory_.origins[index]);
   });
-  kernels::attend(
-      {.shape = shape,
-       .spans = memory_.spans,
-       .queries = q.data(),
-       .visible = memory_.visible.data(),
-       .out = attended.data(),
-       .lse = input_.lse ? output_.lse.view().as<float>() + piece.first * config_.num_attention_heads : nullptr},
-      memory_.attend, workspace_.threads(), workspace_.options());
+  const kernels::AttendCall call{
+      .shape = shape,
+      .spans = memory_.spans,
+      .queries = q.data(),
+      .visible = memory_.visible.data(),
+      .out = attended.data(),
+      .lse = input_.lse ? output_.lse.view().as<float>() + piece.first * config_.num_attention_heads : nullptr};
+  if (share_.is_all())
+    kernels::attend(call, memory_.attend, workspace_.threads(), workspace_.options());
+  else
+    SharedTokens(shard_, layer_.ranks().config().deterministic, workspace_).attend(call);
 }
 
 // Tokens that belong to no sequence give zeros.

@@ -56,16 +56,19 @@ void check_weights(const AttentionWeights& weights, const AttentionConfig& c) {
   check_vector("sinks", weights.sinks, c.num_attention_heads * c.learned_sinks_size, true);
 }
 
-// Of a vector with `width` numbers a head those of these heads; zeros for a head that is none. A vector that all heads
-// share stays as it is.
-std::vector<float> of_heads(const std::vector<float>& values, std::span<const int64_t> heads, int64_t width,
-                            int64_t shared_size) {
-  if (values.empty() || static_cast<int64_t>(values.size()) == shared_size) return values;
+// Of a vector with `width` numbers a head those of these heads; zeros for a head that is none.
+std::vector<float> of_heads(const std::vector<float>& values, std::span<const int64_t> heads, int64_t width) {
   std::vector<float> own;
   for (const int64_t head : heads)
-    for (int64_t i = 0; i < width; ++i)
+    for (int64_t i = 0; i < width && !values.empty(); ++i)
       own.push_back(head == -1 ? 0.0F : values[static_cast<size_t>(head * width + i)]);
   return own;
+}
+
+// Weights of a norm: of each head its own, or the same for all.
+std::vector<float> of_norm(const std::optional<QKNorm>& norm, const std::vector<float>& values,
+                           std::span<const int64_t> heads, int64_t width) {
+  return norm && norm->width == NormWidth::all ? of_heads(values, heads, width) : values;
 }
 
 // The query heads of each rank of the row are leaves in a row: padding stands behind them.
@@ -115,16 +118,13 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
   shard.qkv = QkvProjection::load(weights.qkv, config, threads, heads);
   shard.output = OutputProjection::load(weights.output, weights.output_bias, config, threads, heads);
   shard.output_sum = output_sum_of(shard, config, ranks);
-  const auto own = [&](const std::vector<float>& values, std::span<const int64_t> of, int64_t width) {
-    return of_heads(values, of, width, width);
-  };
-  shard.norms = {.q = own(weights.q_norm, shard.q_heads(), config.head_dim),
-                 .q_bias = own(weights.q_norm_bias, shard.q_heads(), config.head_dim),
-                 .k = own(weights.k_norm, shard.kv_heads(), config.head_dim),
-                 .k_bias = own(weights.k_norm_bias, shard.kv_heads(), config.head_dim),
-                 .v = own(weights.v_norm, shard.kv_heads(), config.v_head_dim)};
-  shard.sinks =
-      of_heads(fold_sinks(weights.sinks, config.num_attention_heads, config.learned_sinks_size), shard.q_heads(), 1, 0);
+  const AttentionConfig& c = config;
+  shard.norms = {.q = of_norm(c.q_layernorm, weights.q_norm, shard.q_heads(), c.head_dim),
+                 .q_bias = of_norm(c.q_layernorm, weights.q_norm_bias, shard.q_heads(), c.head_dim),
+                 .k = of_norm(c.k_layernorm, weights.k_norm, shard.kv_heads(), c.head_dim),
+                 .k_bias = of_norm(c.k_layernorm, weights.k_norm_bias, shard.kv_heads(), c.head_dim),
+                 .v = of_norm(c.v_norm, weights.v_norm, shard.kv_heads(), c.v_head_dim)};
+  shard.sinks = of_heads(fold_sinks(weights.sinks, c.num_attention_heads, c.learned_sinks_size), shard.q_heads(), 1);
   return shard;
 }
 

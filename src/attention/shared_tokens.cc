@@ -1,0 +1,112 @@
+#include "attention/shared_tokens.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/workspace.h"
+
+namespace regard {
+namespace {
+
+int64_t tokens_of(const kernels::AttendCall& call) {
+  int64_t tokens = 0;
+  for (const kernels::AttendSpan& span : call.spans) tokens = std::max(tokens, span.first_token + span.count);
+  return tokens;
+}
+
+std::vector<std::byte> copy_of(const float* numbers, int64_t count) {
+  const auto* bytes = reinterpret_cast<const std::byte*>(numbers);
+  return {bytes, bytes + count * static_cast<int64_t>(sizeof(float))};
+}
+
+}  // namespace
+
+SharedTokens::SharedTokens(const AttentionShard& shard, bool by_block, Workspace& workspace)
+    : shard_(shard), by_block_(by_block), workspace_(workspace) {
+  const int64_t head = shard.kv_heads().front();
+  for (int64_t index = 0; index < shard.token_share().ranks; ++index)
+    for (int64_t column = 0; column < shard.row->size(); ++column)
+      if (shard.kv_heads_of(column).front() == head && shard.token_share_of(column).index == index)
+        members_.push_back({.column = column, .share = shard.token_share_of(column)});
+  self_ = shard.token_share().index;
+}
+
+// One message a member; nothing for the rest of the row.
+void SharedTokens::exchange(std::vector<std::vector<std::byte>> sent,
+                            std::vector<std::vector<std::byte>>& received) const {
+  std::vector<std::span<const std::byte>> send(static_cast<size_t>(shard_.row->size()));
+  std::vector<std::span<std::byte>> receive(send.size());
+  for (size_t i = 0; i < members_.size(); ++i) {
+    const auto column = static_cast<size_t>(members_[i].column);
+    send[column] = sent[i];
+    receive[column] = received[i];
+  }
+  shard_.row->exchange(send, receive);
+}
+
+// The queries of all members: [tokens][members][width].
+std::vector<float> SharedTokens::gather_queries(const float* own, int64_t tokens, int64_t width) {
+  const auto bytes = static_cast<size_t>(tokens * width) * sizeof(float);
+  const std::vector<std::vector<std::byte>> sent(members_.size(), copy_of(own, tokens * width));
+  std::vector<std::vector<std::byte>> received(members_.size(), std::vector<std::byte>(bytes));
+  exchange(sent, received);
+  const auto members = static_cast<int64_t>(members_.size());
+  std::vector<float> all(static_cast<size_t>(tokens * members * width));
+  for (int64_t member = 0; member < members; ++member) {
+    const auto* from = reinterpret_cast<const float*>(received[static_cast<size_t>(member)].data());
+    for (int64_t token = 0; token < tokens; ++token)
+      std::copy_n(from + token * width, width, all.data() + (token * members + member) * width);
+  }
+  return all;
+}
+
+// How many sets of partials a member makes of tokens that see positions up to `last`.
+int64_t SharedTokens::sets_of(const Member& member, int64_t last) const {
+  return by_block_ ? kernels::blocks(member.share.count_below(last + 1)) : 1;
+}
+
+void SharedTokens::attend(const kernels::AttendCall& call) {
+  const int64_t tokens = tokens_of(call);
+  const auto members = static_cast<int64_t>(members_.size());
+  const int64_t heads = call.shape.heads;
+  const int64_t numbers = heads * kernels::partial_numbers(call.shape);  // of a token, of one member
+  const std::vector<float> queries =
+      gather_queries(reinterpret_cast<const float*>(call.queries), tokens, heads * call.shape.head_dim);
+  std::vector<Interval> visible(static_cast<size_t>(tokens));
+  int64_t last = -1;
+  for (size_t i = 0; i < visible.size(); ++i) {
+    const Interval seen = call.visible[i];
+    if (seen.empty()) continue;
+    last = std::max(last, seen.last);
+    visible[i] = {self().share.count_below(seen.first), self().share.count_below(seen.last + 1) - 1};
+  }
+  kernels::AttendCall all = call;
+  all.shape.heads = members * heads;
+  all.shape.sinks = nullptr;
+  all.queries = reinterpret_cast<const std::byte*>(queries.data());
+  all.visible = visible.data();
+  const int64_t own_sets = sets_of(self(), last);
+  std::vector<float> partials(static_cast<size_t>(own_sets * tokens * members * numbers));
+  kernels::attend_partials(all, own_sets, partials.data(), workspace_.memory().attend, workspace_.threads(),
+                           workspace_.options());
+  std::vector<std::vector<std::byte>> sent, received;
+  for (int64_t member = 0; member < members; ++member) {
+    auto& message = sent.emplace_back(static_cast<size_t>(own_sets * tokens * numbers) * sizeof(float));
+    for (int64_t row = 0; row < own_sets * tokens; ++row)
+      std::memcpy(message.data() + static_cast<size_t>(row * numbers) * sizeof(float),
+                  partials.data() + (row * members + member) * numbers, static_cast<size_t>(numbers) * sizeof(float));
+    received.emplace_back(static_cast<size_t>(sets_of(members_[static_cast<size_t>(member)], last) * tokens * numbers) *
+                          sizeof(float));
+  }
+  exchange(std::move(sent), received);
+  // In the order of positions: blocks are dealt to the members in turn.
+  std::vector<const float*> sets;
+  const int64_t rounds = by_block_ ? kernels::blocks(last + 1) : members;
+  for (int64_t set = 0; set < rounds; ++set)
+    sets.push_back(reinterpret_cast<const float*>(received[static_cast<size_t>(set % members)].data()) +
+                   set / members * tokens * numbers);
+  if (sets.empty()) sets.push_back(partials.data());  // no row sees anything
+  kernels::finish_partials(call, sets, workspace_.memory().attend, workspace_.threads(), workspace_.options());
+}
+
+}  // namespace regard
