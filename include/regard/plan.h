@@ -16,6 +16,9 @@ struct RankSpeed {
   double link = 25e9;         ///< Bytes a second that it sends to other ranks.
   double latency = 2e-6;      ///< Seconds that an exchange takes however small it is.
   double per_message = 3e-7;  ///< Seconds that each message of it costs the rank that sends it.
+
+  /// Throws Error for what is not finite, rates of 0 or less, and times below 0.
+  void check() const;
 };
 
 /// What is to be run.

@@ -297,9 +297,19 @@ void run(Options options) {
     print_text(model, all, options);
 }
 
+// CLI::Range lets NaN pass.
+CLI::Validator number_in(double least, double most) {
+  return {[least, most](const std::string& text) {
+            double value = 0;
+            if (CLI::detail::lexical_cast(text, value) && value >= least && value <= most) return std::string();
+            return fmt::format("{} is not a number from {:g} to {:g}", text, least, most);
+          },
+          fmt::format("{:g} to {:g}", least, most)};
+}
+
 void add_speeds(CLI::App& command, Options& options) {
   const auto add = [&](const char* name, double& value, const char* help, double least, double most) {
-    command.add_option(name, value, fmt::format("{} (default: {:g})", help, value))->check(CLI::Range(least, most));
+    command.add_option(name, value, fmt::format("{} (default: {:g})", help, value))->check(number_in(least, most));
   };
   constexpr double kTiny = 1e-6;
   constexpr double kHuge = 1e6;
@@ -333,9 +343,9 @@ void add_plan(CLI::App& app) {
   command
       .add_option("--weight-bytes", options->weight_bytes,
                   "Bytes of a weight, e.g. 0.5625 for q4_0 (default: what the model's file says)")
-      ->check(CLI::Range(0.01, 8.0));
+      ->check(number_in(0.01, 8));
   command.add_option("--memory", options->memory, "GB that a rank has: leaves out plans that need more")
-      ->check(CLI::Range(1e-6, 1e9));
+      ->check(number_in(1e-6, 1e9));
   add_speeds(command, *options);
   command.add_flag("--all", options->all, "Print all plans, not only the best");
   command.add_flag("--json", options->json, "Print one JSON object, with all plans");

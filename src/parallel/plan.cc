@@ -176,7 +176,7 @@ std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& wor
   std::vector<Choice> choices;
   for (const int64_t rows : divisors(ranks, workload.prompt))
     for (const bool sequence_parallel : {false, true}) {
-      if (sequence_parallel && ranks / rows == 1 && ranks == 1) continue;
+      if (sequence_parallel && ranks == 1) continue;
       std::optional<Choice> best;
       for (const auto split : {ContextSplit::contiguous, ContextSplit::strided}) {
         if (split == ContextSplit::strided && rows == 1) continue;
@@ -229,6 +229,13 @@ Plan combined(const ModelShape& model, const Workload& workload, const Choice& p
 
 }  // namespace
 
+void RankSpeed::check() const {
+  for (const double rate : {flops, bandwidth, link})
+    require(std::isfinite(rate) && rate > 0, "plan: a rate of ranks is {}, expected more than 0", rate);
+  for (const double time : {latency, per_message})
+    require(std::isfinite(time) && time >= 0, "plan: a latency of ranks is {}, expected 0 or more", time);
+}
+
 void Workload::check() const {
   const auto check_number = [](std::string_view name, int64_t value, int64_t least, int64_t most) {
     require(value >= least && value <= most, "plan: {} is {}, expected {} to {}", name, value, least, most);
@@ -263,6 +270,7 @@ RankMemory rank_memory(const ModelShape& model, const Workload& workload, const 
 StageCost prefill_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
                        const ParallelConfig& config) {
   workload.check();
+  speed.check();
   StageCost cost;
   for (const ModelShape::Layers& same : model.layers) {
     const LayerShape& shape = same.attention;
@@ -287,6 +295,7 @@ StageCost prefill_cost(const ModelShape& model, const Workload& workload, const 
 StageCost decode_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
                       const ParallelConfig& config) {
   workload.check();
+  speed.check();
   StageCost cost;
   const int64_t rows = config.attention_dp_degree;
   const double sequences = real(ceil_div(workload.sequences, rows));
