@@ -38,8 +38,8 @@ class Session {
 /// some of them as well. Collective.
 [[nodiscard]] int cores_per_rank(const Session& session);
 
-/// Ends all ranks, with one line on standard error. Where several call it, the lowest of them speaks; a rank waits
-/// some time for the word of a lower one.
+/// Ends all ranks, with one line on standard error, which begins with the rank if that is not 0. Where several call it,
+/// the lowest of them speaks: a rank waits a second or two for the word of a lower one.
 [[noreturn]] void abort(std::string_view message, int exit_code = 1);
 
 }  // namespace regard::mpi

@@ -48,18 +48,30 @@ bool lower_rank_fails_too() {
   return found != 0;
 }
 
-void print_line(std::string line) {
+// As the launcher's variables tell, where MPI has not begun.
+int launched_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"})
+    if (const char* rank = std::getenv(name); rank != nullptr) return std::atoi(rank);
+  return 0;
+}
+
+void print_line(int rank, std::string_view message) {
+  std::string line = rank == 0 ? "" : fmt::format("rank {}: ", rank);
+  line += message;
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == '\x7F') c = ' ';
+  std::fflush(nullptr);
   fmt::print(stderr, "{}\n", line);
-  std::fflush(stderr);
 }
 
 }  // namespace
 
 void abort(std::string_view message, int exit_code) {
   if (!can_talk()) {
-    print_line(std::string(message));
+    // The launcher ends all ranks when one has failed; most likely all have, and rank 0 has said why.
+    const int rank = launched_rank();
+    if (rank > 0) std::this_thread::sleep_for(kGrace);
+    print_line(rank, message);
     std::_Exit(exit_code);
   }
   int rank = 0;
@@ -68,7 +80,7 @@ void abort(std::string_view message, int exit_code) {
   if (rank > 0 && lower_rank_fails_too())
     std::this_thread::sleep_for(kLongest);
   else
-    print_line(std::string(message));
+    print_line(rank, message);
   MPI_Abort(MPI_COMM_WORLD, exit_code);
   std::_Exit(exit_code);
 }
