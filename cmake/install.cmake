@@ -10,6 +10,17 @@ install(
 if(REGARD_BUILD_CLI)
   install(TARGETS regard_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
+if(TARGET regard_mpi)
+  install(
+    TARGETS regard_mpi
+    EXPORT regardMpiTargets
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(
+    EXPORT regardMpiTargets
+    NAMESPACE regard::
+    DESTINATION ${REGARD_PACKAGE_DIR})
+endif()
 install(DIRECTORY include/regard DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(
   EXPORT regardTargets

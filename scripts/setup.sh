@@ -2,7 +2,7 @@
 # What ./run and ./test share; sourced from the repository's root.
 
 BUILD_PACKAGES=(cmake ninja-build ccache pkg-config g++ libhwy-dev libfmt-dev libpcre2-dev nlohmann-json3-dev
-  libcli11-dev)
+  libcli11-dev libopenmpi-dev openmpi-bin)
 TEST_PACKAGES=(clang-format libgtest-dev libgmock-dev librapidcheck-dev)
 SANITIZER_PACKAGES=(clang clang-tidy libclang-rt-14-dev)
 

@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/ranks.h"
 #include "decoder/generator.h"
 #include "decoder/utf8.h"
 #include "regard/decoder.h"
@@ -17,6 +18,7 @@ namespace {
 
 struct Options {
   ModelOptions model;
+  RankOptions ranks;
   std::string prompt;
   std::string system;
   int64_t max_tokens = 128;
@@ -50,8 +52,13 @@ class Stream {
   std::string pending_;
 };
 
-std::vector<int32_t> encode_prompt(const Options& options, const Checkpoint& checkpoint, const Tokenizer& tokenizer) {
-  const std::string text = options.prompt == "-" ? read_standard_input() : options.prompt;
+std::string read_prompt(const Options& options, const CommandRanks& ranks) {
+  if (options.prompt != "-") return options.prompt;
+  return ranks.from_first(ranks.speaks() ? read_standard_input() : "");
+}
+
+std::vector<int32_t> encode_prompt(const Options& options, const std::string& text, const Checkpoint& checkpoint,
+                                   const Tokenizer& tokenizer) {
   if (!options.restore_from.empty()) return tokenizer.encode(text, Tokenizer::Bos::never);
   if (!options.chat) return tokenizer.encode(text);
   std::vector<ChatMessage> messages;
@@ -101,17 +108,34 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
   fmt::print(stderr, "[{}]\n", summary);
 }
 
-void run(const Options& options) {
+Fields settings(const Options& options, std::span<const int32_t> prompt) {
+  return {{"the prompt's tokens", fmt::format("{}", fmt::join(prompt, " "))},
+          {"--max-tokens", fmt::to_string(options.max_tokens)},
+          {"--temperature", fmt::to_string(options.sampler.temperature)},
+          {"--top-k", fmt::to_string(options.sampler.top_k)},
+          {"--top-p", fmt::to_string(options.sampler.top_p)},
+          {"--seed", fmt::to_string(options.sampler.seed)},
+          {"--draft", fmt::to_string(options.draft_length)},
+          {"--kv-dtype", options.model.kv_dtype},
+          {"--save-cache", options.save_to},
+          {"--restore-cache", options.restore_from}};
+}
+
+// Returns whether it came to its end.
+bool run(const Options& options) {
+  const CommandRanks ranks(options.ranks);
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
-  const auto prompt = encode_prompt(options, checkpoint, tokenizer);
+  const auto prompt = encode_prompt(options, read_prompt(options, ranks), checkpoint, tokenizer);
   // Settings are checked before the weights are loaded, and that what is to be saved can be.
-  if (!options.save_to.empty()) const ReplacedFile probe(options.save_to);
+  if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
   (void)Sampler(options.sampler);
-  Workspace workspace(options.model.threads);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
-  watch_for_interrupt();
+  ranks.check_agreement(checkpoint, settings(options, prompt));
+  Workspace workspace(ranks.threads(options.model.threads));
+  const auto decoder = load_decoder(checkpoint, workspace.threads(), ranks.ranks());
+  watch_for_interrupt(ranks.ranks().size() > 1);
   Stream stream(tokenizer);
+  bool stopped = false;
   const auto result = generate(decoder, tokenizer, prompt,
                                {.max_tokens = options.max_tokens,
                                 .sampler = options.sampler,
@@ -121,17 +145,17 @@ void run(const Options& options) {
                                 .save_to = options.save_to,
                                 .on_token =
                                     [&](int32_t token) {
-                                      if (!options.json) stream.write(token);
-                                      return !interrupted();
+                                      if (!options.json && ranks.speaks()) stream.write(token);
+                                      stopped = ranks.interrupted();
+                                      return !stopped;
                                     }},
                                workspace);
-  if (options.json) {
-    print_result(tokenizer, prompt, result);
-  } else {
+  if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
+  if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  if (interrupted()) throw CLI::RuntimeError(kInterrupted);
+  return !stopped;
 }
 
 }  // namespace
@@ -166,6 +190,7 @@ void add_generate(CLI::App& app) {
   restore.excludes(&chat);
   command.add_option("--system", options->system, "With --chat: a system message")->needs("--chat");
   command.add_flag("--json", options->json, "Print one JSON object with tokens, text, speed and memory");
+  options->ranks.add_to(command);
   command.footer(
       "Examples:\n"
       "  regard generate -m model.gguf -p \"Once upon a time\" -n 64\n"
@@ -175,7 +200,7 @@ void add_generate(CLI::App& app) {
       "  regard generate -m model.gguf --restore-cache tale.safetensors -p \" Then\" --draft 4");
   command.callback([options, &prompt] {
     require(prompt.count() > 0 || !options->restore_from.empty(), "--prompt is required, except with --restore-cache");
-    run(*options);
+    if (!run(*options)) throw CLI::RuntimeError(kInterrupted);
   });
 }
 

@@ -7,13 +7,16 @@ namespace {
 
 volatile std::sig_atomic_t noted = 0;
 
+void note(int signal) {
+  noted = 1;
+  std::signal(signal, SIG_DFL);
+}
+
 }  // namespace
 
-void watch_for_interrupt() {
-  std::signal(SIGINT, [](int) {
-    noted = 1;
-    std::signal(SIGINT, SIG_DFL);
-  });
+void watch_for_interrupt(bool terminate_too) {
+  std::signal(SIGINT, note);
+  if (terminate_too) std::signal(SIGTERM, note);
 }
 
 bool interrupted() { return noted != 0; }

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/ranks.h"
 #include "regard/error.h"
 
 namespace {
@@ -15,8 +16,7 @@ int complain(const char* sentence) {
   std::string line = sentence;
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == '\x7F') c = ' ';
-  fmt::print(stderr, "regard: {}\n", line);
-  return 2;
+  return regard::cli::end_with("regard: " + line, 2);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/ranks.h"
 #include "decoder/generator.h"
 #include "regard/decoder.h"
 #include "tensor/fail.h"
@@ -13,25 +14,34 @@ namespace {
 
 struct Options {
   ModelOptions model;
+  RankOptions ranks;
   std::string file;
   int64_t max_tokens = 0;
   bool json = false;
 };
 
 void run(const Options& options) {
+  const CommandRanks ranks(options.ranks);
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
   auto tokens = tokenizer.encode(read_text_file(options.file));
   if (options.max_tokens > 0 && tokens.size() > static_cast<size_t>(options.max_tokens))
     tokens.resize(static_cast<size_t>(options.max_tokens));
-  Workspace workspace(options.model.threads);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))},
+                                     {"--kv-dtype", options.model.kv_dtype}});
+  Workspace workspace(ranks.threads(options.model.threads));
+  const auto decoder = load_decoder(checkpoint, workspace.threads(), ranks.ranks());
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));
     result = score(
-        decoder, tokens, workspace, [&](int64_t done) { bar.show(done); }, parse_cache_dtype(options.model.kv_dtype));
+        decoder, tokens, workspace,
+        [&](int64_t done) {
+          if (ranks.speaks()) bar.show(done);
+        },
+        parse_cache_dtype(options.model.kv_dtype));
   }
+  if (!ranks.speaks()) return;
   const double rate = static_cast<double>(tokens.size()) / result.seconds;
   if (options.json)
     print_json({{"tokens", tokens.size()}, {"mean_nll", result.mean_nll}, {"tokens_per_second", rate}});
@@ -50,6 +60,7 @@ void add_score(CLI::App& app) {
   command.add_option("--max-tokens", options->max_tokens, "Score only so many tokens from the beginning")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 40));
   command.add_flag("--json", options->json, "Print one JSON object");
+  options->ranks.add_to(command);
   command.footer("Example:\n  regard score -m model.gguf -f /usr/share/common-licenses/GPL-3 --max-tokens 2048");
   command.callback([options] { run(*options); });
 }

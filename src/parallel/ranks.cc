@@ -21,9 +21,9 @@ void check_degree(std::string_view name, int64_t degree, int64_t tp) {
 }
 
 // A single row is the world itself; its columns are single ranks.
-Ranks::Stage make_stage(const std::shared_ptr<Communicator>& world, int64_t degree) {
-  const int64_t columns = world->size() / degree;
-  Ranks::Stage stage{.degree = degree, .row = world->rank() / columns, .column = world->rank() % columns};
+Ranks::Stage make_stage(const std::shared_ptr<Communicator>& world, int64_t degree, bool switch_cc) {
+  const RankMesh mesh(world->size(), degree, switch_cc);
+  Ranks::Stage stage{.degree = degree, .row = mesh.row_of(world->rank()), .column = mesh.column_of(world->rank())};
   const auto split = [&](int64_t color, int64_t key) {
     return world->split(static_cast<int>(color), static_cast<int>(key));
   };
@@ -54,19 +54,17 @@ void ParallelConfig::check() const {
       name_of(sums));
 }
 
-Ranks::Ranks() : world_(Communicator::single()) {
-  prefill_ = make_stage(world_, 1);
-  decode_ = make_stage(world_, 1);
-}
+Ranks::Ranks() : world_(Communicator::single()) { prefill_ = decode_ = make_stage(world_, 1, false); }
 
 Ranks::Ranks(std::shared_ptr<Communicator> world, const ParallelConfig& config)
     : config_(config), world_(std::move(world)) {
   config_.check();
   require(config_.tp_degree == world_->size(), "parallel: tp_degree is {}, but there are {} ranks, expected as many",
           config_.tp_degree, world_->size());
-  prefill_ = make_stage(world_, config_.cp_degree);
-  decode_ =
-      config_.attention_dp_degree == config_.cp_degree ? prefill_ : make_stage(world_, config_.attention_dp_degree);
+  prefill_ = make_stage(world_, config_.cp_degree, config_.switch_cc);
+  decode_ = config_.attention_dp_degree == config_.cp_degree
+                ? prefill_
+                : make_stage(world_, config_.attention_dp_degree, config_.switch_cc);
 }
 
 }  // namespace regard

@@ -26,6 +26,8 @@ class ChildProcess {
 
   // Waits until at least `bytes` bytes have come on standard output.
   void wait_for_output(size_t bytes);
+  // What has come so far.
+  [[nodiscard]] const std::string& output() const { return result_.out; }
   void send_signal(int signal) const;
   // Gives `input` to the child, reads both outputs and waits for its end.
   [[nodiscard]] Finished finish(std::string_view input = {});

@@ -43,7 +43,7 @@ TEST(ParallelConfig, NamesWhatDoesNotFit) {
       {{.rpl_reduce_dtype = DType::f16}, "parallel: rpl_reduce_dtype is f16, expected f32 or bf16"},
       {{.rpl_reduce_dtype = DType::bf16, .deterministic = true}, "rpl_reduce_dtype is bf16 and deterministic is true"},
   };
-  for (const auto& [config, message] : cases) EXPECT_ERROR(config.check(), message);
+  for (const auto& wrong : cases) EXPECT_ERROR(wrong.config.check(), wrong.message);
 }
 
 TEST(Ranks, TpDegreeIsTheNumberOfRanks) {
@@ -67,6 +67,26 @@ TEST(Ranks, RowsAreConsecutiveAndColumnsGoAcross) {
     EXPECT_EQ(ranks.decode().column, rank % 4);
     EXPECT_EQ(ranks.decode().in_row->rank(), rank % 4);
     EXPECT_EQ(gather_numbers(*ranks.decode().in_column, rank), (std::vector{rank % 4, rank % 4 + 4}));
+  });
+}
+
+// [PAR-3]: blocks of 16 ranks, of which the middle eight are the second row.
+TEST(Ranks, SixtyFourRanksInEightRowsFollowTheEightByEightMesh) {
+  run_ranks(64, [](const std::shared_ptr<Communicator>& world) {
+    const Ranks ranks(world, {.tp_degree = 64, .cp_degree = 8});
+    const int rank = world->rank();
+    if (rank == 12) {
+      EXPECT_EQ(ranks.prefill().row, 0);
+      EXPECT_EQ(ranks.prefill().column, 4);
+    }
+    const auto in_row = gather_numbers(*ranks.prefill().in_row, rank);
+    const auto in_column = gather_numbers(*ranks.prefill().in_column, rank);
+    if (rank == 0) {
+      EXPECT_EQ(in_row, (std::vector{0, 1, 2, 3, 12, 13, 14, 15}));
+      EXPECT_EQ(in_column, (std::vector{0, 4, 16, 20, 32, 36, 48, 52}));
+    }
+    const Ranks contiguous(world, {.tp_degree = 64, .cp_degree = 8, .switch_cc = true});
+    EXPECT_EQ(contiguous.prefill().row, rank / 8);
   });
 }
 

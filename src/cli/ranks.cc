@@ -1,0 +1,162 @@
+#include "cli/ranks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cli/interrupt.h"
+#include "regard/agreement.h"
+#include "tensor/fail.h"
+#ifdef REGARD_WITH_MPI
+#include "regard/mpi.h"
+#endif
+
+namespace regard::cli {
+
+#ifdef REGARD_WITH_MPI
+
+struct CommandRanks::Launched {
+  mpi::Session session;
+  std::shared_ptr<Communicator> world = mpi::world(session);
+
+  [[nodiscard]] int cores() const { return mpi::cores_per_rank(session); }
+};
+
+namespace {
+
+std::string how_to_start(int64_t ranks) { return fmt::format("start them with: mpirun -n {} regard ...", ranks); }
+bool launched() { return mpi::launched(); }
+
+}  // namespace
+
+int end_with(const std::string& line, int exit_code) {
+  if (launched()) mpi::abort(line, exit_code);
+  fmt::print(stderr, "{}\n", line);
+  return exit_code;
+}
+
+#else
+
+struct CommandRanks::Launched {
+  std::shared_ptr<Communicator> world = Communicator::single();
+
+  [[nodiscard]] static int cores() { return 0; }
+};
+
+namespace {
+
+std::string how_to_start(int64_t /*ranks*/) {
+  return "this regard is built without MPI, which it takes for more than one";
+}
+bool launched() { return false; }
+
+}  // namespace
+
+int end_with(const std::string& line, int exit_code) {
+  fmt::print(stderr, "{}\n", line);
+  return exit_code;
+}
+
+#endif
+
+void RankOptions::add_to(CLI::App& command) {
+  const auto degree = CLI::Range(1, 1 << 16);
+  const char* group = "Many ranks (with mpirun -n, as many as tp times cp)";
+  const auto flag = [&](const char* name, bool& value, const char* text) {
+    command.add_flag(name, value, text)->group(group);
+  };
+  command.add_option("--tp", tp, "Ranks that divide the heads among them (default: 1)")->check(degree)->group(group);
+  command.add_option("--cp", cp, "Groups of such ranks that divide a prompt's tokens (default: 1)")
+      ->check(degree)
+      ->group(group);
+  command.add_option("--dp", dp, "Parts of all ranks that divide the sequences in decode (default: 1)")
+      ->check(degree)
+      ->group(group);
+  flag("--sp", sequence_parallel, "Divide the tokens between layers, too");
+  flag("--flash-decoding", flash_decoding, "Ranks with the same KV head divide its tokens in decode");
+  flag("--ring", ring, "With --cp: pass keys and values on while attention works, not all before");
+  flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
+  flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
+}
+
+ParallelConfig RankOptions::config() const {
+  require(cp > 1 || !ring, "--ring is given and --cp is 1, expected a --cp of 2 or more");
+  require(cp > 1 || !strided, "--strided is given and --cp is 1, expected a --cp of 2 or more");
+  return {.tp_degree = tp * cp,
+          .cp_degree = cp,
+          .attention_dp_degree = dp,
+          .sequence_parallel_enabled = sequence_parallel,
+          .flash_decoding_enabled = flash_decoding,
+          .context_split = strided ? ContextSplit::strided : ContextSplit::contiguous,
+          .kv_exchange = ring ? KvExchange::ring : KvExchange::all_gather,
+          .deterministic = deterministic};
+}
+
+CommandRanks::CommandRanks(const RankOptions& options) {
+  const ParallelConfig config = options.config();
+  config.check();
+  if (launched()) launched_ = std::make_unique<Launched>();
+  const int count = launched_ == nullptr ? 1 : launched_->world->size();
+  require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
+          options.tp, options.cp, config.tp_degree, how_to_start(config.tp_degree));
+  if (launched_ != nullptr) ranks_ = Ranks(launched_->world, config);
+}
+
+CommandRanks::~CommandRanks() = default;
+
+int CommandRanks::threads(int asked) const {
+  // Also where it is not needed here: other ranks may have been asked for something else.
+  const int cores = launched_ == nullptr ? 0 : launched_->cores();
+  return asked > 0 ? asked : cores;
+}
+
+void CommandRanks::check_agreement(const Checkpoint& checkpoint, const Fields& settings) const {
+  if (ranks_.size() == 1) return;
+  const ParallelConfig& config = ranks_.config();
+  Fields fields = {{"version", REGARD_VERSION},
+                   {"--cp", fmt::to_string(config.cp_degree)},
+                   {"--dp", fmt::to_string(config.attention_dp_degree)},
+                   {"--sp", fmt::to_string(config.sequence_parallel_enabled)},
+                   {"--flash-decoding", fmt::to_string(config.flash_decoding_enabled)},
+                   {"--ring", fmt::to_string(config.kv_exchange == KvExchange::ring)},
+                   {"--strided", fmt::to_string(config.context_split == ContextSplit::strided)},
+                   {"--deterministic", fmt::to_string(config.deterministic)},
+                   {"the model's digest", digest_of(checkpoint)}};
+  fields.insert(fields.end(), settings.begin(), settings.end());
+  regard::check_agreement(ranks_.world(), fields);
+}
+
+std::string CommandRanks::from_first(std::string text) const {
+  Communicator& world = ranks_.world();
+  const auto share = [&](std::span<std::byte> bytes) {
+    const std::vector<std::span<const std::byte>> send(speaks() ? static_cast<size_t>(world.size()) : 0, bytes);
+    std::vector<std::span<const std::byte>> nothing(static_cast<size_t>(world.size()));
+    std::vector<std::span<std::byte>> receive(static_cast<size_t>(world.size()));
+    receive[0] = bytes;
+    world.exchange(speaks() ? send : nothing, receive);
+  };
+  uint64_t size = text.size();
+  share(std::as_writable_bytes(std::span(&size, 1)));
+  text.resize(size);
+  share(std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+bool CommandRanks::interrupted() const {
+  const bool own = cli::interrupted();
+  Communicator& world = ranks_.world();
+  if (world.size() == 1) return own;
+  std::vector<std::byte> all(static_cast<size_t>(world.size()));
+  std::vector<std::span<std::byte>> places;
+  for (std::byte& one : all) places.emplace_back(&one, 1);
+  const auto word = static_cast<std::byte>(own);
+  world.all_gather({&word, 1}, places);
+  return std::ranges::any_of(all, [](std::byte one) { return one != std::byte{0}; });
+}
+
+Decoder load_decoder(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks) {
+  require(ranks.size() == 1, "a model can't be divided yet among {} ranks, expected 1", ranks.size());
+  return Decoder::load(checkpoint, threads);
+}
+
+}  // namespace regard::cli

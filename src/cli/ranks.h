@@ -1,0 +1,67 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "regard/checkpoint.h"
+#include "regard/decoder.h"
+#include "regard/parallel.h"
+
+namespace regard::cli {
+
+// --tp, --cp, --dp and how they work together.
+struct RankOptions {
+  int64_t tp = 1;
+  int64_t cp = 1;
+  int64_t dp = 1;
+  bool sequence_parallel = false;
+  bool flash_decoding = false;
+  bool ring = false;
+  bool strided = false;
+  bool deterministic = false;
+
+  void add_to(CLI::App& command);
+  [[nodiscard]] ParallelConfig config() const;
+};
+
+using Fields = std::vector<std::pair<std::string, std::string>>;
+
+// The ranks of a command, from its start to its end: this process alone or, started by mpirun, all of its processes. An
+// exception may leave it at any time; whoever catches it calls `end_with`.
+class CommandRanks {
+ public:
+  // Throws Error where there are not as many processes as the options need.
+  explicit CommandRanks(const RankOptions& options);
+  CommandRanks(const CommandRanks&) = delete;
+  CommandRanks& operator=(const CommandRanks&) = delete;
+  ~CommandRanks();
+
+  [[nodiscard]] const Ranks& ranks() const { return ranks_; }
+  // Whether this is the rank that prints and writes.
+  [[nodiscard]] bool speaks() const { return ranks_.rank() == 0; }
+  // As many as were asked for or, for 0, this rank's part of the machine's cores. Collective.
+  [[nodiscard]] int threads(int asked) const;
+  // Throws Error on all ranks where they were told different things, or hold different checkpoints. Collective.
+  void check_agreement(const Checkpoint& checkpoint, const Fields& settings) const;
+  // What the first rank has read: it alone gets standard input. Collective.
+  [[nodiscard]] std::string from_first(std::string text) const;
+  // Whether any rank was interrupted. Collective, so that all stop at the same place.
+  [[nodiscard]] bool interrupted() const;
+
+ private:
+  struct Launched;
+  std::unique_ptr<Launched> launched_;  // none for a process alone
+  Ranks ranks_;
+};
+
+[[nodiscard]] Decoder load_decoder(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks);
+
+// Ends a command that has failed: prints the line and returns the exit code. With other ranks it does not return: one
+// line comes from one of them, and all end.
+int end_with(const std::string& line, int exit_code);
+
+}  // namespace regard::cli

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <memory>
+
+#include "mpi/transfer.h"
+#include "regard/communicator.h"
+
+namespace regard::mpi {
+
+// Below the 2^31 that MPI's counts stop at.
+inline constexpr size_t kLargestMessage = size_t{1} << 30;
+
+class MpiCommunicator final : public Communicator {
+ public:
+  // Takes over the handle. Parts of more than `largest_message` bytes travel in pieces.
+  MpiCommunicator(MPI_Comm handle, std::shared_ptr<Family> family, size_t largest_message = kLargestMessage);
+  MpiCommunicator(const MpiCommunicator&) = delete;
+  MpiCommunicator& operator=(const MpiCommunicator&) = delete;
+  ~MpiCommunicator() override;
+
+  [[nodiscard]] int rank() const override { return rank_; }
+  [[nodiscard]] int size() const override { return size_; }
+  [[nodiscard]] std::unique_ptr<Transfer> start_exchange(std::span<const std::span<const std::byte>> send,
+                                                         std::span<const std::span<std::byte>> receive) override;
+  [[nodiscard]] std::shared_ptr<Communicator> split(int color, int key) override;
+  [[nodiscard]] int64_t bytes_sent() const override { return family_->bytes_sent; }
+
+ private:
+  MPI_Comm handle_;
+  int rank_ = 0;
+  int size_ = 0;
+  size_t largest_message_;
+  int exchanges_ = 0;
+  std::shared_ptr<Family> family_;
+};
+
+}  // namespace regard::mpi

@@ -1,0 +1,57 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "cli/child_process.h"
+#include "cli/model_folder.h"
+
+namespace regard::test {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+TEST(RanksOfACommand, OneProcessIsOneRank) {
+  const ModelFolder folder;
+  for (const char* command : {"generate", "score"}) {
+    const std::string input = std::string(command) == "generate" ? "-p" : "-f";
+    const Finished result = run_command({command, "-m", folder.gguf, input, folder.gguf, "--tp", "2", "--cp", "3"});
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_EQ(result.out, "");
+    EXPECT_THAT(result.err, StartsWith("regard: ranks are 1, but --tp 2 times --cp 3 is 6, expected the same; "));
+  }
+}
+
+TEST(RanksOfACommand, DegreesThatDoNotFitAreNamed) {
+  const ModelFolder folder;
+  const struct {
+    std::vector<std::string> options;
+    const char* message;
+  } cases[] = {
+      {{"--tp", "0"}, "--tp"},
+      {{"--dp", "2"}, "parallel: attention_dp_degree is 2, but has to divide tp_degree 1, expected one of 1"},
+      {{"--tp", "4", "--dp", "3"}, "attention_dp_degree is 3, but has to divide tp_degree 4, expected one of 1, 2, 4"},
+      {{"--strided"}, "--strided is given and --cp is 1, expected a --cp of 2 or more"},
+      {{"--ring"}, "--ring is given and --cp is 1, expected a --cp of 2 or more"},
+  };
+  for (const auto& wrong : cases) {
+    std::vector<std::string> words = {"generate", "-m", folder.gguf, "-p", "the"};
+    words.insert(words.end(), wrong.options.begin(), wrong.options.end());
+    const Finished result = run_command(words);
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_THAT(result.err, HasSubstr(wrong.message));
+  }
+}
+
+// What one rank does whatever it is told about others.
+TEST(RanksOfACommand, FlagsOfManyRanksChangeNothingForOne) {
+  const ModelFolder folder;
+  const std::vector<std::string> plain = {"generate", "-m", folder.gguf, "-p", "the inn", "-n", "8", "--threads", "1"};
+  std::vector<std::string> words = plain;
+  words.insert(words.end(), {"--tp", "1", "--cp", "1", "--dp", "1", "--sp", "--deterministic", "--flash-decoding"});
+  const Finished result = run_command(words);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, run_command(plain).out);
+}
+
+}  // namespace
+}  // namespace regard::test
