@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "parallel/even_parts.h"
 #include "regard/attention_config.h"
 #include "regard/gqa_sharding.h"
 #include "regard/rank_order.h"
@@ -21,12 +22,9 @@ constexpr int64_t kMostTokens = int64_t{1} << 24;
 
 int64_t bytes_of(DType dtype) { return static_cast<int64_t>(size_of(dtype)); }
 
-// Sizes of parts that differ by one at most.
-int64_t part_size(int64_t count, int64_t parts, int64_t index) {
-  return count * (index + 1) / parts - count * index / parts;
-}
+int64_t part_size(int64_t count, int64_t parts, int64_t index) { return part_of(count, parts, index).count(); }
 
-// The part that holds element `index`.
+// The part of part_of that holds element `index`.
 int64_t part_with(int64_t count, int64_t parts, int64_t index) { return ((index + 1) * parts - 1) / count; }
 
 // One stage of one call while its traffic is added up.
