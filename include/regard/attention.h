@@ -149,10 +149,12 @@ class Attention {
   /// This rank's part of a cache for `options.slots` sequences of `options.capacity` tokens: its KV heads; with data
   /// parallel decode its sequences; with flash decoding its share of their tokens.
   [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;
-  /// Which of a call's tokens this rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
-  /// places among the packed tokens, in order. Spans, cache and masks as in the call.
-  [[nodiscard]] std::vector<int64_t> own_tokens(std::span<const Span> spans, const KvCache* cache,
-                                                std::span<const ConstTensorView> active_masks = {}) const;
+  /// Forgets the tokens of the whole cache's slot from `length` on, as KvCache::truncate does.
+  void truncate(KvCache& cache, int64_t slot, int64_t length) const;
+  /// Which of a call's tokens a rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
+  /// places among the packed tokens, in order. Spans, cache and masks are those of the call.
+  [[nodiscard]] std::vector<int64_t> tokens_of_rank(int64_t rank, std::span<const Span> spans, const KvCache* cache,
+                                                    std::span<const ConstTensorView> active_masks = {}) const;
 
   /// Throws Error, before the cache changes, for shapes or types that do not fit, spans that do not add up, slots or
   /// positions that the cache can't take; the padded form also for rows longer than max_context_length [CFG-75].

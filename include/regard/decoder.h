@@ -11,6 +11,8 @@
 
 namespace regard {
 
+class RowParallel;
+
 /// What a call has to do at least.
 struct DecoderCost {
   double operations = 0;  ///< Two a multiply-add, inside the masks.
@@ -21,10 +23,13 @@ struct DecoderCost {
 /// output head. Activations are f32.
 class Decoder {
  public:
-  /// Loads and packs all weights. Throws Error for a checkpoint that is not a whole model of a known family.
-  [[nodiscard]] static Decoder load(const Checkpoint& checkpoint, const Threads& threads);
+  /// Loads and packs all weights; with ranks, what this one computes: its heads, and its columns of the MLPs. All ranks
+  /// then make the same calls, and all get the logits. Throws Error for a checkpoint that is not a whole model of a
+  /// known family.
+  [[nodiscard]] static Decoder load(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks = Ranks());
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] const Ranks& ranks() const { return ranks_; }
   [[nodiscard]] const Attention& attention(int64_t layer) const {
     return layers_[static_cast<size_t>(layer)].attention;
   }
@@ -34,11 +39,15 @@ class Decoder {
   [[nodiscard]] DecoderCost cost(int64_t history, int64_t tokens, DType cache_dtype = DType::f32) const;
 
   /// One cache a layer, each slot with memory of its own: contiguous, and a ring or chunk where the layer has a window
-  /// or chunk. `options.pages` has to be 0.
+  /// or chunk. `options.pages` has to be 0. With ranks, this one's part of them.
   [[nodiscard]] std::vector<KvCache> make_caches(const KvCacheOptions& options) const;
   /// One paged cache a layer, which together take no more than so many bytes: layers with windows or chunks as much as
   /// their slots can need, the others all the same. Throws Error if that is less than a page for each slot.
   [[nodiscard]] std::vector<KvCache> make_paged_caches(const KvCacheOptions& options, int64_t bytes) const;
+
+  /// Forgets the tokens of a sequence from `length` on, in every layer, as KvCache::truncate does; with ranks `slot`
+  /// and `length` are those of the whole sequence.
+  void truncate(std::span<KvCache> caches, int64_t slot, int64_t length) const;
 
   /// Which tokens' logits a call computes.
   enum class Logits : uint8_t { last_of_each_span, all };
@@ -58,12 +67,23 @@ class Decoder {
     Linear gate, up, down;
   };
 
+  void load_mlp(const Checkpoint& checkpoint, int64_t layer, const Threads& threads, Layer& into) const;
   void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
                   std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
                   Workspace& workspace) const;
-  void run_mlp(const Layer& layer, TensorView hidden, Workspace& workspace) const;
+  struct RowSplit;
+  [[nodiscard]] RowSplit split_rows(TensorView hidden, std::span<const Span> spans,
+                                    std::span<const ConstTensorView> active_masks, std::span<KvCache> caches,
+                                    Workspace& workspace) const;
+  void all_gather(const RowSplit& split, ConstTensorView own, TensorView all) const;
+  void gather_rows(const RowSplit& split, TensorView hidden) const;
+  void run_mlp(const Layer& layer, const RowSplit& split, Workspace& workspace) const;
+  [[nodiscard]] ConstTensorView normed(const Layer& layer, ConstTensorView rows, Workspace& workspace) const;
+  [[nodiscard]] TensorView gated(const Layer& layer, ConstTensorView x, Workspace& workspace) const;
 
   ModelConfig config_;
+  Ranks ranks_;
+  std::shared_ptr<const RowParallel> mlp_sum_;  // none: one rank's product is the whole
   Linear embedding_;
   Linear output_;  // empty where the embedding is the head
   std::vector<float> norm_;

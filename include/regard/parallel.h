@@ -65,6 +65,7 @@ class Ranks {
   [[nodiscard]] int64_t rank() const { return world_->rank(); }
   [[nodiscard]] int64_t size() const { return world_->size(); }
   [[nodiscard]] Communicator& world() const { return *world_; }
+  [[nodiscard]] const std::shared_ptr<Communicator>& shared_world() const { return world_; }
 
   /// How one stage is spread: `degree` rows of a mesh.
   struct Stage {

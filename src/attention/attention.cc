@@ -19,10 +19,12 @@ void refuse_what_is_not_computed(const AttentionConfig& config) {
 }
 
 // Of the scales of all heads those of these.
-std::vector<float> scales_of(const KvFormat& format, std::span<const int64_t> heads, int64_t all_heads) {
+std::vector<float> scales_of(const KvFormat& format, std::span<const int64_t> heads, int64_t all_heads,
+                             int64_t head_dim) {
   const auto count = static_cast<int64_t>(format.scales.size());
-  const bool by_head = format.scaling == KvScaling::per_head || format.scaling == KvScaling::per_channel;
-  if (!by_head || count <= 1 || count % all_heads != 0) return format.scales;
+  const bool by_head = format.scaling == KvScaling::per_head ||
+                       (format.scaling == KvScaling::per_channel && count == all_heads * head_dim);
+  if (!by_head || count != all_heads * (count / all_heads)) return format.scales;
   const int64_t width = count / all_heads;
   std::vector<float> own;
   for (const int64_t head : heads)
@@ -80,12 +82,21 @@ KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) 
   if (own.capacity == 0) own.capacity = config_.inference.max_length;
   own.slots = (own.slots + rows - 1) / rows;
   if (!share.is_all()) own.capacity = std::max<int64_t>(1, TokenShare{share.ranks, 0}.count_below(own.capacity));
-  const auto of_own_heads = [&](std::optional<KvFormat>& format) {
-    if (format) format->scales = scales_of(*format, decode_->kv_heads(), config_.num_key_value_heads);
+  const auto of_own_heads = [&](std::optional<KvFormat>& format, int64_t width) {
+    if (format) format->scales = scales_of(*format, decode_->kv_heads(), config_.num_key_value_heads, width);
   };
-  of_own_heads(own.keys);
-  of_own_heads(own.values);
+  of_own_heads(own.keys, config_.head_dim);
+  of_own_heads(own.values, config_.v_head_dim);
   return {storage, own, decode_->config};
+}
+
+void Attention::truncate(KvCache& cache, int64_t slot, int64_t length) const {
+  const Ranks::Stage& stage = ranks_.decode();
+  if (stage.degree > 1) {
+    if (slot / cache.slots() != stage.row) return;
+    slot %= cache.slots();
+  }
+  cache.truncate(slot, decode_->token_share().count_below(length));
 }
 
 const QkvProjection& Attention::qkv_projection() const { return decode_->qkv; }

@@ -81,16 +81,12 @@ void HiddenOutput::write_alone(int64_t first, ConstTensorView attended) {
 
 // Every rank of the row gets an even part of the row's tokens; a piece may touch several parts.
 void HiddenOutput::write_part(int64_t first, ConstTensorView attended) {
-  const int64_t tokens = place_->tokens.count_of(place_->stage.row);
-  const int64_t end = first + attended.size(0);
+  const auto parts_of_row = even_parts(place_->tokens.count_of(place_->stage.row), shard_.row->size());
   std::vector<ElementRange> parts;
-  for (const ElementRange& part : even_parts(tokens, shard_.row->size())) {
-    const int64_t begin = std::clamp(part.first, first, end);
-    parts.push_back({.first = begin - first, .count = std::clamp(part.first + part.count, first, end) - begin});
-  }
-  const int64_t column = place_->stage.column;
-  const ElementRange own = parts[static_cast<size_t>(column)];
-  const int64_t own_first = own.count == 0 ? 0 : first + own.first - part_of(tokens, shard_.row->size(), column).first;
+  for (const ElementRange& part : parts_of_row) parts.push_back(inside(part, {first, attended.size(0)}));
+  const auto column = static_cast<size_t>(place_->stage.column);
+  const ElementRange own = parts[column];
+  const int64_t own_first = own.count == 0 ? 0 : first + own.first - parts_of_row[column].first;
   const TensorView target = way_ == Way::to_own_part ? hidden_ : own_.view();
   sums_->scatter(attended, parts, target.slice(0, own_first, own.count));
 }

@@ -7,6 +7,7 @@
 #include "attention/context_call.h"
 #include "attention/span_rows.h"
 #include "kernels/rows.h"
+#include "regard/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -60,21 +61,27 @@ std::vector<RankedCall::Part> RankedCall::parts_of(const Attention& attention, s
   return parts;
 }
 
-std::vector<int64_t> RankedCall::own_tokens(const Attention& attention, std::span<const Span> spans,
-                                            std::span<const ConstTensorView> active_masks, int64_t slots_a_row) {
+std::vector<int64_t> RankedCall::tokens_of_rank(const Attention& attention, int64_t rank, std::span<const Span> spans,
+                                                std::span<const ConstTensorView> active_masks, int64_t slots_a_row) {
+  const Ranks& ranks = attention.ranks();
   std::vector<int64_t> own;
   for (const Part& part : parts_of(attention, spans, active_masks, slots_a_row)) {
-    const auto& of_row = part.tokens.tokens_of(part.stage.row);
-    const ElementRange range =
-        part_of(static_cast<int64_t>(of_row.size()), part.stage.in_row->size(), part.stage.column);
-    own.insert(own.end(), of_row.begin() + range.first, of_row.begin() + range.first + range.count);
+    const RankMesh mesh(ranks.size(), part.stage.degree, ranks.config().switch_cc);
+    const auto& of_row = part.tokens.tokens_of(mesh.row_of(rank));
+    const ElementRange range = part_of(static_cast<int64_t>(of_row.size()), mesh.columns(), mesh.column_of(rank));
+    own.insert(own.end(), of_row.begin() + range.first, of_row.begin() + range.end());
   }
   return own;
 }
 
-std::vector<int64_t> Attention::own_tokens(std::span<const Span> spans, const KvCache* cache,
-                                           std::span<const ConstTensorView> active_masks) const {
-  return RankedCall::own_tokens(*this, spans, active_masks, slots_a_row(spans, cache, ranks_.decode().degree));
+std::vector<int64_t> Attention::tokens_of_rank(int64_t rank, std::span<const Span> spans, const KvCache* cache,
+                                               std::span<const ConstTensorView> active_masks) const {
+  return RankedCall::tokens_of_rank(*this, rank, spans, active_masks,
+                                    slots_a_row(spans, cache, ranks_.decode().degree));
+}
+
+std::vector<int64_t> RankedCall::own_tokens() const {
+  return tokens_of_rank(attention_, attention_.ranks().rank(), spans_, input_.active_masks, slots_a_row_);
 }
 
 RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
@@ -107,8 +114,7 @@ void RankedCall::check_input() {
     tokens_ += span.count;
   }
   int64_t expected = tokens_;
-  if (parallel_.sequence_parallel_enabled)
-    expected = static_cast<int64_t>(own_tokens(attention_, spans_, input_.active_masks, slots_a_row_).size());
+  if (parallel_.sequence_parallel_enabled) expected = static_cast<int64_t>(own_tokens().size());
   require(x.shape().rank() == 2 && x.size(0) == expected && x.size(1) == config.input_size() && x.is_dense(),
           "attention: hidden_states of rank {} has shape {}, expected [{}, {}], dense", attention_.ranks().rank(),
           x.shape(), expected, config.input_size());
@@ -220,8 +226,7 @@ void RankedCall::clear_skipped() {
   std::vector<int64_t> rows(static_cast<size_t>(tokens_), -1);  // by token: its row here
   if (parallel_.sequence_parallel_enabled) {
     int64_t row = 0;
-    for (const int64_t token : own_tokens(attention_, spans_, input_.active_masks, slots_a_row_))
-      rows[static_cast<size_t>(token)] = row++;
+    for (const int64_t token : own_tokens()) rows[static_cast<size_t>(token)] = row++;
   } else {
     for (int64_t token = 0; token < tokens_; ++token) rows[static_cast<size_t>(token)] = token;
   }

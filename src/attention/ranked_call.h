@@ -15,10 +15,11 @@ class RankedCall {
  public:
   RankedCall(const Attention& attention, const AttentionInput& input);
   AttentionOutput run();
-  // See Attention::own_tokens.
-  [[nodiscard]] static std::vector<int64_t> own_tokens(const Attention& attention, std::span<const Span> spans,
-                                                       std::span<const ConstTensorView> active_masks,
-                                                       int64_t slots_a_row);
+  // See Attention::tokens_of_rank.
+  [[nodiscard]] static std::vector<int64_t> tokens_of_rank(const Attention& attention, int64_t rank,
+                                                           std::span<const Span> spans,
+                                                           std::span<const ConstTensorView> active_masks,
+                                                           int64_t slots_a_row);
 
  private:
   // The spans that are computed alike.
@@ -35,6 +36,7 @@ class RankedCall {
   [[nodiscard]] static std::vector<Part> parts_of(const Attention& attention, std::span<const Span> spans,
                                                   std::span<const ConstTensorView> active_masks, int64_t slots_a_row);
   void check_input();
+  [[nodiscard]] std::vector<int64_t> own_tokens() const;
   void add_residual();
   [[nodiscard]] ConstTensorView row_input(const Part& part);
   void run_part(const Part& part);

@@ -132,7 +132,7 @@ bool run(const Options& options) {
   (void)Sampler(options.sampler);
   ranks.check_agreement(checkpoint, settings(options, prompt));
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto decoder = load_decoder(checkpoint, workspace.threads(), ranks.ranks());
+  const auto decoder = Decoder::load(checkpoint, workspace.threads(), ranks.ranks());
   watch_for_interrupt(ranks.ranks().size() > 1);
   Stream stream(tokenizer);
   bool stopped = false;

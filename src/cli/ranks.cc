@@ -99,7 +99,7 @@ CommandRanks::CommandRanks(const RankOptions& options) {
   const int count = launched_ == nullptr ? 1 : launched_->world->size();
   require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
           options.tp, options.cp, config.tp_degree, how_to_start(config.tp_degree));
-  if (launched_ != nullptr) ranks_ = Ranks(launched_->world, config);
+  ranks_ = Ranks(launched_ == nullptr ? Communicator::single() : launched_->world, config);
 }
 
 CommandRanks::~CommandRanks() = default;
@@ -152,11 +152,6 @@ bool CommandRanks::interrupted() const {
   const auto word = static_cast<std::byte>(own);
   world.all_gather({&word, 1}, places);
   return std::ranges::any_of(all, [](std::byte one) { return one != std::byte{0}; });
-}
-
-Decoder load_decoder(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks) {
-  require(ranks.size() == 1, "a model can't be divided yet among {} ranks, expected 1", ranks.size());
-  return Decoder::load(checkpoint, threads);
 }
 
 }  // namespace regard::cli

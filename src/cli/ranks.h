@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "regard/checkpoint.h"
-#include "regard/decoder.h"
 #include "regard/parallel.h"
 
 namespace regard::cli {
@@ -57,8 +56,6 @@ class CommandRanks {
   std::unique_ptr<Launched> launched_;  // none for a process alone
   Ranks ranks_;
 };
-
-[[nodiscard]] Decoder load_decoder(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks);
 
 // Ends a command that has failed: prints the line and returns the exit code. With other ranks it does not return: one
 // line comes from one of them, and all end.

@@ -30,7 +30,7 @@ void run(const Options& options) {
   ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))},
                                      {"--kv-dtype", options.model.kv_dtype}});
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto decoder = load_decoder(checkpoint, workspace.threads(), ranks.ranks());
+  const auto decoder = Decoder::load(checkpoint, workspace.threads(), ranks.ranks());
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));

@@ -47,21 +47,24 @@ void check_options(const GenerateOptions& options) {
 struct Text {
   std::vector<int32_t> tokens;
   std::vector<KvCache> caches;
-  size_t most = 0;  // tokens that it may come to
+  size_t most = 0;     // tokens that it may come to
+  int64_t cached = 0;  // tokens whose keys and values are there
 
   [[nodiscard]] int64_t room() const { return static_cast<int64_t>(most - tokens.size()); }
-  [[nodiscard]] int64_t cached() const { return caches.front().length(0); }
   // Tokens that have to run: at least the last one, which gives the next one's logits.
-  [[nodiscard]] int64_t pending() const { return static_cast<int64_t>(tokens.size()) - cached(); }
+  [[nodiscard]] int64_t pending() const { return static_cast<int64_t>(tokens.size()) - cached; }
   // Forgets what is cached of the last token and of drafts behind it.
-  void take_back() {
-    const int64_t length = std::min(cached(), static_cast<int64_t>(tokens.size()) - 1);
-    for (KvCache& cache : caches) cache.truncate(0, length);
+  void take_back(const Decoder& decoder) {
+    cached = std::min(cached, static_cast<int64_t>(tokens.size()) - 1);
+    decoder.truncate(caches, 0, cached);
   }
 };
 
 // What was said before, and the prompt.
 Text begin_text(const Decoder& decoder, std::span<const int32_t> prompt, const GenerateOptions& options) {
+  require(decoder.ranks().size() == 1 || (options.restore_from.empty() && options.save_to.empty()),
+          "generate: a sequence is to be saved or restored by {} ranks, expected 1: each has only a part of it",
+          decoder.ranks().size());
   const bool restored = !options.restore_from.empty();
   Text text;
   if (restored) text.tokens = saved_tokens(options.restore_from);
@@ -82,7 +85,8 @@ Text begin_text(const Decoder& decoder, std::span<const int32_t> prompt, const G
                                      .speculation_length = options.draft_length});
   if (restored) {
     (void)restore_sequence(options.restore_from, text.caches, 0);
-    text.take_back();
+    text.cached = text.caches.front().length(0);
+    text.take_back(decoder);
   }
   return text;
 }
@@ -90,10 +94,11 @@ Text begin_text(const Decoder& decoder, std::span<const int32_t> prompt, const G
 // Runs the tokens that are not cached, and a draft behind them.
 ConstTensorView run_pending(const Decoder& decoder, Text& text, std::span<const int32_t> draft, Decoder::Logits logits,
                             Workspace& workspace) {
-  const int64_t first = text.cached();
+  const int64_t first = text.cached;
   std::vector<int32_t> tokens(text.tokens.begin() + first, text.tokens.end());
   tokens.insert(tokens.end(), draft.begin(), draft.end());
   const Span span{.slot = 0, .first_position = first, .count = static_cast<int64_t>(tokens.size())};
+  text.cached = first + span.count;
   return decoder.forward(tokens, {&span, 1}, text.caches, logits, workspace);
 }
 
@@ -106,7 +111,7 @@ GenerateResult generate(const Decoder& decoder, const Tokenizer& tokenizer, std:
   Sampler sampler(options.sampler);
   PromptLookup lookup(options.draft_length);
   lookup.extend(text.tokens);
-  GenerateResult result{.restored_tokens = text.cached(), .prefill_tokens = text.pending()};
+  GenerateResult result{.restored_tokens = text.cached, .prefill_tokens = text.pending()};
 
   const Stopwatch prefill;
   auto logits = run_pending(decoder, text, {}, Decoder::Logits::last_of_each_span, workspace);
@@ -136,7 +141,7 @@ GenerateResult generate(const Decoder& decoder, const Tokenizer& tokenizer, std:
     lookup.judge(drafted, accepted);
     result.draft_tokens += drafted;
     result.accepted_tokens += accepted;
-    text.take_back();
+    text.take_back(decoder);
     if (!more) break;
     draft = lookup.draft(text.room() - 1);
     logits = run_pending(decoder, text, draft, Decoder::Logits::all, workspace);

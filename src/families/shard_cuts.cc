@@ -47,8 +47,8 @@ class CutList {
   }
 
   void add_mlp(int64_t layer, int64_t width) {
-    const Part part = mlp_part_of(width, shard_.tp_degree, shard_.rank);
-    const std::vector<Run> own = {{part.begin, part.count()}};
+    const ElementRange part = mlp_part_of(width, shard_.tp_degree, shard_.rank);
+    const std::vector<Run> own = {{part.first, part.count}};
     for (const char* rows : {"mlp.gate", "mlp.up"}) add_rows(family_.layer_tensor(layer, rows), width, own);
     add_columns(family_.layer_tensor(layer, "mlp.down"), width, own);
   }

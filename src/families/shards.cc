@@ -2,22 +2,13 @@
 
 #include <algorithm>
 #include <array>
-<<<<<<< HEAD
-=======
-#include <map>
->>>>>>> plan
 #include <optional>
 
 #include "checkpoint/manifest.h"
 #include "checkpoint/mapped_file.h"
 #include "checkpoint/parsed_file.h"
 #include "families/family.h"
-<<<<<<< HEAD
 #include "families/shard_cuts.h"
-=======
-#include "families/tensor_cut.h"
-#include "parallel/even_parts.h"
->>>>>>> plan
 #include "tensor/checksum.h"
 #include "tensor/fail.h"
 #include "tensor/replaced_file.h"
@@ -29,88 +20,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* kShardKind = "regard shard";
 
-<<<<<<< HEAD
-=======
-using Cuts = std::map<std::string, TensorCut, std::less<>>;
-
-// How the tensors that one rank does not hold as a whole are cut.
-class CutList {
- public:
-  CutList(const Checkpoint& checkpoint, const Family& family, const ShardOptions& options, int64_t rank)
-      : checkpoint_(checkpoint), family_(family), options_(options), rank_(rank) {}
-
-  Cuts take() {
-    const ModelConfig model = family_.model();
-    for (int64_t layer = 0; layer < model.num_layers; ++layer) {
-      add_attention(layer, family_.attention(layer).validated());
-      add_mlp(layer, model.intermediate_size);
-    }
-    return std::move(cuts_);
-  }
-
- private:
-  void add_attention(int64_t layer, const AttentionConfig& c) {
-    const GqaSharding sharding(c.num_attention_heads, c.num_key_value_heads, options_.tp_degree, options_.gqa);
-    const auto q_heads = sharding.q_heads_of(rank_);
-    const auto kv_heads = sharding.kv_heads_of(rank_);
-    const auto name = [&](std::string_view part) { return family_.layer_tensor(layer, part); };
-    const auto q = runs_of_heads(q_heads, c.head_dim);
-    const auto k = runs_of_heads(kv_heads, c.head_dim);
-    const auto v = runs_of_heads(kv_heads, c.v_head_dim);
-    const int64_t q_rows = c.num_attention_heads * c.head_dim;
-    const int64_t k_rows = c.num_key_value_heads * c.head_dim;
-    const int64_t v_rows = c.num_key_value_heads * c.v_head_dim;
-    if (c.fused_qkv) {
-      // Each block of rows is cut on its own [PROJ-15].
-      std::vector<Run> rows = q;
-      for (Run run : k) rows.push_back({run.first < 0 ? -1 : run.first + q_rows, run.count});
-      for (Run run : v) rows.push_back({run.first < 0 ? -1 : run.first + q_rows + k_rows, run.count});
-      add_rows(name("attention.qkv"), q_rows + k_rows + v_rows, rows);
-    } else {
-      add_rows(name("attention.q"), q_rows, q);
-      add_rows(name("attention.k"), k_rows, k);
-      add_rows(name("attention.v"), v_rows, v);
-    }
-    add_columns(name("attention.output"), c.num_attention_heads * c.v_head_dim, runs_of_heads(q_heads, c.v_head_dim));
-  }
-
-  void add_mlp(int64_t layer, int64_t width) {
-    const Part part = mlp_part_of(width, options_.tp_degree, rank_);
-    const std::vector<Run> own = {{part.begin, part.count()}};
-    for (const char* rows : {"mlp.gate", "mlp.up"}) add_rows(family_.layer_tensor(layer, rows), width, own);
-    add_columns(family_.layer_tensor(layer, "mlp.down"), width, own);
-  }
-
-  void add_rows(const std::string& name, int64_t whole, const std::vector<Run>& rows) {
-    const StoredTensor& weight = checkpoint_.tensor(name + ".weight");
-    check(weight, weight.shape.rank() == 2 && weight.shape[0] == whole, "rows", whole);
-    cuts_[weight.name] = {.axis = 0, .runs = rows};
-    const StoredTensor* bias = checkpoint_.find(name + ".bias");
-    if (bias == nullptr) return;
-    check(*bias, bias->shape == Shape{whole}, "numbers", whole);
-    cuts_[bias->name] = {.axis = 0, .runs = rows};
-  }
-
-  // A bias of sums is added once, whoever has it.
-  void add_columns(const std::string& name, int64_t whole, const std::vector<Run>& columns) {
-    const StoredTensor& weight = checkpoint_.tensor(name + ".weight");
-    check(weight, weight.shape.rank() == 2 && weight.shape[1] == whole, "columns", whole);
-    cuts_[weight.name] = {.axis = 1, .runs = columns};
-  }
-
-  static void check(const StoredTensor& tensor, bool fits, const char* what, int64_t count) {
-    require(fits, "checkpoint: tensor \"{}\" has shape {}, expected {} {}", printable(tensor.name), tensor.shape, count,
-            what);
-  }
-
-  const Checkpoint& checkpoint_;
-  const Family& family_;
-  const ShardOptions& options_;
-  int64_t rank_;
-  Cuts cuts_;
-};
-
->>>>>>> plan
 void write_file(const fs::path& path, std::string_view bytes) {
   ReplacedFile file(path);
   file.stream().write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
@@ -162,11 +71,7 @@ void make_room(const fs::path& folder, const Manifest& manifest, bool overwrite)
 }
 
 // All tensors of one rank. Only cut columns and heads that are not neighbours take memory of their own.
-<<<<<<< HEAD
 SavedShard save_rank(const Checkpoint& checkpoint, const TensorCuts& cuts, const fs::path& path, int64_t rank,
-=======
-SavedShard save_rank(const Checkpoint& checkpoint, const Cuts& cuts, const fs::path& path, int64_t rank,
->>>>>>> plan
                      Manifest& manifest) {
   std::vector<CutTensor> kept;
   std::vector<NamedTensor> tensors;
@@ -212,20 +117,12 @@ std::vector<SavedShard> save_shards(const Checkpoint& checkpoint, const fs::path
   const auto family = family_of(checkpoint);
   Manifest manifest = manifest_of(checkpoint, *family, options);
   // The first rank's cuts check all shapes before anything is written.
-<<<<<<< HEAD
   (void)shard_cuts(checkpoint, *family, {.tp_degree = options.tp_degree, .rank = 0, .gqa = options.gqa});
   make_room(folder, manifest, options.overwrite);
   std::vector<SavedShard> saved;
   for (int64_t rank = 0; rank < options.tp_degree; ++rank) {
     const TensorCuts cuts =
         shard_cuts(checkpoint, *family, {.tp_degree = options.tp_degree, .rank = rank, .gqa = options.gqa});
-=======
-  (void)CutList(checkpoint, *family, options, 0).take();
-  make_room(folder, manifest, options.overwrite);
-  std::vector<SavedShard> saved;
-  for (int64_t rank = 0; rank < options.tp_degree; ++rank) {
-    const Cuts cuts = CutList(checkpoint, *family, options, rank).take();
->>>>>>> plan
     saved.push_back(save_rank(checkpoint, cuts, folder / shard_file_name(rank, options.tp_degree), rank, manifest));
   }
   if (manifest.format == Checkpoint::Format::gguf)

@@ -24,6 +24,8 @@ struct Workspace::Memory {
     cos,
     sin,
     hidden,
+    own_hidden,
+    all_hidden,
     branch,
     gate,
     up,

@@ -28,6 +28,12 @@ struct ElementRange {
   return all;
 }
 
+// What is in both, counted from the first of `window`.
+[[nodiscard]] constexpr ElementRange inside(ElementRange range, ElementRange window) {
+  const int64_t first = std::clamp(range.first, window.first, window.end());
+  return {.first = first - window.first, .count = std::clamp(range.end(), window.first, window.end()) - first};
+}
+
 // The inner columns of an MLP are dealt out in leaves of so many: whole cache lines of any type, and for common widths
 // whole quantised blocks.
 inline constexpr int64_t kMlpLeaf = 128;

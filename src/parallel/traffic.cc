@@ -22,7 +22,7 @@ constexpr int64_t kMostTokens = int64_t{1} << 24;
 
 int64_t bytes_of(DType dtype) { return static_cast<int64_t>(size_of(dtype)); }
 
-int64_t part_size(int64_t count, int64_t parts, int64_t index) { return part_of(count, parts, index).count(); }
+int64_t part_size(int64_t count, int64_t parts, int64_t index) { return part_of(count, parts, index).count; }
 
 // The part of part_of that holds element `index`.
 int64_t part_with(int64_t count, int64_t parts, int64_t index) { return ((index + 1) * parts - 1) / count; }

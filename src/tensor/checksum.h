@@ -6,13 +6,8 @@
 
 namespace regard {
 
-<<<<<<< HEAD
 // Tells damaged bytes from those that were written; no protection against somebody who means to deceive. Words of 8
 // bytes are multiplied in, in four lanes, so that it is as fast as memory. Part of a file format: it must not change.
-=======
-// Tells damaged bytes from those that were written; no protection against somebody who means to deceive. FNV-1a over
-// words of 8 bytes, in lanes, so that it is as fast as memory.
->>>>>>> plan
 [[nodiscard]] uint64_t checksum(std::span<const std::byte> bytes);
 
 }  // namespace regard

@@ -10,21 +10,13 @@ TEST(HelpText, TheCommandListsItsSubcommands) {
     const Finished result = run_command({flag});
     EXPECT_EQ(result.exit_code, 0);
     EXPECT_EQ(result.err, "");
-<<<<<<< HEAD
-    for (const char* name : {"generate", "batch", "score", "inspect", "attend", "shard", "plan"})
-=======
-    for (const char* name : {"generate", "batch", "score", "inspect", "attend", "plan", "shard"})
->>>>>>> plan
+    for (const char* name : {"generate", "batch", "score", "inspect", "attend", "shard"})
       EXPECT_NE(result.out.find(name), std::string::npos) << result.out;
   }
 }
 
 TEST(HelpText, EverySubcommandHasAnExampleThatStartsWithItself) {
-<<<<<<< HEAD
-  for (const std::string name : {"generate", "batch", "score", "inspect", "attend", "shard", "plan"}) {
-=======
-  for (const std::string name : {"generate", "batch", "score", "inspect", "attend", "plan", "shard"}) {
->>>>>>> plan
+  for (const std::string name : {"generate", "batch", "score", "inspect", "attend", "shard"}) {
     const Finished result = run_command({name, "--help"});
     EXPECT_EQ(result.exit_code, 0);
     EXPECT_EQ(result.err, "");

@@ -62,7 +62,7 @@ std::vector<Tensor> run(const RankScene& scene, const Layer& layer, const Ranks&
     input.workspace = &workspace;
     input.present_key_value = false;
     const bool scattered = ranks.config().sequence_parallel_enabled;
-    const auto own = attention.own_tokens(input.spans, input.cache);
+    const auto own = attention.tokens_of_rank(ranks.rank(), input.spans, input.cache);
     const Tensor hidden = hidden_of(scene, layer, call);
     const Tensor passed = scattered ? rows_of(hidden, own) : hidden;
     input.hidden_states = passed;
