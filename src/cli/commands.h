@@ -14,6 +14,7 @@ void add_batch(CLI::App& app);
 void add_score(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_attend(CLI::App& app);
+void add_shard(CLI::App& app);
 void add_bench(CLI::App& app);
 
 // The exit code where a command was stopped by Ctrl-C.

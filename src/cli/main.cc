@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   regard::cli::add_score(app);
   regard::cli::add_inspect(app);
   regard::cli::add_attend(app);
+  regard::cli::add_shard(app);
   regard::cli::add_bench(app);
   try {
     app.parse(argc, argv);
