@@ -32,6 +32,8 @@ struct AttentionWeights {
   std::vector<float> q_norm, q_norm_bias, k_norm, k_norm_bias;
   std::vector<float> v_norm;  ///< [v_head_dim], or empty
   std::vector<float> sinks;   ///< [heads, learned_sinks_size] [PROJ-21]
+  bool is_shard = false;      ///< The matrices and their biases are one rank's already, as Checkpoint::open_shard has
+                              ///< them; norms and sinks are whole.
 };
 
 /// The keys and values that a call made, f32: [tokens, kv_heads, head_dim] and [tokens, kv_heads, v_head_dim], keys

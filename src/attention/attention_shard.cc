@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "regard/rank_order.h"
 #include "tensor/fail.h"
@@ -82,6 +83,14 @@ std::vector<ElementRange> leaves_of(const AttentionShard& shard) {
   return leaves;
 }
 
+std::vector<int64_t> counting(int64_t count) {
+  std::vector<int64_t> all(static_cast<size_t>(count));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+std::vector<int64_t> copy_of(std::span<const int64_t> heads) { return {heads.begin(), heads.end()}; }
+
 RowParallel output_sum_of(const AttentionShard& shard, const AttentionConfig& config, const Ranks& ranks) {
   const auto wire = ranks.config().rpl_reduce_dtype.value_or(DType::f32);
   const int64_t parts = shard.sharding.tp();
@@ -112,11 +121,14 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
   shard.config = config;
   shard.config.num_attention_heads = shard.sharding.local_heads();
   shard.config.num_key_value_heads = shard.sharding.local_kv_heads();
-  HeadShard heads;
-  // The fixed sum takes head by head.
-  if (parts > 1 || ranks.config().deterministic) heads = {.q_heads = shard.q_heads(), .kv_heads = shard.kv_heads()};
-  shard.qkv = QkvProjection::load(weights.qkv, config, threads, heads);
-  shard.output = OutputProjection::load(weights.output, weights.output_bias, config, threads, heads);
+  const AttentionConfig& stored = weights.is_shard ? shard.config : config;
+  const auto q_heads = weights.is_shard ? counting(shard.config.num_attention_heads) : copy_of(shard.q_heads());
+  const auto kv_heads = weights.is_shard ? counting(shard.config.num_key_value_heads) : copy_of(shard.kv_heads());
+  // Of one rank all heads are as stored; but the fixed sum takes head by head.
+  const bool whole = parts == 1 && !ranks.config().deterministic;
+  const HeadShard heads = whole ? HeadShard{} : HeadShard{.q_heads = q_heads, .kv_heads = kv_heads};
+  shard.qkv = QkvProjection::load(weights.qkv, stored, threads, heads);
+  shard.output = OutputProjection::load(weights.output, weights.output_bias, stored, threads, heads);
   shard.output_sum = output_sum_of(shard, config, ranks);
   const AttentionConfig& c = config;
   shard.norms = {.q = of_norm(c.q_layernorm, weights.q_norm, shard.q_heads(), c.head_dim),

@@ -123,16 +123,20 @@ void Decoder::load_mlp(const Checkpoint& checkpoint, int64_t layer, const Thread
   const auto name = [&](std::string_view part) { return family->layer_tensor(layer, part); };
   const ModelConfig& c = config_;
   Wanted rows, columns;
-  if (mlp_sum_) {
+  int64_t stored = c.intermediate_size;
+  if (mlp_sum_ && checkpoint.shard()) {
+    stored = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank()).count;
+    if (stored == 0) return;
+  } else if (mlp_sum_) {
     const ElementRange own = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank());
     if (own.count == 0) return;
     for (int64_t i = own.first; i < own.end(); ++i) rows.rows.push_back(i);
     for (int64_t first = own.first; first < own.end(); first += kMlpLeaf)
       columns.columns.push_back({.first = first, .count = std::min(kMlpLeaf, own.end() - first)});
   }
-  into.gate = load_linear(checkpoint, name("mlp.gate"), c.intermediate_size, c.hidden_size, threads, rows);
-  into.up = load_linear(checkpoint, name("mlp.up"), c.intermediate_size, c.hidden_size, threads, rows);
-  into.down = load_linear(checkpoint, name("mlp.down"), c.hidden_size, c.intermediate_size, threads, columns);
+  into.gate = load_linear(checkpoint, name("mlp.gate"), stored, c.hidden_size, threads, rows);
+  into.up = load_linear(checkpoint, name("mlp.up"), stored, c.hidden_size, threads, rows);
+  into.down = load_linear(checkpoint, name("mlp.down"), c.hidden_size, stored, threads, columns);
 }
 
 void Decoder::truncate(std::span<KvCache> caches, int64_t slot, int64_t length) const {

@@ -12,6 +12,18 @@ namespace {
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxSize = int64_t{1} << 24;
 
+// A model that was cut for ranks is loaded by just these.
+void check_shard(const CheckpointShard& shard, const Ranks& ranks) {
+  const ParallelConfig& parallel = ranks.config();
+  require(parallel.tp_degree == shard.tp_degree && parallel.cp_degree == 1 && parallel.attention_dp_degree == 1,
+          "checkpoint: it was cut for {} tensor-parallel ranks, but there are {}, with cp_degree {} and "
+          "attention_dp_degree {}",
+          shard.tp_degree, parallel.tp_degree, parallel.cp_degree, parallel.attention_dp_degree);
+  require(ranks.rank() == shard.rank && parallel.gqa == shard.gqa,
+          "checkpoint: it is the part of rank {} under {}, but this is rank {} under {}", shard.rank,
+          name_of(shard.gqa), ranks.rank(), name_of(parallel.gqa));
+}
+
 void check_layer(const Family& family, int64_t layer) {
   const int64_t layers = family.model().num_layers;
   require(layer >= 0 && layer < layers, "checkpoint: layer is {}, expected 0 to {}", layer, layers - 1);
@@ -94,14 +106,21 @@ Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const Att
                           const Threads& threads, const Ranks& ranks) {
   const auto family = family_of(checkpoint);
   check_layer(*family, layer);
-  const AttentionConfig c = config.validated();
+  AttentionConfig c = config.validated();
+  AttentionWeights weights;
+  if (const auto& shard = checkpoint.shard()) {
+    check_shard(*shard, ranks);
+    const GqaSharding heads(c.num_attention_heads, c.num_key_value_heads, shard->tp_degree, shard->gqa);
+    c.num_attention_heads = heads.local_heads();
+    c.num_key_value_heads = heads.local_kv_heads();
+    weights.is_shard = true;
+  }
   const auto weight = [&](std::string_view part) {
     return read_matrix(checkpoint, family->layer_tensor(layer, part) + ".weight");
   };
   const auto bias = [&](std::string_view part, bool expected) {
     return expected ? read_vector(checkpoint, family->layer_tensor(layer, part) + ".bias") : std::vector<float>();
   };
-  AttentionWeights weights;
   if (c.fused_qkv) {
     weights.qkv.qkv = weight("attention.qkv");
     weights.qkv.qkv_bias = bias("attention.qkv", c.qkv_bias);
@@ -126,7 +145,7 @@ Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const Att
   weights.output = weight("attention.output");
   weights.output_bias = bias("attention.output", c.o_bias);
   try {
-    return Attention::load(weights, c, threads, ranks);
+    return Attention::load(weights, config, threads, ranks);
   } catch (const Error& error) {
     fail("checkpoint: layer {}: {}", layer, error.what());
   }

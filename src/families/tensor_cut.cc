@@ -50,6 +50,7 @@ bool between_blocks(const std::vector<Run>& runs, int64_t values) {
 CutTensor cut_blocks(const WeightView& weight, const std::vector<Run>& columns) {
   const WeightBlock block = block_of(weight.type);
   std::vector<Run> runs;
+  runs.reserve(columns.size());
   for (const Run& run : columns)
     runs.push_back({run.first < 0 ? -1 : run.first / block.values, run.count / block.values});
   CutTensor cut{.type = weight.type, .shape = {weight.rows, total(columns)}, .bytes = {}, .own = {}};

@@ -32,12 +32,12 @@ Checkpoint fused_checkpoint(const test::TempFolder& folder, int64_t rows) {
     bias.elements<float>()[static_cast<size_t>(row)] = static_cast<float>(row);
     for (int64_t i = 0; i < 8; ++i) qkv.elements<float>()[static_cast<size_t>(row * 8 + i)] = static_cast<float>(row);
   }
-  const std::vector<NamedTensor> tensors = {{"attention.qkv.weight", qkv},
-                                            {"attention.qkv.bias", bias},
-                                            {"attention.output.weight", Tensor(DType::f32, {8, 6})},
-                                            {"mlp.gate.weight", Tensor(DType::f32, {256, 8})},
-                                            {"mlp.up.weight", Tensor(DType::f32, {256, 8})},
-                                            {"mlp.down.weight", Tensor(DType::f32, {8, 256})}};
+  const Tensor output(DType::f32, {8, 6});
+  const Tensor wide(DType::f32, {256, 8});
+  const Tensor down(DType::f32, {8, 256});
+  const std::vector<NamedTensor> tensors = {
+      {"attention.qkv.weight", qkv}, {"attention.qkv.bias", bias}, {"attention.output.weight", output},
+      {"mlp.gate.weight", wide},     {"mlp.up.weight", wide},      {"mlp.down.weight", down}};
   save_safetensors(folder.path() / "model.safetensors", tensors);
   return Checkpoint::open(folder.path());
 }

@@ -9,9 +9,11 @@
 #include "checkpoint/manifest.h"
 #include "families/family.h"
 #include "parallel/even_parts.h"
+#include "regard/attention.h"
 #include "regard/projection.h"
 #include "regard/tokenizer.h"
 #include "support/expect_error.h"
+#include "support/numbers.h"
 #include "support/stored_weight.h"
 #include "support/temp_folder.h"
 #include "support/tiny_llama.h"
@@ -102,17 +104,17 @@ void expect_layer(const Checkpoint& source, const Checkpoint& shard, int64_t lay
   compare.expect_rows(name("attention.k"), rows_of_heads(kv_heads, c.head_dim));
   compare.expect_rows(name("attention.v"), rows_of_heads(kv_heads, c.v_head_dim));
   compare.expect_columns(name("attention.output"), columns_of_heads(q_heads, c.v_head_dim));
-  const Part mlp = mlp_part_of(family->model().intermediate_size, part.tp_degree, part.rank);
-  if (mlp.count() == 0) {
+  const ElementRange mlp = mlp_part_of(family->model().intermediate_size, part.tp_degree, part.rank);
+  if (mlp.count == 0) {
     EXPECT_EQ(shard.tensor(name("mlp.gate")).shape, (Shape{0, c.hidden_size}));
     EXPECT_EQ(shard.tensor(name("mlp.down")).shape, (Shape{c.hidden_size, 0}));
     return;
   }
   std::vector<int64_t> rows;
-  for (int64_t row = mlp.begin; row < mlp.end; ++row) rows.push_back(row);
+  for (int64_t row = mlp.first; row < mlp.end(); ++row) rows.push_back(row);
   compare.expect_rows(name("mlp.gate"), rows);
   compare.expect_rows(name("mlp.up"), rows);
-  compare.expect_columns(name("mlp.down"), {{mlp.begin, mlp.count()}});
+  compare.expect_columns(name("mlp.down"), {{mlp.first, mlp.count}});
   compare.expect_whole(name("attention.norm"));
   compare.expect_whole(name("mlp.norm"));
 }
@@ -175,6 +177,41 @@ TEST(Shards, ColumnsThatAreCutThroughBlocksBecomeF32) {
   const auto shard = Checkpoint::open_shard(folder.path() / "shards", 0);
   EXPECT_EQ(shard.tensor("blk.0.attn_q.weight").type, WeightType::q6_k);
   EXPECT_EQ(shard.tensor("blk.0.attn_output.weight").type, WeightType::f32);
+}
+
+Tensor attend(const Attention& attention, const Tensor& hidden) {
+  KvCache cache = KvCache::contiguous({.slots = 1, .capacity = 16}, attention.config());
+  Workspace workspace(1);
+  const Span span{.count = hidden.shape()[0]};
+  AttentionInput input;
+  input.hidden_states = hidden;
+  input.spans = std::span(&span, 1);
+  input.cache = &cache;
+  input.workspace = &workspace;
+  return attention.forward(input).hidden_states;
+}
+
+// A layer that is loaded with the head counts of a rank is that rank's part of the layer: rotation and all.
+TEST(Shards, LayersOfAllRanksSumToTheLayer) {
+  const TempFolder folder;
+  const auto source = Checkpoint::open(folder.write("model.gguf", TinyLlama().gguf().build()));
+  const AttentionConfig config = AttentionConfig::from(source, 0);
+  const Tensor hidden = test::Numbers(402).tensor({9, 32});
+  const Tensor whole = attend(Attention::load(source, 0, config, Threads(1)), hidden);
+  for (const int64_t tp : {2, 3, 8}) {
+    save_shards(source, folder.path() / "shards", {.tp_degree = tp});
+    const GqaSharding sharding(config.num_attention_heads, config.num_key_value_heads, tp);
+    std::vector<double> sums(9 * 32);
+    for (int64_t rank = 0; rank < tp; ++rank) {
+      AttentionConfig own = config;
+      own.num_attention_heads = sharding.local_heads();
+      own.num_key_value_heads = sharding.local_kv_heads();
+      const auto shard = Checkpoint::open_shard(folder.path() / "shards", rank);
+      const Tensor part = attend(Attention::load(shard, 0, own, Threads(1)), hidden);
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(part.elements<float>()[i]);
+    }
+    for (size_t i = 0; i < sums.size(); ++i) EXPECT_NEAR(sums[i], whole.elements<float>()[i], 1e-5) << tp;
+  }
 }
 
 // The folder stands alone: metadata, tokenizer and texts come from it.
