@@ -143,15 +143,7 @@ std::string CommandRanks::from_first(std::string text) const {
 }
 
 bool CommandRanks::interrupted() const {
-  const bool own = cli::interrupted();
-  Communicator& world = ranks_.world();
-  if (world.size() == 1) return own;
-  std::vector<std::byte> all(static_cast<size_t>(world.size()));
-  std::vector<std::span<std::byte>> places;
-  for (std::byte& one : all) places.emplace_back(&one, 1);
-  const auto word = static_cast<std::byte>(own);
-  world.all_gather({&word, 1}, places);
-  return std::ranges::any_of(all, [](std::byte one) { return one != std::byte{0}; });
+  return std::ranges::any_of(ranks_.world().gather(int{cli::interrupted()}), [](int noted) { return noted != 0; });
 }
 
 Decoder load_decoder(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks) {
