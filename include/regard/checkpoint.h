@@ -41,6 +41,7 @@ struct CheckpointShard {
   int64_t tp_degree = 1;                  ///< Into how many parts the model was cut.
   int64_t rank = 0;                       ///< Which of them this is, as in GqaSharding::q_heads_of.
   GQA gqa = GQA::REPLICATE_TO_TP_DEGREE;  ///< The strategy that was asked for.
+  uint64_t whole = 0;                     ///< The same for all parts, and for parts of something else another.
 };
 
 /// A checkpoint in one of the common forms, memory-mapped. Everything in the files is checked before use, so whatever
@@ -54,6 +55,8 @@ class Checkpoint {
   /// tokenizer.json, tokenizer_config.json and chat_template.jinja beside it where they exist.
   [[nodiscard]] static Checkpoint open(const std::filesystem::path& path);
 
+  /// Whether a folder holds what save_shards writes.
+  [[nodiscard]] static bool holds_shards(const std::filesystem::path& folder);
   /// Opens one rank's part of a model that save_shards cut: the file of that rank and no other. Names, metadata and
   /// texts are those of the whole model; tensors that ranks share out have this rank's shape, with query and KV heads
   /// padded as GqaSharding says and the rows of a head in the order of the source. The file's checksum is compared.
@@ -102,8 +105,8 @@ class Checkpoint {
 
 /// Sixteen hexadecimal digits that tell checkpoints apart, for ranks that should have loaded the same: of the size of
 /// the files, the name, type and shape of each tensor with 64 bytes each of its beginning, middle and end, GGUF's
-/// metadata and the texts beside the checkpoint. Cheap, as it reads few pages; a change elsewhere inside a tensor goes
-/// unnoticed.
+/// metadata and the texts beside the checkpoint; all parts of a cut model have the same. Cheap, as it reads few pages;
+/// a change elsewhere inside a tensor goes unnoticed.
 [[nodiscard]] std::string digest_of(const Checkpoint& checkpoint);
 
 /// A tensor to be written, with its name.

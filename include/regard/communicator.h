@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace regard {
@@ -41,6 +42,16 @@ class Communicator {
   /// parts[i] = what rank i has as `own`; sizes may differ between ranks.
   void all_gather(std::span<const std::byte> own, std::span<const std::span<std::byte>> parts) {
     exchange(std::vector<std::span<const std::byte>>(static_cast<size_t>(size()), own), parts);
+  }
+  /// What each rank has as `own`.
+  template <class Value>
+  requires std::is_trivially_copyable_v<Value>
+  [[nodiscard]] std::vector<Value> gather(const Value& own) {
+    std::vector<Value> values(static_cast<size_t>(size()));
+    std::vector<std::span<std::byte>> parts(values.size());
+    for (size_t i = 0; i < values.size(); ++i) parts[i] = std::as_writable_bytes(std::span(&values[i], 1));
+    all_gather(std::as_bytes(std::span(&own, 1)), parts);
+    return values;
   }
 
   /// A group of one.

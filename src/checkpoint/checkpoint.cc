@@ -169,12 +169,18 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   return Checkpoint(std::move(state));
 }
 
+bool Checkpoint::holds_shards(const std::filesystem::path& folder) {
+  std::error_code error;
+  return fs::exists(folder / kManifestFile, error);
+}
+
 Checkpoint Checkpoint::open_shard(const fs::path& folder, int64_t rank) {
   const fs::path manifest_path = folder / kManifestFile;
   std::error_code error;
   require(fs::exists(manifest_path, error), "checkpoint: {} holds no {}, expected what regard shard writes",
           folder.string(), kManifestFile);
-  const Manifest manifest = Manifest::parse(read_text(manifest_path), manifest_path.string());
+  const std::string manifest_text = read_text(manifest_path);
+  const Manifest manifest = Manifest::parse(manifest_text, manifest_path.string());
   require(manifest.finished, "checkpoint: {} is not complete: regard shard was stopped while it wrote it",
           folder.string());
   require(rank >= 0 && rank < manifest.tp_degree, "checkpoint: rank is {}, but {} was cut for {} ranks", rank,
@@ -183,7 +189,10 @@ Checkpoint Checkpoint::open_shard(const fs::path& folder, int64_t rank) {
   const std::string file = (folder / shard_file_name(rank, manifest.tp_degree)).string();
   auto state = std::make_unique<State>();
   state->path = folder;
-  state->shard = CheckpointShard{.tp_degree = manifest.tp_degree, .rank = rank, .gqa = manifest.gqa};
+  state->shard = CheckpointShard{.tp_degree = manifest.tp_degree,
+                                 .rank = rank,
+                                 .gqa = manifest.gqa,
+                                 .whole = checksum(std::as_bytes(std::span(manifest_text)))};
   state->add(file);
   const auto bytes = state->files.back().bytes();
   require(static_cast<int64_t>(bytes.size()) == expected.bytes && checksum(bytes) == expected.checksum,

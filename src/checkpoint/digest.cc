@@ -42,10 +42,7 @@ void add_samples(Digest& digest, std::span<const std::byte> bytes) {
     digest.add(bytes.subspan(first, size));
 }
 
-}  // namespace
-
-std::string digest_of(const Checkpoint& checkpoint) {
-  Digest digest;
+void add_tensors(Digest& digest, const Checkpoint& checkpoint) {
   digest.add(checkpoint.file_bytes());
   for (const StoredTensor& tensor : checkpoint.tensors()) {
     digest.add(tensor.name);
@@ -53,6 +50,16 @@ std::string digest_of(const Checkpoint& checkpoint) {
     digest.add(tensor.shape.to_string());
     add_samples(digest, tensor.bytes);
   }
+}
+
+}  // namespace
+
+std::string digest_of(const Checkpoint& checkpoint) {
+  Digest digest;
+  if (checkpoint.shard())
+    digest.add(static_cast<int64_t>(checkpoint.shard()->whole));
+  else
+    add_tensors(digest, checkpoint);
   for (const auto& [key, value] : checkpoint.metadata()) {
     digest.add(key);
     std::visit([&](const auto& content) { digest.add(content); }, value);

@@ -108,8 +108,10 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
   fmt::print(stderr, "[{}]\n", summary);
 }
 
-Fields settings(const Options& options, std::span<const int32_t> prompt) {
-  return {{"the prompt's tokens", fmt::format("{}", fmt::join(prompt, " "))},
+Fields settings(const Options& options) {
+  return {{"--prompt", options.prompt},
+          {"--system", options.system},
+          {"--chat", fmt::to_string(options.chat)},
           {"--max-tokens", fmt::to_string(options.max_tokens)},
           {"--temperature", fmt::to_string(options.sampler.temperature)},
           {"--top-k", fmt::to_string(options.sampler.top_k)},
@@ -123,14 +125,14 @@ Fields settings(const Options& options, std::span<const int32_t> prompt) {
 
 // Returns whether it came to its end.
 bool run(const Options& options) {
-  const CommandRanks ranks(options.ranks);
-  const auto checkpoint = Checkpoint::open(options.model.model);
+  const CommandRanks ranks(options.ranks, settings(options));
+  const auto checkpoint = ranks.open_model(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = encode_prompt(options, read_prompt(options, ranks), checkpoint, tokenizer);
   // Settings are checked before the weights are loaded, and that what is to be saved can be.
   if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
   (void)Sampler(options.sampler);
-  ranks.check_agreement(checkpoint, settings(options, prompt));
+  ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
   const auto decoder = Decoder::load(checkpoint, workspace.threads(), ranks.ranks());
   watch_for_interrupt(ranks.ranks().size() > 1);

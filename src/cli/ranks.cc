@@ -92,17 +92,38 @@ ParallelConfig RankOptions::config() const {
           .deterministic = deterministic};
 }
 
-CommandRanks::CommandRanks(const RankOptions& options) {
+Fields RankOptions::fields() const {
+  return {{"version", REGARD_VERSION},
+          {"--tp", fmt::to_string(tp)},
+          {"--cp", fmt::to_string(cp)},
+          {"--dp", fmt::to_string(dp)},
+          {"--sp", fmt::to_string(sequence_parallel)},
+          {"--flash-decoding", fmt::to_string(flash_decoding)},
+          {"--ring", fmt::to_string(ring)},
+          {"--strided", fmt::to_string(strided)},
+          {"--deterministic", fmt::to_string(deterministic)}};
+}
+
+CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
   const ParallelConfig config = options.config();
   config.check();
   if (launched()) launched_ = std::make_unique<Launched>();
   const int count = launched_ == nullptr ? 1 : launched_->world->size();
   require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
           options.tp, options.cp, config.tp_degree, how_to_start(config.tp_degree));
+  if (launched_ != nullptr) {
+    const Fields own = options.fields();
+    settings.insert(settings.begin(), own.begin(), own.end());
+    regard::check_agreement(*launched_->world, settings);
+  }
   ranks_ = Ranks(launched_ == nullptr ? Communicator::single() : launched_->world, config);
 }
 
 CommandRanks::~CommandRanks() = default;
+
+Checkpoint CommandRanks::open_model(const std::string& path) const {
+  return Checkpoint::holds_shards(path) ? Checkpoint::open_shard(path, ranks_.rank()) : Checkpoint::open(path);
+}
 
 int CommandRanks::threads(int asked) const {
   // Also where it is not needed here: other ranks may have been asked for something else.
@@ -110,20 +131,10 @@ int CommandRanks::threads(int asked) const {
   return asked > 0 ? asked : cores;
 }
 
-void CommandRanks::check_agreement(const Checkpoint& checkpoint, const Fields& settings) const {
+void CommandRanks::check_agreement(const Checkpoint& checkpoint, Fields read) const {
   if (ranks_.size() == 1) return;
-  const ParallelConfig& config = ranks_.config();
-  Fields fields = {{"version", REGARD_VERSION},
-                   {"--cp", fmt::to_string(config.cp_degree)},
-                   {"--dp", fmt::to_string(config.attention_dp_degree)},
-                   {"--sp", fmt::to_string(config.sequence_parallel_enabled)},
-                   {"--flash-decoding", fmt::to_string(config.flash_decoding_enabled)},
-                   {"--ring", fmt::to_string(config.kv_exchange == KvExchange::ring)},
-                   {"--strided", fmt::to_string(config.context_split == ContextSplit::strided)},
-                   {"--deterministic", fmt::to_string(config.deterministic)},
-                   {"the model's digest", digest_of(checkpoint)}};
-  fields.insert(fields.end(), settings.begin(), settings.end());
-  regard::check_agreement(ranks_.world(), fields);
+  read.emplace_back("the model's digest", digest_of(checkpoint));
+  regard::check_agreement(ranks_.world(), read);
 }
 
 std::string CommandRanks::from_first(std::string text) const {
@@ -143,15 +154,7 @@ std::string CommandRanks::from_first(std::string text) const {
 }
 
 bool CommandRanks::interrupted() const {
-  const bool own = cli::interrupted();
-  Communicator& world = ranks_.world();
-  if (world.size() == 1) return own;
-  std::vector<std::byte> all(static_cast<size_t>(world.size()));
-  std::vector<std::span<std::byte>> places;
-  for (std::byte& one : all) places.emplace_back(&one, 1);
-  const auto word = static_cast<std::byte>(own);
-  world.all_gather({&word, 1}, places);
-  return std::ranges::any_of(all, [](std::byte one) { return one != std::byte{0}; });
+  return std::ranges::any_of(ranks_.world().gather(int{cli::interrupted()}), [](int noted) { return noted != 0; });
 }
 
 }  // namespace regard::cli

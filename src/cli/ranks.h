@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +10,9 @@
 #include "regard/parallel.h"
 
 namespace regard::cli {
+
+// Names and values that all ranks have to have alike.
+using Fields = std::vector<std::pair<std::string, std::string>>;
 
 // --tp, --cp, --dp and how they work together.
 struct RankOptions {
@@ -24,17 +26,19 @@ struct RankOptions {
   bool deterministic = false;
 
   void add_to(CLI::App& command);
+  // Throws Error for flags that need another one.
   [[nodiscard]] ParallelConfig config() const;
+  // With the version of this program.
+  [[nodiscard]] Fields fields() const;
 };
-
-using Fields = std::vector<std::pair<std::string, std::string>>;
 
 // The ranks of a command, from its start to its end: this process alone or, started by mpirun, all of its processes. An
 // exception may leave it at any time; whoever catches it calls `end_with`.
 class CommandRanks {
  public:
-  // Throws Error where there are not as many processes as the options need.
-  explicit CommandRanks(const RankOptions& options);
+  // `settings` are what else the command was told. Throws Error where there are not as many processes as the options
+  // need, or where these were told different things, which would make them wait for each other for ever.
+  CommandRanks(const RankOptions& options, Fields settings);
   CommandRanks(const CommandRanks&) = delete;
   CommandRanks& operator=(const CommandRanks&) = delete;
   ~CommandRanks();
@@ -42,10 +46,12 @@ class CommandRanks {
   [[nodiscard]] const Ranks& ranks() const { return ranks_; }
   // Whether this is the rank that prints and writes.
   [[nodiscard]] bool speaks() const { return ranks_.rank() == 0; }
+  // The model, or this rank's part of one that `regard shard` has cut.
+  [[nodiscard]] Checkpoint open_model(const std::string& path) const;
   // As many as were asked for or, for 0, this rank's part of the machine's cores. Collective.
   [[nodiscard]] int threads(int asked) const;
-  // Throws Error on all ranks where they were told different things, or hold different checkpoints. Collective.
-  void check_agreement(const Checkpoint& checkpoint, const Fields& settings) const;
+  // Throws Error on all ranks where they hold different checkpoints, or have read other things. Collective.
+  void check_agreement(const Checkpoint& checkpoint, Fields read = {}) const;
   // What the first rank has read: it alone gets standard input. Collective.
   [[nodiscard]] std::string from_first(std::string text) const;
   // Whether any rank was interrupted. Collective, so that all stop at the same place.

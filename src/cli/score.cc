@@ -21,14 +21,14 @@ struct Options {
 };
 
 void run(const Options& options) {
-  const CommandRanks ranks(options.ranks);
-  const auto checkpoint = Checkpoint::open(options.model.model);
+  const CommandRanks ranks(
+      options.ranks, {{"--max-tokens", fmt::to_string(options.max_tokens)}, {"--kv-dtype", options.model.kv_dtype}});
+  const auto checkpoint = ranks.open_model(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
   auto tokens = tokenizer.encode(read_text_file(options.file));
   if (options.max_tokens > 0 && tokens.size() > static_cast<size_t>(options.max_tokens))
     tokens.resize(static_cast<size_t>(options.max_tokens));
-  ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))},
-                                     {"--kv-dtype", options.model.kv_dtype}});
+  ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))}});
   Workspace workspace(ranks.threads(options.model.threads));
   const auto decoder = Decoder::load(checkpoint, workspace.threads(), ranks.ranks());
   Score result;

@@ -32,9 +32,11 @@ bool can_talk() {
 void tell_higher_ranks(int rank) {
   int size = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
+  // Nobody waits for a word to arrive. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker)
   for (int higher = rank + 1; higher < size; ++higher) {
     MPI_Request word = MPI_REQUEST_NULL;
     MPI_Isend(nullptr, 0, MPI_BYTE, higher, kFailureTag, MPI_COMM_WORLD, &word);
+    MPI_Request_free(&word);
   }
 }
 

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdlib>
 #include <exception>
-#include <vector>
 
 #include "mpi/check.h"
 #include "mpi/mpi_communicator.h"
@@ -57,11 +56,7 @@ int cores_per_rank(const Session& /*session*/) {
   CPU_ZERO(&own);
   // Where the system does not tell, the set stays empty.
   (void)sched_getaffinity(0, sizeof(own), &own);
-  std::vector<cpu_set_t> cores(static_cast<size_t>(machine.size()));
-  std::vector<std::span<std::byte>> parts;
-  for (cpu_set_t& set : cores) parts.push_back(std::as_writable_bytes(std::span(&set, 1)));
-  machine.all_gather(std::as_bytes(std::span(&own, 1)), parts);
-  const auto sharing = std::ranges::count_if(cores, [&](const cpu_set_t& other) {
+  const auto sharing = std::ranges::count_if(machine.gather(own), [&](const cpu_set_t& other) {
     cpu_set_t both;
     CPU_AND(&both, &own, &other);
     return CPU_COUNT(&both) > 0;

@@ -1,5 +1,6 @@
 #include "regard/agreement.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "tensor/fail.h"
@@ -18,7 +19,7 @@ void append(std::string& bytes, const std::string& text) {
 std::string take(std::string_view& bytes) {
   uint64_t size = 0;
   std::memcpy(&size, bytes.data(), sizeof(size));
-  const std::string text(bytes.substr(sizeof(size), size));
+  std::string text(bytes.substr(sizeof(size), size));
   bytes.remove_prefix(sizeof(size) + size);
   return text;
 }
@@ -41,19 +42,16 @@ std::vector<Field> from_bytes(std::string_view bytes) {
   return fields;
 }
 
-// What each rank has: first how much, then the bytes.
-std::vector<std::string> gather(Communicator& group, const std::string& own) {
-  const uint64_t own_size = own.size();
-  std::vector<uint64_t> sizes(static_cast<size_t>(group.size()));
-  std::vector<std::span<std::byte>> places;
-  for (uint64_t& size : sizes) places.push_back(std::as_writable_bytes(std::span(&size, 1)));
-  group.all_gather(std::as_bytes(std::span(&own_size, 1)), places);
-  std::vector<std::string> all;
-  for (const uint64_t size : sizes) all.emplace_back(size, '\0');
-  places.clear();
-  for (std::string& bytes : all) places.push_back(std::as_writable_bytes(std::span(bytes)));
+std::vector<std::string> gather_texts(Communicator& group, const std::string& own) {
+  const std::vector<uint64_t> sizes = group.gather(uint64_t{own.size()});
+  std::vector<std::string> texts(sizes.size());
+  std::vector<std::span<std::byte>> places(sizes.size());
+  for (size_t rank = 0; rank < sizes.size(); ++rank) {
+    texts[rank].resize(sizes[rank]);
+    places[rank] = std::as_writable_bytes(std::span(texts[rank]));
+  }
   group.all_gather(std::as_bytes(std::span(own)), places);
-  return all;
+  return texts;
 }
 
 void compare(std::span<const Field> first, std::span<const Field> other, size_t index, size_t rank) {
@@ -69,12 +67,9 @@ void compare(std::span<const Field> first, std::span<const Field> other, size_t 
 }  // namespace
 
 void check_agreement(Communicator& group, std::span<const Field> fields) {
-  std::vector<std::vector<Field>> all;
-  size_t most = 0;
-  for (const std::string& bytes : gather(group, to_bytes(fields))) {
-    all.push_back(from_bytes(bytes));
-    most = std::max(most, all.back().size());
-  }
+  std::vector<std::vector<Field>> all(static_cast<size_t>(group.size()));
+  std::ranges::transform(gather_texts(group, to_bytes(fields)), all.begin(), from_bytes);
+  const size_t most = std::ranges::max(all, {}, &std::vector<Field>::size).size();
   for (size_t index = 0; index < most; ++index)
     for (size_t rank = 1; rank < all.size(); ++rank) compare(all.front(), all[rank], index, rank);
 }

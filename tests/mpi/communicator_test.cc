@@ -24,7 +24,7 @@ size_t from_even_ranks_only(int sender, int /*receiver*/) { return sender % 2 ==
 class MpiRanks : public testing::Test {
  protected:
   // Ranks that share a core see each other's failures late; a barrier keeps tests apart.
-  void TearDown() override { gather_numbers(*world_, 0); }
+  void TearDown() override { (void)world_->gather(0); }
 
   mpi::Session session_;
   std::shared_ptr<Communicator> world_ = mpi::world(session_);
@@ -69,7 +69,7 @@ TEST_F(MpiRanks, TransfersMayBeUnderWayWhileRanksSplit) {
 
 TEST_F(MpiRanks, ATransferThatNobodyWaitsForEndsWithItsObject) {
   { const TestExchange dropped(*world_, megabytes); }
-  EXPECT_EQ(gather_numbers(*world_, 7), std::vector<int>(static_cast<size_t>(world_->size()), 7));
+  EXPECT_EQ(world_->gather(7), std::vector<int>(static_cast<size_t>(world_->size()), 7));
 }
 
 TEST_F(MpiRanks, PartsAboveTheLargestMessageTravelInPieces) {
@@ -90,11 +90,11 @@ TEST_F(MpiRanks, SplitOrdersByKeyThenByRank) {
   const int rank = world_->rank();
   std::vector<int> own_half;
   for (int other = rank % 2; other < world_->size(); other += 2) own_half.push_back(other);
-  EXPECT_EQ(gather_numbers(*world_->split(rank % 2, 5), rank), own_half);
+  EXPECT_EQ(world_->split(rank % 2, 5)->gather(rank), own_half);
   const auto backwards = world_->split(rank % 2, -rank);
   std::ranges::reverse(own_half);
-  EXPECT_EQ(gather_numbers(*backwards, rank), own_half);
-  EXPECT_EQ(gather_numbers(*backwards->split(backwards->rank(), 0), rank), std::vector{rank});
+  EXPECT_EQ(backwards->gather(rank), own_half);
+  EXPECT_EQ(backwards->split(backwards->rank(), 0)->gather(rank), std::vector{rank});
   EXPECT_ERROR(world_->split(-1, 0), "split: color is -1, expected 0 or more");
 }
 
@@ -111,10 +111,10 @@ TEST_F(MpiRanks, GroupsDoNotMixUpEachOthersBytes) {
 TEST_F(MpiRanks, CountBytesSentToOthersThroughAllGroups) {
   const auto half = world_->split(world_->rank() % 2, 0);
   EXPECT_EQ(world_->bytes_sent(), 0);
-  gather_numbers(*half, 1);
+  (void)half->gather(1);
   const int64_t in_half = int64_t{4} * (half->size() - 1);
   EXPECT_EQ(world_->bytes_sent(), in_half);
-  gather_numbers(*world_, 1);
+  (void)world_->gather(1);
   EXPECT_EQ(half->bytes_sent(), in_half + int64_t{4} * (world_->size() - 1));
 }
 
@@ -137,14 +137,14 @@ TEST_F(MpiRanks, TheReceiverHearsOfSizesThatDoNotFit) {
   const std::pair<size_t, size_t> sizes[] = {{8, 4}, {4, 8}, {1 << 20, 1 << 19}, {1 << 19, 1 << 20}};
   for (const auto& [sent, expected] : sizes) expect_refused(*world_, sent, expected);
   // And nothing is left over from that.
-  EXPECT_EQ(gather_numbers(*world_, 3), std::vector<int>(static_cast<size_t>(world_->size()), 3));
+  EXPECT_EQ(world_->gather(3), std::vector<int>(static_cast<size_t>(world_->size()), 3));
 }
 
 // Ranks that share a core take turns: a thousand rounds take a second or two where waiting yields, and minutes, which
 // the time limit of the test cuts, where it keeps the core from the rank that is waited for.
 TEST_F(MpiRanks, ManySmallExchangesEndOnSharedCores) {
   for (int round = 0; round < 1000; ++round) {
-    const auto numbers = gather_numbers(*world_, world_->rank() + round);
+    const auto numbers = world_->gather(world_->rank() + round);
     ASSERT_EQ(numbers.back(), world_->size() - 1 + round);
   }
 }

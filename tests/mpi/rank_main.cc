@@ -3,7 +3,6 @@
 #include <iostream>
 
 #include "regard/mpi.h"
-#include "support/parts.h"
 
 namespace {
 
@@ -36,7 +35,7 @@ int main(int argc, char** argv) {
     listeners.Append(new Complaints(world->rank()));
   }
   const int failed = RUN_ALL_TESTS();
-  for (const int other : regard::test::gather_numbers(*world, failed))
+  for (const int other : world->gather(failed))
     if (other != 0) return 1;
   return 0;
 }

@@ -49,13 +49,4 @@ class TestExchange {
   std::unique_ptr<Communicator::Transfer> transfer_;
 };
 
-// What every rank of the group has as its `own` number.
-inline std::vector<int> gather_numbers(Communicator& group, int own) {
-  std::vector<int> numbers(static_cast<size_t>(group.size()));
-  std::vector<std::span<std::byte>> parts;
-  for (int& number : numbers) parts.push_back(std::as_writable_bytes(std::span(&number, 1)));
-  group.all_gather(std::as_bytes(std::span(&own, 1)), parts);
-  return numbers;
-}
-
 }  // namespace regard::test

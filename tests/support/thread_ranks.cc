@@ -169,12 +169,9 @@ std::shared_ptr<Communicator> ThreadRank::split(int color, int key) {
     int color, key, rank;
     auto operator<=>(const Wish&) const = default;
   };
-  std::vector<Wish> wishes(group_->members.size());
-  std::vector<std::span<std::byte>> parts;
-  for (Wish& wish : wishes) parts.push_back(std::as_writable_bytes(std::span(&wish, 1)));
   const Wish own{.color = color, .key = key, .rank = rank_};
   const int64_t sent_before = *bytes_sent_;
-  all_gather(std::as_bytes(std::span(&own, 1)), parts);
+  std::vector<Wish> wishes = gather(own);
   *bytes_sent_ = sent_before;
   std::erase_if(wishes, [&](const Wish& wish) { return wish.color != color; });
   std::ranges::sort(wishes);

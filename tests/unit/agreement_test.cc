@@ -22,7 +22,7 @@ std::vector<std::string> answers(const std::vector<Fields>& ranks) {
 
 TEST(Agreement, IsSilentWhereAllSayTheSame) {
   const Fields fields = {{"version", "0.1.0"}, {"cp_degree", "2"}, {"prompt", ""}};
-  for (const size_t count : {1, 2, 5})
+  for (const size_t count : {1U, 2U, 5U})
     EXPECT_EQ(answers(std::vector(count, fields)), std::vector<std::string>(count)) << count;
   EXPECT_EQ(answers({{}, {}}), std::vector<std::string>(2));
 }

@@ -21,7 +21,7 @@ TEST(SingleRank, CopiesItsOwnPart) {
   TestExchange exchange(*single, [](int, int) { return size_t{9}; });
   exchange.wait();
   EXPECT_TRUE(exchange.came());
-  EXPECT_EQ(gather_numbers(*single, 42), std::vector<int>{42});
+  EXPECT_EQ(single->gather(42), std::vector<int>{42});
   EXPECT_EQ(single->split(3, 5)->size(), 1);
   EXPECT_EQ(single->bytes_sent(), 0);
 }
@@ -74,13 +74,13 @@ TEST(ThreadRanks, SplitOrdersByKeyThenByRank) {
   run_ranks(6, [](const std::shared_ptr<Communicator>& world) {
     const int rank = world->rank();
     const auto backwards = world->split(rank % 2, -rank);
-    EXPECT_EQ(gather_numbers(*backwards, rank), (rank % 2 == 0 ? std::vector{4, 2, 0} : std::vector{5, 3, 1}));
+    EXPECT_EQ(backwards->gather(rank), (rank % 2 == 0 ? std::vector{4, 2, 0} : std::vector{5, 3, 1}));
     const auto equal_keys = world->split(rank / 4, 7);
-    EXPECT_EQ(gather_numbers(*equal_keys, rank), (rank < 4 ? std::vector{0, 1, 2, 3} : std::vector{4, 5}));
+    EXPECT_EQ(equal_keys->gather(rank), (rank < 4 ? std::vector{0, 1, 2, 3} : std::vector{4, 5}));
     // A part of a part; and the groups do not mix up each other's bytes.
     const auto half = backwards->split(backwards->rank() == 0 ? 0 : 1, 0);
     EXPECT_EQ(half->size(), rank >= 4 ? 1 : 2);
-    EXPECT_EQ(gather_numbers(*world, rank), (std::vector{0, 1, 2, 3, 4, 5}));
+    EXPECT_EQ(world->gather(rank), (std::vector{0, 1, 2, 3, 4, 5}));
   });
 }
 
@@ -88,9 +88,9 @@ TEST(ThreadRanks, CountBytesSentToOthersThroughAllGroups) {
   run_ranks(4, [](const std::shared_ptr<Communicator>& world) {
     const auto pair = world->split(world->rank() / 2, 0);
     EXPECT_EQ(world->bytes_sent(), 0) << "splitting does not count";
-    gather_numbers(*pair, 1);
+    (void)pair->gather(1);
     EXPECT_EQ(world->bytes_sent(), 4);
-    gather_numbers(*world, 1);
+    (void)world->gather(1);
     EXPECT_EQ(world->bytes_sent(), 16);
     EXPECT_EQ(pair->bytes_sent(), 16);
   });
@@ -115,9 +115,9 @@ TEST(ThreadRanks, BothSidesHearOfSizesThatDoNotFit) {
 TEST(ThreadRanks, ARankThatThrowsWakesThoseThatWaitForIt) {
   const auto run = [] {
     run_ranks(3, [](const std::shared_ptr<Communicator>& world) {
-      gather_numbers(*world, 1);
+      (void)world->gather(1);
       if (world->rank() == 1) throw Error("out of luck");
-      EXPECT_ERROR(gather_numbers(*world, 2), "exchange: rank 1 has failed");
+      EXPECT_ERROR(world->gather(2), "exchange: rank 1 has failed");
     });
   };
   EXPECT_ERROR(run(), "out of luck");
@@ -139,7 +139,7 @@ TEST(ThreadRanks, ARankThatThrowsWithATransferUnderWayDoesNotWaitForIt) {
 TEST(ThreadRanks, ARankThatEndsEarlyIsMissed) {
   const auto run = [] {
     run_ranks(2, [](const std::shared_ptr<Communicator>& world) {
-      if (world->rank() == 0) gather_numbers(*world, 1);
+      if (world->rank() == 0) (void)world->gather(1);
     });
   };
   EXPECT_ERROR(run(), "exchange: rank 1 has ended, expected its part of an exchange");

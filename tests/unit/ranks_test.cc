@@ -2,7 +2,6 @@
 
 #include "regard/parallel.h"
 #include "support/expect_error.h"
-#include "support/parts.h"
 #include "support/thread_ranks.h"
 
 namespace regard::test {
@@ -59,14 +58,14 @@ TEST(Ranks, RowsAreConsecutiveAndColumnsGoAcross) {
     EXPECT_EQ(ranks.prefill().degree, 4);
     EXPECT_EQ(ranks.prefill().row, rank / 2);
     EXPECT_EQ(ranks.prefill().column, rank % 2);
-    EXPECT_EQ(gather_numbers(*ranks.prefill().in_row, rank), (std::vector{rank / 2 * 2, rank / 2 * 2 + 1}));
-    EXPECT_EQ(gather_numbers(*ranks.prefill().in_column, rank),
+    EXPECT_EQ(ranks.prefill().in_row->gather(rank), (std::vector{rank / 2 * 2, rank / 2 * 2 + 1}));
+    EXPECT_EQ(ranks.prefill().in_column->gather(rank),
               (std::vector{rank % 2, rank % 2 + 2, rank % 2 + 4, rank % 2 + 6}));
     EXPECT_EQ(ranks.decode().degree, 2);
     EXPECT_EQ(ranks.decode().row, rank / 4);
     EXPECT_EQ(ranks.decode().column, rank % 4);
     EXPECT_EQ(ranks.decode().in_row->rank(), rank % 4);
-    EXPECT_EQ(gather_numbers(*ranks.decode().in_column, rank), (std::vector{rank % 4, rank % 4 + 4}));
+    EXPECT_EQ(ranks.decode().in_column->gather(rank), (std::vector{rank % 4, rank % 4 + 4}));
   });
 }
 
@@ -79,8 +78,8 @@ TEST(Ranks, SixtyFourRanksInEightRowsFollowTheEightByEightMesh) {
       EXPECT_EQ(ranks.prefill().row, 0);
       EXPECT_EQ(ranks.prefill().column, 4);
     }
-    const auto in_row = gather_numbers(*ranks.prefill().in_row, rank);
-    const auto in_column = gather_numbers(*ranks.prefill().in_column, rank);
+    const auto in_row = ranks.prefill().in_row->gather(rank);
+    const auto in_column = ranks.prefill().in_column->gather(rank);
     if (rank == 0) {
       EXPECT_EQ(in_row, (std::vector{0, 1, 2, 3, 12, 13, 14, 15}));
       EXPECT_EQ(in_column, (std::vector{0, 4, 16, 20, 32, 36, 48, 52}));

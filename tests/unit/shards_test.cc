@@ -1,6 +1,7 @@
 // Models cut into a file a rank: what a rank finds in its file, and what is refused.
 #include "regard/shards.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,10 +13,12 @@
 #include "regard/attention.h"
 #include "regard/projection.h"
 #include "regard/tokenizer.h"
+#include "support/error_of.h"
 #include "support/expect_error.h"
 #include "support/numbers.h"
 #include "support/stored_weight.h"
 #include "support/temp_folder.h"
+#include "support/thread_ranks.h"
 #include "support/tiny_llama.h"
 
 namespace regard {
@@ -180,7 +183,7 @@ TEST(Shards, ColumnsThatAreCutThroughBlocksBecomeF32) {
 }
 
 Tensor attend(const Attention& attention, const Tensor& hidden) {
-  KvCache cache = KvCache::contiguous({.slots = 1, .capacity = 16}, attention.config());
+  KvCache cache = attention.make_cache(KvStorage::contiguous, {.slots = 1, .capacity = 16});
   Workspace workspace(1);
   const Span span{.count = hidden.shape()[0]};
   AttentionInput input;
@@ -191,27 +194,26 @@ Tensor attend(const Attention& attention, const Tensor& hidden) {
   return attention.forward(input).hidden_states;
 }
 
-// A layer that is loaded with the head counts of a rank is that rank's part of the layer: rotation and all.
-TEST(Shards, LayersOfAllRanksSumToTheLayer) {
+// A layer from the files of its ranks is the layer: rotation, padding and all.
+TEST(Shards, LayersOfAllRanksAreTheLayer) {
   const TempFolder folder;
   const auto source = Checkpoint::open(folder.write("model.gguf", TinyLlama().gguf().build()));
   const AttentionConfig config = AttentionConfig::from(source, 0);
   const Tensor hidden = test::Numbers(402).tensor({9, 32});
-  const Tensor whole = attend(Attention::load(source, 0, config, Threads(1)), hidden);
-  for (const int64_t tp : {2, 3, 8}) {
+  const Ranks alone(Communicator::single(), {.deterministic = true});
+  const Tensor whole = attend(Attention::load(source, 0, config, Threads(1), alone), hidden);
+  for (const int tp : {2, 3, 8}) {
     save_shards(source, folder.path() / "shards", {.tp_degree = tp});
-    const GqaSharding sharding(config.num_attention_heads, config.num_key_value_heads, tp);
-    std::vector<double> sums(9 * 32);
-    for (int64_t rank = 0; rank < tp; ++rank) {
-      AttentionConfig own = config;
-      own.num_attention_heads = sharding.local_heads();
-      own.num_key_value_heads = sharding.local_kv_heads();
-      const auto shard = Checkpoint::open_shard(folder.path() / "shards", rank);
-      const Tensor part = attend(Attention::load(shard, 0, own, Threads(1)), hidden);
-      for (size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(part.elements<float>()[i]);
-    }
-    for (size_t i = 0; i < sums.size(); ++i) EXPECT_NEAR(sums[i], whole.elements<float>()[i], 1e-5) << tp;
+    test::run_ranks(tp, [&](const std::shared_ptr<Communicator>& world) {
+      const Ranks ranks(world, {.tp_degree = tp, .deterministic = true});
+      const auto shard = Checkpoint::open_shard(folder.path() / "shards", world->rank());
+      const Tensor ours = attend(Attention::load(shard, 0, config, Threads(1), ranks), hidden);
+      EXPECT_TRUE(std::ranges::equal(ours.elements<float>(), whole.elements<float>())) << tp;
+    });
   }
+  const auto shard = Checkpoint::open_shard(folder.path() / "shards", 1);
+  EXPECT_THAT(test::error_of([&] { (void)Attention::load(shard, 0, config, Threads(1)); }),
+              ::testing::HasSubstr("it was cut for 8 tensor-parallel ranks, but there are 1"));
 }
 
 // The folder stands alone: metadata, tokenizer and texts come from it.
