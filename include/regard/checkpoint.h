@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "regard/gqa_sharding.h"
 #include "regard/tensor.h"
 #include "regard/weight.h"
 
@@ -35,6 +36,13 @@ struct StoredTensor {
 using MetaValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
                                std::vector<bool>, std::vector<std::string>>;
 
+/// What a checkpoint is that holds one rank's part of a model.
+struct CheckpointShard {
+  int64_t tp_degree = 1;                  ///< Into how many parts the model was cut.
+  int64_t rank = 0;                       ///< Which of them this is, as in GqaSharding::q_heads_of.
+  GQA gqa = GQA::REPLICATE_TO_TP_DEGREE;  ///< The strategy that was asked for.
+};
+
 /// A checkpoint in one of the common forms, memory-mapped. Everything in the files is checked before use, so whatever
 /// they hold, opening one either succeeds or throws Error with one sentence that names the file.
 class Checkpoint {
@@ -46,12 +54,20 @@ class Checkpoint {
   /// tokenizer.json, tokenizer_config.json and chat_template.jinja beside it where they exist.
   [[nodiscard]] static Checkpoint open(const std::filesystem::path& path);
 
+  /// Opens one rank's part of a model that save_shards cut: the file of that rank and no other. Names, metadata and
+  /// texts are those of the whole model; tensors that ranks share out have this rank's shape, with query and KV heads
+  /// padded as GqaSharding says and the rows of a head in the order of the source. The file's checksum is compared.
+  /// Throws Error for a rank that there is none of, or where the folder holds anything else than was written.
+  [[nodiscard]] static Checkpoint open_shard(const std::filesystem::path& folder, int64_t rank);
+
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
 
   [[nodiscard]] Format format() const;
   [[nodiscard]] const std::filesystem::path& path() const;
+  /// Which part of a model this is, where it was opened with open_shard.
+  [[nodiscard]] const std::optional<CheckpointShard>& shard() const;
   /// Bytes of all mapped files.
   [[nodiscard]] int64_t file_bytes() const;
 

@@ -29,6 +29,8 @@ struct Mask {
   /// The keys that the query at `position` sees when its sequence has `length` tokens, itself included.
   /// Window and chunk apply together where both are set [GAP-27].
   [[nodiscard]] Interval visible(int64_t position, int64_t length) const;
+
+  friend bool operator==(const Mask&, const Mask&) = default;
 };
 
 }  // namespace regard

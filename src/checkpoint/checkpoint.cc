@@ -8,8 +8,10 @@
 #include <set>
 #include <sstream>
 
+#include "checkpoint/manifest.h"
 #include "checkpoint/mapped_file.h"
 #include "checkpoint/parsed_file.h"
+#include "tensor/checksum.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -63,9 +65,22 @@ fs::path main_file(const fs::path& folder) {
       candidates.push_back(entries->path());
   require(!error, "checkpoint: folder {} can't be read: {}", folder.string(), error.message());
   require(!candidates.empty(), "checkpoint: folder {} holds no .safetensors and no .gguf file", folder.string());
+  for (const fs::path& file : candidates)
+    require(!file.filename().string().starts_with("rank-00000-of-"),
+            "checkpoint: folder {} holds a model cut for ranks, expected a whole one", folder.string());
   require(candidates.size() == 1, "checkpoint: folder {} holds {} checkpoint files, expected one; name the file",
           folder.string(), candidates.size());
   return candidates.front();
+}
+
+// A tensor of a rank's file, as the manifest says that it is to be read.
+void retype(StoredTensor& tensor, const Manifest::Entry& entry, std::string_view file) {
+  const bool plain = !is_quantized(entry.type);
+  const Shape stored = stored_shape(entry);
+  require(tensor.type == (plain ? entry.type : WeightType::u8) && tensor.shape == stored,
+          "checkpoint: {}: tensor \"{}\" is not what the manifest says", file, printable(tensor.name));
+  tensor.type = entry.type;
+  tensor.shape = entry.shape;
 }
 
 bool is_gguf(std::span<const std::byte> bytes) {
@@ -83,6 +98,15 @@ struct Checkpoint::State {
   std::string tokenizer_json;
   std::string tokenizer_config_json;
   std::string chat_template;
+  std::optional<CheckpointShard> shard;
+
+  // The texts beside the tensors that `wanted` names.
+  template <class Wanted>
+  void read_texts(const fs::path& folder, const Wanted& wanted) {
+    const std::array<std::string*, 4> texts = {&config_json, &tokenizer_json, &tokenizer_config_json, &chat_template};
+    for (size_t i = 0; i < texts.size(); ++i)
+      if (wanted(kShardTexts[i])) *texts[i] = read_text(folder / kShardTexts[i]);
+  }
 
   void add(const fs::path& file) {
     files.emplace_back(file);
@@ -113,8 +137,8 @@ struct Checkpoint::State {
 };
 
 WeightView StoredTensor::matrix() const {
-  const int64_t columns = shape.rank() == 0 ? 1 : shape[shape.rank() - 1];
-  return WeightView::make(type, columns == 0 ? 0 : shape.elements() / columns, columns, bytes);
+  const auto [rows, columns] = folded(shape);
+  return WeightView::make(type, rows, columns, bytes);
 }
 
 ConstTensorView StoredTensor::view() const {
@@ -136,15 +160,46 @@ Checkpoint Checkpoint::open(const fs::path& path) {
     state->add_shards(file);
   else
     state->add(file);
-  state->config_json = read_text(file.parent_path() / "config.json");
-  state->tokenizer_json = read_text(file.parent_path() / "tokenizer.json");
-  state->tokenizer_config_json = read_text(file.parent_path() / "tokenizer_config.json");
-  state->chat_template = read_text(file.parent_path() / "chat_template.jinja");
+  state->read_texts(file.parent_path(), [](std::string_view) { return true; });
   auto& tensors = state->parsed.tensors;
   std::ranges::sort(tensors, {}, &StoredTensor::name);
   const auto twice = std::ranges::adjacent_find(tensors, {}, &StoredTensor::name);
   require(twice == tensors.end(), "checkpoint: {}: tensor \"{}\" comes in two files", path.string(),
           twice == tensors.end() ? "" : printable(twice->name));
+  return Checkpoint(std::move(state));
+}
+
+Checkpoint Checkpoint::open_shard(const fs::path& folder, int64_t rank) {
+  const fs::path manifest_path = folder / kManifestFile;
+  std::error_code error;
+  require(fs::exists(manifest_path, error), "checkpoint: {} holds no {}, expected what regard shard writes",
+          folder.string(), kManifestFile);
+  const Manifest manifest = Manifest::parse(read_text(manifest_path), manifest_path.string());
+  require(manifest.finished, "checkpoint: {} is not complete: regard shard was stopped while it wrote it",
+          folder.string());
+  require(rank >= 0 && rank < manifest.tp_degree, "checkpoint: rank is {}, but {} was cut for {} ranks", rank,
+          folder.string(), manifest.tp_degree);
+  const Manifest::File& expected = manifest.files[static_cast<size_t>(rank)];
+  const std::string file = (folder / shard_file_name(rank, manifest.tp_degree)).string();
+  auto state = std::make_unique<State>();
+  state->path = folder;
+  state->shard = CheckpointShard{.tp_degree = manifest.tp_degree, .rank = rank, .gqa = manifest.gqa};
+  state->add(file);
+  const auto bytes = state->files.back().bytes();
+  require(static_cast<int64_t>(bytes.size()) == expected.bytes && checksum(bytes) == expected.checksum,
+          "checkpoint: {} is not the file that {} describes: its size or its checksum is another", file,
+          manifest_path.string());
+  auto& tensors = state->parsed.tensors;
+  std::ranges::sort(tensors, {}, &StoredTensor::name);
+  require(std::ranges::equal(tensors, expected.tensors, {}, &StoredTensor::name, &Manifest::Entry::name),
+          "checkpoint: {} has other tensors than {} says", file, manifest_path.string());
+  for (size_t i = 0; i < tensors.size(); ++i) retype(tensors[i], expected.tensors[i], file);
+  state->format = manifest.format;
+  if (manifest.format == Format::gguf) {
+    const fs::path metadata = folder / kShardMetadataFile;
+    state->parsed.metadata = parse_gguf(MappedFile(metadata).bytes(), metadata.string()).metadata;
+  }
+  state->read_texts(folder, [&](std::string_view text) { return std::ranges::count(manifest.texts, text) > 0; });
   return Checkpoint(std::move(state));
 }
 
@@ -155,6 +210,8 @@ Checkpoint::~Checkpoint() = default;
 
 Checkpoint::Format Checkpoint::format() const { return state_->format; }
 const fs::path& Checkpoint::path() const { return state_->path; }
+
+const std::optional<CheckpointShard>& Checkpoint::shard() const { return state_->shard; }
 
 int64_t Checkpoint::file_bytes() const {
   int64_t bytes = 0;

@@ -290,7 +290,66 @@ class Reader {
   ParsedFile parsed_;
 };
 
+// Writes what Reader reads.
+class Writer {
+ public:
+  std::string write(const Metadata& metadata) {
+    bytes_ = "GGUF";
+    put(uint32_t{3});
+    put(uint64_t{0});
+    put(uint64_t{metadata.size()});
+    for (const auto& [key, value] : metadata) {
+      put_element(key);
+      std::visit([&](const auto& typed) { put_value(typed); }, value);
+    }
+    return std::move(bytes_);
+  }
+
+ private:
+  template <class T>
+  static constexpr ValueType type_of() {
+    if constexpr (std::is_same_v<T, int64_t>)
+      return ValueType::i64;
+    else if constexpr (std::is_same_v<T, double>)
+      return ValueType::f64;
+    else if constexpr (std::is_same_v<T, bool>)
+      return ValueType::boolean;
+    else
+      return ValueType::string;
+  }
+
+  template <class T>
+  void put(T value) {
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  template <class T>
+  void put_element(const T& value) {
+    put(value);
+  }
+  void put_element(const std::string& text) {
+    put(uint64_t{text.size()});
+    bytes_ += text;
+  }
+
+  template <class T>
+  void put_value(const T& value) {
+    put(type_of<T>());
+    put_element(value);
+  }
+  template <class T>
+  void put_value(const std::vector<T>& values) {
+    put(ValueType::array);
+    put(type_of<T>());
+    put(uint64_t{values.size()});
+    for (const T& value : values) put_element(value);
+  }
+
+  std::string bytes_;
+};
+
 }  // namespace
+
+std::string gguf_of(const Metadata& metadata) { return Writer().write(metadata); }
 
 ParsedFile parse_gguf(std::span<const std::byte> file, std::string_view name) { return Reader(file, name).parse(); }
 

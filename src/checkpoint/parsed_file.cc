@@ -6,6 +6,15 @@
 
 namespace regard {
 
+FoldedShape folded(const Shape& shape) {
+  FoldedShape matrix;
+  for (const int64_t size : shape) {
+    matrix.rows *= matrix.columns;
+    matrix.columns = size;
+  }
+  return matrix;
+}
+
 void check_layout(const ParsedFile& parsed, std::span<const std::byte> data, bool gapless, std::string_view name) {
   std::vector<const StoredTensor*> order;
   for (const StoredTensor& tensor : parsed.tensors)

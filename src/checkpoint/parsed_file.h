@@ -26,6 +26,16 @@ struct ParsedFile {
 [[nodiscard]] ParsedFile parse_gguf(std::span<const std::byte> file, std::string_view name);
 [[nodiscard]] ParsedFile parse_safetensors(std::span<const std::byte> file, std::string_view name);
 
+// A tensor as a matrix: the last axis is the row, all others are folded. A scalar or a vector has one row.
+struct FoldedShape {
+  int64_t rows = 1;
+  int64_t columns = 1;
+};
+[[nodiscard]] FoldedShape folded(const Shape& shape);
+
+// A GGUF file of key-values, without tensors. Integers become i64, numbers f64.
+[[nodiscard]] std::string gguf_of(const Metadata& metadata);
+
 // Throws Error unless no two tensors share a byte and, where `gapless`, no byte of the data section is unused.
 void check_layout(const ParsedFile& parsed, std::span<const std::byte> data, bool gapless, std::string_view name);
 

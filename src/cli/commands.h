@@ -14,7 +14,9 @@ void add_batch(CLI::App& app);
 void add_score(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_attend(CLI::App& app);
+void add_shard(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_plan(CLI::App& app);
 
 // The exit code where a command was stopped by Ctrl-C.
 inline constexpr int kInterrupted = 130;

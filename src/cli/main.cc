@@ -31,7 +31,9 @@ int main(int argc, char** argv) {
   regard::cli::add_score(app);
   regard::cli::add_inspect(app);
   regard::cli::add_attend(app);
+  regard::cli::add_shard(app);
   regard::cli::add_bench(app);
+  regard::cli::add_plan(app);
   try {
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) return complain("a subcommand is required; regard --help lists them");

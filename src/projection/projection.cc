@@ -15,22 +15,64 @@ void check_bias(const char* name, const std::vector<float>& bias, int64_t rows, 
           "projection: bias of {} has {} numbers, expected {}", name, bias.size(), rows);
   require(bias.empty() != expected, "projection: bias of {} is {}, but the config says {}", name,
           bias.empty() ? "missing" : "given", expected ? "there is one" : "there is none");
+}
+
+void check_no_nan(const char* name, std::span<const float> bias) {
   for (const float value : bias) require(!std::isnan(value), "projection: bias of {} holds NaN", name);
 }
 
-Linear load_linear(const char* name, const WeightView& weight, int64_t rows, int64_t columns, std::vector<float> bias,
-                   bool has_bias, std::span<const int64_t> row_order, const Threads& threads) {
+void check_shape(const char* name, const WeightView& weight, int64_t rows, int64_t columns) {
   require(weight.rows == rows && weight.columns == columns,
           "projection: weight of {} has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns, rows,
           columns);
-  check_bias(name, bias, rows, has_bias);
-  PackedMatrix packed = PackedMatrix::pack(weight, threads, row_order);  // checks the order
-  if (!row_order.empty() && !bias.empty()) {
-    std::vector<float> ordered(bias.size());
-    for (size_t row = 0; row < bias.size(); ++row) ordered[row] = bias[static_cast<size_t>(row_order[row])];
-    bias = std::move(ordered);
-  }
-  return {.weight = std::move(packed), .bias = std::move(bias)};
+}
+
+void check_heads(const char* name, std::span<const int64_t> heads, int64_t count) {
+  for (const int64_t head : heads)
+    require(head >= -1 && head < count, "projection: the shard of {} names head {}, expected -1 to {}", name, head,
+            count - 1);
+}
+
+// What a weight's rows are to become: heads of so many rows, some or all of them.
+struct HeadRows {
+  const char* name;
+  int64_t heads;  // of the checkpoint
+  int64_t width;
+  std::span<const int64_t> order;  // the stored row of each row of all heads; empty: as stored
+  std::span<const int64_t> shard;  // the heads wanted, -1 for zeros; empty: all
+
+  [[nodiscard]] int64_t rows() const { return heads * width; }
+};
+
+// The stored row of each row that is wanted, -1 for zeros; empty: all as stored.
+std::vector<int64_t> stored_rows(const HeadRows& wanted) {
+  if (wanted.shard.empty()) return {wanted.order.begin(), wanted.order.end()};
+  std::vector<int64_t> rows;
+  for (const int64_t head : wanted.shard)
+    for (int64_t i = 0; i < wanted.width; ++i) {
+      const int64_t row = head * wanted.width + i;
+      rows.push_back(head < 0 ? -1 : wanted.order.empty() ? row : wanted.order[static_cast<size_t>(row)]);
+    }
+  return rows;
+}
+
+Linear load_heads(const HeadRows& wanted, const WeightView& weight, int64_t columns, const std::vector<float>& bias,
+                  bool has_bias, const Threads& threads) {
+  check_shape(wanted.name, weight, wanted.rows(), columns);
+  check_bias(wanted.name, bias, wanted.rows(), has_bias);
+  check_heads(wanted.name, wanted.shard, wanted.heads);
+  require(wanted.order.empty() || static_cast<int64_t>(wanted.order.size()) == wanted.rows(),
+          "projection: the order of {} rows of {} has {} entries", wanted.rows(), wanted.name, wanted.order.size());
+  for (const int64_t row : wanted.order)
+    require(row >= 0 && row < wanted.rows(), "projection: the order of rows of {} names row {}, expected 0 to {}",
+            wanted.name, row, wanted.rows() - 1);
+  const std::vector<int64_t> rows = stored_rows(wanted);
+  Linear linear{.weight = PackedMatrix::pack(weight, threads, rows), .bias = {}};
+  if (rows.empty()) linear.bias = bias;
+  if (!bias.empty())
+    for (const int64_t row : rows) linear.bias.push_back(row < 0 ? 0.0F : bias[static_cast<size_t>(row)]);
+  check_no_nan(wanted.name, linear.bias);
+  return linear;
 }
 
 // The rows of q, k and v of a fused checkpoint, which lie one after the other [PROJ-25].
@@ -84,21 +126,32 @@ void apply(std::span<const Linear* const> layers, ConstTensorView x, std::span<c
                   workspace.options());
 }
 
-QkvProjection QkvProjection::load(const QkvWeights& weights, const AttentionConfig& config, const Threads& threads) {
-  const int64_t q_rows = config.num_attention_heads * config.head_dim;
-  const int64_t k_rows = config.num_key_value_heads * config.head_dim;
-  const int64_t v_rows = config.num_key_value_heads * config.v_head_dim;
+QkvProjection QkvProjection::load(const QkvWeights& weights, const AttentionConfig& config, const Threads& threads,
+                                  const HeadShard& shard) {
+  const HeadRows q{.name = "q_proj",
+                   .heads = config.num_attention_heads,
+                   .width = config.head_dim,
+                   .order = weights.q_row_order,
+                   .shard = shard.q_heads};
+  const HeadRows k{.name = "k_proj",
+                   .heads = config.num_key_value_heads,
+                   .width = config.head_dim,
+                   .order = weights.k_row_order,
+                   .shard = shard.kv_heads};
+  const HeadRows v{.name = "v_proj",
+                   .heads = config.num_key_value_heads,
+                   .width = config.v_head_dim,
+                   .order = {},
+                   .shard = shard.kv_heads};
   require(weights.qkv.empty() != config.fused_qkv, "projection: fused_qkv is {}, but the checkpoint {} Wqkv",
           config.fused_qkv, weights.qkv.empty() ? "has no" : "has a");
-  const QkvWeights parts = config.fused_qkv ? split_fused(weights, q_rows, k_rows, v_rows) : weights;
+  const QkvWeights parts = config.fused_qkv ? split_fused(weights, q.rows(), k.rows(), v.rows()) : weights;
   const int64_t columns = config.input_size();
   QkvProjection projection;
   projection.clip_ = config.clip_qkv;
-  projection.q_ =
-      load_linear("q_proj", parts.q, q_rows, columns, parts.q_bias, config.qkv_bias, parts.q_row_order, threads);
-  projection.k_ =
-      load_linear("k_proj", parts.k, k_rows, columns, parts.k_bias, config.qkv_bias, parts.k_row_order, threads);
-  projection.v_ = load_linear("v_proj", parts.v, v_rows, columns, parts.v_bias, config.qkv_bias, {}, threads);
+  projection.q_ = load_heads(q, parts.q, columns, parts.q_bias, config.qkv_bias, threads);
+  projection.k_ = load_heads(k, parts.k, columns, parts.k_bias, config.qkv_bias, threads);
+  projection.v_ = load_heads(v, parts.v, columns, parts.v_bias, config.qkv_bias, threads);
   return projection;
 }
 
@@ -111,11 +164,17 @@ void QkvProjection::forward(ConstTensorView x, TensorView q, TensorView k, Tenso
 }
 
 OutputProjection OutputProjection::load(const WeightView& weight, std::vector<float> bias,
-                                        const AttentionConfig& config, const Threads& threads) {
+                                        const AttentionConfig& config, const Threads& threads, const HeadShard& shard) {
+  const char* name = config.o_proj_layer_name.c_str();
+  check_shape(name, weight, config.hidden_size, config.num_attention_heads * config.v_head_dim);
+  check_bias(name, bias, config.hidden_size, config.o_bias);
+  check_no_nan(name, bias);
+  check_heads(name, shard.q_heads, config.num_attention_heads);
+  std::vector<Columns> columns;
+  for (const int64_t head : shard.q_heads)
+    columns.push_back({.first = head < 0 ? -1 : head * config.v_head_dim, .count = config.v_head_dim});
   OutputProjection projection;
-  projection.linear_ =
-      load_linear(config.o_proj_layer_name.c_str(), weight, config.hidden_size,
-                  config.num_attention_heads * config.v_head_dim, std::move(bias), config.o_bias, {}, threads);
+  projection.linear_ = {.weight = PackedMatrix::pack(weight, threads, {}, columns), .bias = std::move(bias)};
   return projection;
 }
 

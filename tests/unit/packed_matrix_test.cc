@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
+#include <limits>
+#include <span>
 #include <vector>
 
 #include "regard/error.h"
@@ -81,16 +82,91 @@ TEST(PackedMatrix, RowOrderPutsRowsWhereItSays) {
   }
 }
 
-TEST(PackedMatrix, RefusesARowOrderThatIsNone) {
+// Fewer rows than there are, one of them twice, some of zeros.
+TEST(PackedMatrix, RowsAreThoseOfTheListAndZerosForMinusOne) {
+  const Threads threads(2);
+  const std::vector<int64_t> rows = {39, -1, 0, 7, 7, -1};
+  for (const WeightType type : test::kAllWeightTypes) {
+    SCOPED_TRACE(name_of(type));
+    const auto stored = test::random_weight(type, 40, 256, 25);
+    const auto packed = PackedMatrix::pack(stored.view(), threads, rows);
+    ASSERT_EQ(packed.rows(), 6);
+    for (size_t row = 0; row < rows.size(); ++row)
+      EXPECT_EQ(row_of(packed, static_cast<int64_t>(row)),
+                rows[row] < 0 ? std::vector<float>(256) : row_of(stored.view(), rows[row]));
+  }
+}
+
+std::vector<float> picked(const std::vector<float>& row, std::span<const Columns> columns) {
+  std::vector<float> values;
+  for (const auto& [first, count] : columns)
+    for (int64_t i = 0; i < count; ++i) values.push_back(first < 0 ? 0.0F : row[static_cast<size_t>(first + i)]);
+  return values;
+}
+
+// Cuts at blocks, at groups, inside groups at even places, and at odd ones.
+const std::vector<Columns> kCuts[] = {{{256, 256}},
+                                      {{64, 64}, {-1, 64}, {0, 64}},
+                                      {{480, 32}, {32, 96}},
+                                      {{16, 16}, {-1, 16}, {496, 16}},
+                                      {{24, 8}, {0, 8}, {-1, 8}, {504, 8}},
+                                      {{4, 20}, {100, 4}},
+                                      {{2, 2}, {-1, 6}, {510, 2}},
+                                      {{1, 3}, {-1, 1}, {509, 3}},
+                                      {{48, 32}, {264, 64}},
+                                      {{3, 32}},
+                                      {{511, 1}}};
+
+TEST(PackedMatrix, ColumnsAreThoseOfTheListWithEveryNumberKept) {
+  const Threads threads(2);
+  for (const WeightType type : test::kAllWeightTypes)
+    for (const auto& columns : kCuts) {
+      SCOPED_TRACE(::testing::Message() << name_of(type) << ", first cut " << columns[0].first);
+      const auto stored = test::random_weight(type, 19, 512, 26);
+      const auto packed = PackedMatrix::pack(stored.view(), threads, {}, columns);
+      EXPECT_EQ(packed.source_type(), type);
+      for (int64_t row = 0; row < 19; ++row)
+        ASSERT_EQ(row_of(packed, row), picked(row_of(stored.view(), row), columns)) << row;
+    }
+}
+
+// A cut costs scales, but never more than the numbers as f32 would.
+TEST(PackedMatrix, CutGroupsTakeNoMoreMemoryThanF32) {
+  const Threads threads(1);
+  for (const WeightType type : test::kAllWeightTypes) {
+    const auto stored = test::random_weight(type, 16, 512, 27);
+    for (const auto& columns : kCuts) {
+      const auto packed = PackedMatrix::pack(stored.view(), threads, {}, columns);
+      EXPECT_LE(packed.bytes(), packed.columns() * 16 * 4) << name_of(type);
+    }
+  }
+  const auto stored = test::random_weight(WeightType::q8_0, 16, 512, 27);
+  const Columns aligned{.first = 32, .count = 64};
+  EXPECT_EQ(PackedMatrix::pack(stored.view(), threads, {}, std::span(&aligned, 1)).bytes(), 16 * 64 * 34 / 32);
+  const std::vector<Columns> neighbours = {{32, 8}, {40, 24}, {-1, 20}, {-1, 12}, {0, 32}};
+  EXPECT_EQ(PackedMatrix::pack(stored.view(), threads, {}, neighbours).bytes(), 16 * 96 * 34 / 32);
+}
+
+TEST(PackedMatrix, RefusesRowsAndColumnsThatAreNotThere) {
   const Threads threads(2);
   const auto stored = test::random_weight(WeightType::f32, 40, 4, 1);
-  std::vector<int64_t> order(39);
-  std::iota(order.begin(), order.end(), 0);
-  EXPECT_THAT(error_of([&] { (void)PackedMatrix::pack(stored.view(), threads, order); }), HasSubstr("39 entries"));
-  order.push_back(40);
-  EXPECT_THAT(error_of([&] { (void)PackedMatrix::pack(stored.view(), threads, order); }), HasSubstr("names row 40"));
-  order.back() = -1;
-  EXPECT_THAT(error_of([&] { (void)PackedMatrix::pack(stored.view(), threads, order); }), HasSubstr("names row -1"));
+  const auto rows = [&](std::vector<int64_t> wanted) {
+    return error_of([&] { (void)PackedMatrix::pack(stored.view(), threads, wanted); });
+  };
+  EXPECT_EQ(rows({39, -1}), "");
+  EXPECT_THAT(rows({0, 40}), HasSubstr("row 40 is asked for, expected -1 to 39"));
+  EXPECT_THAT(rows({-2}), HasSubstr("row -2"));
+  const auto columns = [&](Columns wanted) {
+    return error_of([&] { (void)PackedMatrix::pack(stored.view(), threads, {}, std::span(&wanted, 1)); });
+  };
+  EXPECT_EQ(columns({0, 4}), "");
+  EXPECT_THAT(columns({1, 4}), HasSubstr("4 columns from 1 are asked for, but there are 4"));
+  EXPECT_THAT(columns({-2, 1}), HasSubstr("from -2"));
+  EXPECT_THAT(columns({0, -1}), HasSubstr("-1 columns"));
+  EXPECT_THAT(columns({5, 0}), HasSubstr("from 5"));
+  EXPECT_THAT(columns({std::numeric_limits<int64_t>::max(), 1}), HasSubstr("are asked for"));
+  EXPECT_THAT(columns({0, std::numeric_limits<int64_t>::max()}), HasSubstr("are asked for"));
+  EXPECT_THAT(columns({-1, std::numeric_limits<int64_t>::max()}), HasSubstr("are asked for"));
 }
 
 // One NaN anywhere in the last row, in the scales of the quantised types.

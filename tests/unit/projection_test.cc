@@ -85,6 +85,31 @@ TEST(Projection, EqualsThePlainProductForEveryShape) {
       }
 }
 
+// Columns that cut through quantised groups: the panel's groups are smaller, and the kernels multiply the same numbers.
+TEST(Projection, CutColumnsMultiplyAsTheSameColumnsInF32) {
+  Workspace workspace(2);
+  for (const WeightType type : test::kAllWeightTypes)
+    for (const int64_t width : {32, 16, 8, 4, 2, 3}) {
+      SCOPED_TRACE(::testing::Message() << name_of(type) << ", cut every " << width);
+      const auto weight = test::random_weight(type, 50, 768, 38);
+      std::vector<Columns> columns;
+      for (int64_t first = 768 - width; first >= 0; first -= 2 * width)
+        columns.push_back({.first = columns.size() % 5 == 4 ? -1 : first, .count = width});
+      const Linear layer{.weight = PackedMatrix::pack(weight.view(), Threads(1), {}, columns)};
+      std::vector<float> values(static_cast<size_t>(50 * layer.weight.columns()));
+      for (int64_t row = 0; row < 50; ++row)
+        layer.weight.decode_row(row, std::span(values).subspan(static_cast<size_t>(row * layer.weight.columns()),
+                                                               static_cast<size_t>(layer.weight.columns())));
+      const auto plain =
+          WeightView::make(WeightType::f32, 50, layer.weight.columns(), std::as_bytes(std::span(values)));
+      const Linear same{.weight = PackedMatrix::pack(plain, Threads(1))};
+      for (const int64_t tokens : {1, 13, 70}) {
+        const Tensor x = test::Numbers(15).tensor({tokens, layer.weight.columns()});
+        EXPECT_EQ(test::bytes_of(product(layer, x, workspace)), test::bytes_of(product(same, x, workspace))) << tokens;
+      }
+    }
+}
+
 TEST(Projection, ReadsF32BF16AndF16Inputs) {
   Workspace workspace(2);
   for (const WeightType type : {WeightType::f32, WeightType::bf16, WeightType::q4_k})

@@ -151,12 +151,14 @@ TEST(QkvProjection, RefusesWeightsThatDisagreeWithTheConfig) {
          c.qkv_bias = true;
          w.q_bias.assign(80, NAN);
        }},
-      {"the order of 80 rows has 2 entries",
+      {"the order of 80 rows of q_proj has 2 entries",
        [&](auto& w, auto& c) {
          c.qkv_bias = true;
          w.q_bias.resize(80);
          w.q_row_order = {0, 1};
        }},
+      {"the order of rows of k_proj names row -1, expected 0 to 39",
+       [&](auto& w, auto&) { w.k_row_order.assign(40, -1); }},
       {"fused_qkv is false, but the checkpoint has a Wqkv", [&](auto& w, auto&) { w.qkv = wide.view(); }},
       {"fused_qkv is true, but the checkpoint has no Wqkv", [&](auto&, auto& c) { c.fused_qkv = true; }},
       {"Wqkv has 143 rows, expected 144",

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "regard/dtype.h"
+#include "regard/model_shape.h"
+#include "regard/parallel.h"
+
+namespace regard {
+
+/// What one rank can do; docs/scaling.md says how to measure it.
+struct RankSpeed {
+  double flops = 3e12;        ///< Floating-point operations a second.
+  double bandwidth = 200e9;   ///< Bytes a second from memory.
+  double link = 25e9;         ///< Bytes a second that it sends to other ranks.
+  double latency = 2e-6;      ///< Seconds that an exchange takes however small it is.
+  double per_message = 3e-7;  ///< Seconds that each message of it costs the rank that sends it.
+
+  /// Throws Error for what is not finite, rates of 0 or less, and times below 0.
+  void check() const;
+};
+
+/// What is to be run.
+struct Workload {
+  int64_t sequences = 1;      ///< Sequences that decode together.
+  int64_t context = 0;        ///< Tokens of each when a decode step is looked at, the new one included.
+  int64_t prompt = 0;         ///< Tokens of a prompt; at most context.
+  int64_t output = 256;       ///< Tokens that each sequence gets: what weighs decode against prefill.
+  DType cache = DType::f32;   ///< Type of cached keys and values.
+  DType hidden = DType::f32;  ///< Type of hidden states between layers.
+
+  /// Throws Error for numbers out of range.
+  void check() const;
+};
+
+/// Seconds of a prefill or of a decode step, and bytes that the busiest rank sends in it.
+struct StageCost {
+  double compute = 0;      ///< Attention layers: the larger of arithmetic and memory, phase by phase.
+  double link = 0;         ///< Their bytes over the link.
+  double latency = 0;      ///< Their rounds and messages.
+  double rest = 0;         ///< MLPs and output head with their exchanges: the same for all plans but for the entry.
+  double layer_bytes = 0;  ///< That a rank sends in an attention layer: the mean over layers.
+  double step_bytes = 0;   ///< That it sends in all attention layers.
+
+  [[nodiscard]] double seconds() const { return compute + link + latency + rest; }
+};
+
+/// Bytes that the fullest rank holds all the time.
+struct RankMemory {
+  double attention_weights = 0;  ///< Twice, where prefill and decode cut heads differently.
+  double other_weights = 0;      ///< MLPs, embedding and output head.
+  double cache = 0;              ///< Keys and values of all sequences at their full length.
+
+  [[nodiscard]] double total() const { return attention_weights + other_weights + cache; }
+};
+
+/// One way to spread a model over ranks, and what it comes to.
+struct Plan {
+  ParallelConfig config;
+  RankMemory memory;
+  StageCost prefill;   ///< Of one prompt.
+  StageCost decode;    ///< Of one token for every sequence.
+  double seconds = 0;  ///< The whole workload: every prompt, one after the other, and then all steps.
+};
+
+/// The parts of a plan, as the formulas of docs/scaling.md say. Throw Error for what does not fit together.
+[[nodiscard]] RankMemory rank_memory(const ModelShape& model, const Workload& workload, const ParallelConfig& config);
+[[nodiscard]] StageCost prefill_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+                                     const ParallelConfig& config);
+[[nodiscard]] StageCost decode_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+                                    const ParallelConfig& config);
+
+/// Every sensible combination of degrees for `ranks` ranks, the fastest for the whole workload first. Left out is what
+/// leaves rows without a token or a sequence, and what needs keys and values to be exchanged between prefill and decode
+/// (rank_orders refuses it). Context parallelism splits contiguously or strided, data parallelism dispatches, as is
+/// faster. Throws Error for ranks out of range, or what the parts above refuse.
+[[nodiscard]] std::vector<Plan> plans(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+                                      int64_t ranks);
+
+}  // namespace regard

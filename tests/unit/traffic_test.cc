@@ -1,0 +1,244 @@
+#include "regard/traffic.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "regard/rank_order.h"
+#include "support/expect_error.h"
+
+namespace regard {
+namespace {
+
+// 4 query heads, 2 KV heads, keys of 8 and values of 6 numbers.
+LayerShape small(int64_t hidden_size = 5, const Mask& mask = {}) {
+  return {.hidden_size = hidden_size,
+          .num_attention_heads = 4,
+          .num_key_value_heads = 2,
+          .head_dim = 8,
+          .v_head_dim = 6,
+          .mask = mask};
+}
+
+std::vector<int64_t> of_ranks(const LayerTraffic& traffic, int64_t RankTraffic::*part) {
+  std::vector<int64_t> bytes;
+  for (const RankTraffic& rank : traffic.ranks) bytes.push_back(rank.*part);
+  return bytes;
+}
+
+using Bytes = std::vector<int64_t>;
+
+TEST(Traffic, OneRankSendsNothing) {
+  const LayerCall call{.shape = small(), .runs = {{0, 100}}};
+  for (const LayerTraffic& traffic : {prefill_traffic(call, {}), decode_traffic(call, {})}) {
+    EXPECT_EQ(traffic.ranks, std::vector<RankTraffic>(1));
+    EXPECT_EQ(traffic.rounds, 0);
+    EXPECT_EQ(traffic.messages, 0);
+  }
+}
+
+// 3 tokens of 5 numbers are 15 numbers: parts of 3, 4, 4, 4 for four ranks.
+TEST(Traffic, ASumIsPartsForOthersAndThenTheOwnPartForAll) {
+  const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 3}}}, {.tp_degree = 4});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{12 * 4, 11 * 4, 11 * 4, 11 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{3 * 4 * 3, 4 * 4 * 3, 4 * 4 * 3, 4 * 4 * 3}));
+  EXPECT_EQ(traffic.total(), 2 * 15 * 3 * 4);
+  EXPECT_EQ(traffic.most_of_a_rank(), 92);
+  EXPECT_EQ(traffic.rounds, 2);
+  EXPECT_EQ(traffic.messages, 6);
+  EXPECT_EQ(decode_traffic({.shape = small(), .runs = {{7, 1}, {9, 1}, {2, 1}}}, {.tp_degree = 4}).ranks,
+            traffic.ranks);
+}
+
+TEST(Traffic, SumsTravelInTheTypeThatIsAskedFor) {
+  const LayerTraffic traffic =
+      prefill_traffic({.shape = small(), .runs = {{0, 3}}}, {.tp_degree = 4, .rpl_reduce_dtype = DType::bf16});
+  EXPECT_EQ(traffic.total(), 2 * 15 * 3 * 2);
+}
+
+// Column 1 holds two nodes of the tree.
+TEST(Traffic, DeterministicSumsSendEveryNode) {
+  const LayerTraffic traffic =
+      prefill_traffic({.shape = small(), .runs = {{0, 2}}, .sums_of_column = {1, 2}}, {.tp_degree = 2});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{5 * 4, 2 * 5 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{5 * 4, 5 * 4}));
+}
+
+// 3 tokens: ranks have 0, 1, 1, 1 of them.
+TEST(Traffic, SequenceParallelGathersTokensAndKeepsItsOwnSums) {
+  const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 3}}, .hidden = DType::bf16},
+                                               {.tp_degree = 4, .sequence_parallel_enabled = true});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::entry), (Bytes{0, 5 * 2 * 3, 5 * 2 * 3, 5 * 2 * 3}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{15 * 4, 10 * 4, 10 * 4, 10 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), Bytes(4));
+  EXPECT_EQ(traffic.rounds, 2);
+}
+
+// Two rows of two ranks; 5 tokens: the rows have 2 and 3. Each rank has one KV head.
+TEST(Traffic, RowsOfAPromptExchangeKeysAndValues) {
+  const LayerCall call{.shape = small(4), .runs = {{0, 5}}};
+  const LayerTraffic traffic = prefill_traffic(call, {.tp_degree = 4, .cp_degree = 2});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::keys_values), (Bytes{2 * 14 * 4, 2 * 14 * 4, 3 * 14 * 4, 3 * 14 * 4}));
+  // 8 and 12 numbers in two parts each.
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{4 * 4, 4 * 4, 6 * 4, 6 * 4}));
+  // The part for the row, then the row's tokens for the column.
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{16 + 8 * 4, 16 + 8 * 4, 24 + 12 * 4, 24 + 12 * 4}));
+  EXPECT_EQ(traffic.rounds, 4);
+  EXPECT_EQ(traffic.messages, 4);
+  const LayerTraffic with_sp =
+      prefill_traffic(call, {.tp_degree = 4, .cp_degree = 2, .sequence_parallel_enabled = true});
+  EXPECT_EQ(of_ranks(with_sp, &RankTraffic::output), Bytes(4));
+  EXPECT_EQ(with_sp.rounds, 3);
+}
+
+TEST(Traffic, KeysAndValuesTravelAsTheyAreCachedOrAsF32) {
+  const auto bytes = [](DType cache) {
+    const LayerCall call{.shape = small(), .runs = {{0, 2}}, .cache = cache};
+    return prefill_traffic(call, {.tp_degree = 2, .cp_degree = 2}).ranks[0].keys_values;
+  };
+  EXPECT_EQ(bytes(DType::f32), 2 * 14 * 4);
+  EXPECT_EQ(bytes(DType::bf16), 2 * 14 * 2);
+  EXPECT_EQ(bytes(DType::f16), 2 * 14 * 2);
+  EXPECT_EQ(bytes(DType::i8), 2 * 14 * 4);
+  EXPECT_EQ(bytes(DType::i4), 2 * 14 * 4);
+}
+
+// The keys that each row's queries see, plus those that the next call will: counted pair by pair.
+Bytes tokens_sent_pair_by_pair(const Mask& mask, TokenRun run, int64_t rows, ContextSplit split) {
+  const auto row_of = [&](int64_t token) {
+    if (split == ContextSplit::strided) return token % rows;
+    int64_t row = 0;
+    while (run.count * (row + 1) / rows <= token) ++row;
+    return row;
+  };
+  const int64_t end = run.first + run.count;
+  Bytes sent(static_cast<size_t>(rows));
+  for (int64_t token = 0; token < run.count; ++token)
+    for (int64_t row = 0; row < rows; ++row) {
+      if (row == row_of(token)) continue;
+      const int64_t key = run.first + token;
+      bool needed = mask.visible(end, end + 1).contains(key);
+      for (int64_t query = 0; query < run.count; ++query)
+        needed |= row_of(query) == row && mask.visible(run.first + query, end).contains(key);
+      if (needed) ++sent[static_cast<size_t>(row_of(token))];
+    }
+  return sent;
+}
+
+TEST(Traffic, UnderWindowsAndChunksOnlyRowsThatSeeAKeyGetIt) {
+  const std::vector<Mask> masks = {{},
+                                   {.is_causal = false},
+                                   {.sliding_window = 1},
+                                   {.sliding_window = 3},
+                                   {.sliding_window = 7},
+                                   {.sliding_window = 100},
+                                   {.attention_chunk_size = 1},
+                                   {.attention_chunk_size = 4},
+                                   {.attention_chunk_size = 9},
+                                   {.sliding_window = 3, .attention_chunk_size = 5}};
+  for (const Mask& mask : masks)
+    for (const int64_t rows : {2, 4, 8})
+      for (const int64_t first : {0, 3})
+        for (const int64_t count : {0, 1, 3, 7, 8, 21})
+          for (const auto split : {ContextSplit::contiguous, ContextSplit::strided}) {
+            SCOPED_TRACE(testing::Message() << "window " << mask.sliding_window << " chunk "
+                                            << mask.attention_chunk_size << " rows " << rows << " first " << first
+                                            << " count " << count << " strided " << (split == ContextSplit::strided));
+            const LayerCall call{.shape = small(5, mask), .runs = {{first, count}}};
+            const ParallelConfig config{.tp_degree = 2 * rows, .cp_degree = rows, .context_split = split};
+            const LayerTraffic traffic = prefill_traffic(call, config);
+            const RankMesh mesh(2 * rows, rows);
+            const Bytes tokens = tokens_sent_pair_by_pair(mask, {first, count}, rows, split);
+            for (int64_t rank = 0; rank < 2 * rows; ++rank)
+              ASSERT_EQ(traffic.ranks[static_cast<size_t>(rank)].keys_values,
+                        tokens[static_cast<size_t>(mesh.row_of(rank))] * 14 * 4);
+          }
+}
+
+TEST(Traffic, RunsAddUp) {
+  const ParallelConfig config{.tp_degree = 4, .cp_degree = 4, .sequence_parallel_enabled = true};
+  const auto kv = [&](std::vector<TokenRun> runs) {
+    const LayerCall call{.shape = small(5, {.sliding_window = 4}), .runs = std::move(runs)};
+    return of_ranks(prefill_traffic(call, config), &RankTraffic::keys_values);
+  };
+  const Bytes both = kv({{0, 10}, {5, 13}});
+  const Bytes first = kv({{0, 10}});
+  const Bytes second = kv({{5, 13}});
+  for (size_t rank = 0; rank < 4; ++rank) EXPECT_EQ(both[rank], first[rank] + second[rank]);
+}
+
+// Rows of two ranks with 1 and 2 sequences; 4 numbers a token.
+LayerTraffic two_decode_rows(OutputDispatch dispatch) {
+  const LayerCall call{.shape = small(4), .runs = {{9, 1, 0}, {4, 1, 1}, {5, 1, 1}}};
+  return decode_traffic(call, {.tp_degree = 4, .attention_dp_degree = 2, .output_dispatch = dispatch});
+}
+
+TEST(Traffic, RowsOfSequencesSumAndThenGather) {
+  const LayerTraffic traffic = two_decode_rows(OutputDispatch::AR_AG);
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{2 * 4, 2 * 4, 4 * 4, 4 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{8 + 16, 8 + 16, 16 + 32, 16 + 32}));
+  EXPECT_EQ(traffic.rounds, 3);
+}
+
+TEST(Traffic, OrGatherThePartsOfAllRanks) {
+  const LayerTraffic traffic = two_decode_rows(OutputDispatch::RS_AG);
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{2 * 4, 2 * 4, 4 * 4, 4 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{3 * 8, 3 * 8, 3 * 16, 3 * 16}));
+  EXPECT_EQ(traffic.rounds, 2);
+}
+
+TEST(Traffic, OrGatherWhatIsNotYetSummed) {
+  const LayerTraffic traffic = two_decode_rows(OutputDispatch::AG_AR);
+  // All 12 numbers in two parts.
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{6 * 4, 6 * 4, 6 * 4, 6 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{16 + 24, 16 + 24, 32 + 24, 32 + 24}));
+  EXPECT_EQ(traffic.rounds, 3);
+}
+
+// 8 ranks share 2 KV heads, 4 ranks each; 4 query heads become 8, one a rank.
+TEST(Traffic, FlashDecodingSendsQueriesAndPartialResults) {
+  const LayerCall call{.shape = small(8), .runs = {{9, 1}, {4, 2}}};
+  const LayerTraffic traffic = decode_traffic(call, {.tp_degree = 8, .flash_decoding_enabled = true});
+  for (const RankTraffic& rank : traffic.ranks) {
+    EXPECT_EQ(rank.queries, 3 * 1 * 8 * 4 * 3);
+    EXPECT_EQ(rank.partials, 3 * 1 * (6 + 2) * 4 * 3);
+    EXPECT_EQ(rank.sums, 3 * 7 * 4);
+    EXPECT_EQ(rank.keys_values, 0);
+  }
+  EXPECT_EQ(traffic.rounds, 4);
+  EXPECT_EQ(traffic.messages, 3 + 3 + 7 + 7);
+  // In rows of two ranks no KV head has copies.
+  const LayerTraffic rows =
+      decode_traffic(call, {.tp_degree = 8, .attention_dp_degree = 4, .flash_decoding_enabled = true});
+  EXPECT_EQ(of_ranks(rows, &RankTraffic::queries), Bytes(8));
+}
+
+TEST(Traffic, TheSpecialMeshIsFollowed) {
+  const LayerShape shape{
+      .hidden_size = 16, .num_attention_heads = 8, .num_key_value_heads = 8, .head_dim = 2, .v_head_dim = 2};
+  const LayerTraffic traffic = prefill_traffic({.shape = shape, .runs = {{0, 4}}}, {.tp_degree = 64, .cp_degree = 8});
+  // Four of the eight rows have a token: part c of 4 tokens is empty for even c.
+  const RankMesh mesh(64, 8);
+  for (int64_t rank = 0; rank < 64; ++rank)
+    EXPECT_EQ(traffic.ranks[static_cast<size_t>(rank)].keys_values, mesh.row_of(rank) % 2 * 7 * 4 * 4) << rank;
+}
+
+TEST(Traffic, WhatMakesNoSenseIsRefused) {
+  const auto prefill = [](LayerCall call, const ParallelConfig& config) { return prefill_traffic(call, config); };
+  EXPECT_ERROR(prefill({.shape = {}}, {}), "hidden_size is 0");
+  LayerShape odd = small();
+  odd.num_key_value_heads = 3;
+  EXPECT_ERROR(prefill({.shape = odd}, {}), "num_key_value_heads is 3, expected a divisor of num_attention_heads 4");
+  odd = small();
+  odd.head_dim = int64_t{1} << 40;
+  EXPECT_ERROR(prefill({.shape = odd}, {}), "head_dim is");
+  EXPECT_ERROR(prefill({.shape = small()}, {.tp_degree = 4, .cp_degree = 3}), "degree is 3");
+  EXPECT_ERROR(prefill({.shape = small(), .runs = {{0, -1}}}, {}), "-1 tokens");
+  EXPECT_ERROR(prefill({.shape = small(), .runs = {{0, int64_t{1} << 50}}}, {}), "tokens from position 0");
+  EXPECT_ERROR(decode_traffic({.shape = small(), .runs = {{0, 1, 2}}}, {.tp_degree = 2, .attention_dp_degree = 2}),
+               "row is 2, expected 0 to 1");
+  EXPECT_ERROR(prefill({.shape = small(), .sums_of_column = {1}}, {.tp_degree = 2}), "sums_of_column has 1");
+}
+
+}  // namespace
+}  // namespace regard
