@@ -78,7 +78,7 @@ def flash_decoding(queries, kept):
 PANELS = [
     ("TP 4", "both stages", tensor_parallel),
     ("CP 2 x TP 2, contiguous", "prefill; decode is TP 4", lambda q, k: context_parallel(q, k, 2)),
-    ("CP 2 x TP 2, strided", "prefill; tokens drawn wider", lambda q, k: context_parallel(q, k, 16)),
+    ("CP 2 x TP 2, strided", "prefill; tokens drawn wider", lambda q, k: context_parallel(q, k, 8)),
     ("DP 2 x TP 2", "decode", data_parallel),
     ("TP 4, flash decoding", "decode; runs of 256 tokens", flash_decoding),
 ]
