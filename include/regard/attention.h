@@ -151,10 +151,13 @@ class Attention {
   /// This rank's part of a cache for `options.slots` sequences of `options.capacity` tokens: its KV heads; with data
   /// parallel decode its sequences; with flash decoding its share of their tokens.
   [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;
+  /// Whether this rank's part of a cache has only some of the sequences, or of their tokens.
+  [[nodiscard]] bool shares_sequences() const;
   /// Forgets the tokens of the whole cache's slot from `length` on, as KvCache::truncate does.
   void truncate(KvCache& cache, int64_t slot, int64_t length) const;
   /// Which of a call's tokens a rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
-  /// places among the packed tokens, in order. Spans, cache and masks are those of the call.
+  /// places among the packed tokens, in the order of the rows that it passes. Spans, cache and masks are those of the
+  /// call.
   [[nodiscard]] std::vector<int64_t> tokens_of_rank(int64_t rank, std::span<const Span> spans, const KvCache* cache,
                                                     std::span<const ConstTensorView> active_masks = {}) const;
 

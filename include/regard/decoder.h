@@ -42,7 +42,8 @@ class Decoder {
   /// or chunk. `options.pages` has to be 0. With ranks, this one's part of them.
   [[nodiscard]] std::vector<KvCache> make_caches(const KvCacheOptions& options) const;
   /// One paged cache a layer, which together take no more than so many bytes: layers with windows or chunks as much as
-  /// their slots can need, the others all the same. Throws Error if that is less than a page for each slot.
+  /// their slots can need, the others all the same. Throws Error if that is less than a page for each slot, or with
+  /// several ranks.
   [[nodiscard]] std::vector<KvCache> make_paged_caches(const KvCacheOptions& options, int64_t bytes) const;
 
   /// Forgets the tokens of a sequence from `length` on, in every layer, as KvCache::truncate does; with ranks `slot`

@@ -44,7 +44,8 @@ struct ParallelConfig {
   std::optional<DType> rpl_reduce_dtype;  ///< Type of partial sums on the way: f32 or bf16; f32 [CFG-50].
   /// The same bits whatever the degrees: sums over heads follow a fixed tree.
   bool deterministic = false;
-  /// A span of fewer tokens runs as decode does, of more as prefill does, where the two are spread differently.
+  /// A span of so many tokens or more runs as prefill does, a shorter one as decode, where the two are spread
+  /// differently.
   int64_t prefill_tokens = 32;
 
   /// Throws Error, naming parameter, value and expectation, for degrees that do not fit together.

@@ -70,9 +70,9 @@ Attention Attention::load(const AttentionWeights& weights, const AttentionConfig
 }
 
 // Otherwise every call runs as decode does: all ranks compute all tokens, and keep all that they compute.
-bool Attention::spreads_stages_differently() const {
-  return ranks_.prefill().degree > 1 || ranks_.decode().degree > 1 || !decode_->token_share().is_all();
-}
+bool Attention::spreads_stages_differently() const { return ranks_.prefill().degree > 1 || shares_sequences(); }
+
+bool Attention::shares_sequences() const { return ranks_.decode().degree > 1 || !decode_->token_share().is_all(); }
 
 KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) const {
   KvCacheOptions own = options;

@@ -40,6 +40,8 @@ class PaddedCall {
     const ConstTensorView& x = input.hidden_states;
     require(x.shape().rank() == 3 && x.size(2) == config_.input_size() && x.is_dense(),
             "attention: hidden_states has shape {}, expected [batch, seq, {}], dense", x.shape(), config_.input_size());
+    require(!attention.ranks().config().sequence_parallel_enabled,
+            "attention: a padded batch is given, expected packed tokens with sequence_parallel_enabled");
     batch_ = x.size(0);
     seq_ = x.size(1);
     check_matrix("attention_mask", input.attention_mask);
@@ -87,7 +89,7 @@ class PaddedCall {
     if (!output.residual.empty())
       output.residual = unpack(output.residual, Tensor(output.residual.dtype(), input_.residual.shape()));
     if (!output.lse.empty()) output.lse = unpack(output.lse, no_keys(output.lse.shape()[1]));
-    if (input_.present_key_value)
+    if (!output.present_key_value.key.empty())
       output.present_key_value = {.key = heads_first(output.present_key_value.key),
                                   .value = heads_first(output.present_key_value.value)};
     return output;
@@ -129,7 +131,13 @@ class PaddedCall {
   }
 
   int64_t first_position(int64_t b, const Row& row) const {
-    if (input_.position_ids.empty()) return input_.cache == nullptr ? 0 : input_.cache->length(row.slot);
+    if (input_.position_ids.empty()) {
+      if (input_.cache == nullptr) return 0;
+      require(!attention_.shares_sequences(),
+              "attention: position_ids is missing, expected it where ranks divide sequences or their tokens: none "
+              "knows all lengths");
+      return input_.cache->length(row.slot);
+    }
     const int64_t first = integer_at(input_.position_ids, b, row.first);
     require(first >= 0 && first <= std::numeric_limits<int64_t>::max() - seq_,
             "attention: position_ids of row {} starts at {}, expected a position from 0 on", b, first);

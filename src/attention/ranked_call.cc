@@ -135,7 +135,35 @@ void RankedCall::check_input() {
   hidden_ = input_.output.empty() ? output_.hidden_states.view() : input_.output;
 }
 
+// Rows of decode have sequences of their own, so that one may refuse what others accept: all hear of it before anybody
+// waits for somebody.
+void RankedCall::agree() const {
+  const Ranks& ranks = attention_.ranks();
+  const Ranks::Stage& stage = ranks.decode();
+  if (input_.cache == nullptr || stage.degree == 1) return;
+  std::vector<Span> own;
+  for (Span span : spans_) {
+    require(span.slot >= -1 && span.slot < slots_a_row_ * stage.degree, "attention: slot is {}, expected -1 to {}",
+            span.slot, slots_a_row_ * stage.degree - 1);
+    if (span.slot == -1 || span.slot / slots_a_row_ != stage.row) continue;
+    span.slot %= slots_a_row_;
+    own.push_back(span);
+  }
+  std::string refusal;
+  try {
+    if (attention_.decode_->token_share().is_all()) input_.cache->check(own);
+  } catch (const Error& error) {
+    refusal = error.what();
+  }
+  const auto refusals = ranks.world().gather(static_cast<char>(!refusal.empty()));
+  const auto first = std::ranges::find(refusals, char{1});
+  if (!refusal.empty()) fail("{}", refusal);
+  require(first == refusals.end(), "attention: rank {} refuses the call: its cache can't take its sequences' tokens",
+          first - refusals.begin());
+}
+
 AttentionOutput RankedCall::run() {
+  agree();
   add_residual();
   for (const Part& part : parts_) run_part(part);
   clear_skipped();

@@ -36,6 +36,7 @@ class RankedCall {
   [[nodiscard]] static std::vector<Part> parts_of(const Attention& attention, std::span<const Span> spans,
                                                   std::span<const ConstTensorView> active_masks, int64_t slots_a_row);
   void check_input();
+  void agree() const;
   [[nodiscard]] std::vector<int64_t> own_tokens() const;
   void add_residual();
   [[nodiscard]] ConstTensorView row_input(const Part& part);

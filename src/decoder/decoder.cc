@@ -184,6 +184,8 @@ std::vector<KvCache> Decoder::make_caches(const KvCacheOptions& options) const {
 }
 
 std::vector<KvCache> Decoder::make_paged_caches(const KvCacheOptions& options, int64_t bytes) const {
+  require(ranks_.size() == 1, "decoder: paged caches of a size in bytes are asked for over {} ranks, expected 1",
+          ranks_.size());
   std::vector<std::optional<KvCache>> caches(layers_.size());
   int64_t left = bytes;
   int64_t bytes_of_row = 0;  // a page of every layer that keeps all tokens

@@ -15,10 +15,11 @@ constexpr int64_t kMaxSize = int64_t{1} << 24;
 // A model that was cut for ranks is loaded by just these.
 void check_shard(const CheckpointShard& shard, const Ranks& ranks) {
   const ParallelConfig& parallel = ranks.config();
-  require(parallel.tp_degree == shard.tp_degree && parallel.cp_degree == 1 && parallel.attention_dp_degree == 1,
-          "checkpoint: it was cut for {} tensor-parallel ranks, but there are {}, with cp_degree {} and "
-          "attention_dp_degree {}",
-          shard.tp_degree, parallel.tp_degree, parallel.cp_degree, parallel.attention_dp_degree);
+  require(parallel.tp_degree == shard.tp_degree, "checkpoint: it was cut for {} ranks, but there are {}",
+          shard.tp_degree, parallel.tp_degree);
+  require(parallel.cp_degree == 1 && parallel.attention_dp_degree == 1,
+          "checkpoint: it was cut by heads alone, but cp_degree is {} and attention_dp_degree {}, expected 1 and 1",
+          parallel.cp_degree, parallel.attention_dp_degree);
   require(ranks.rank() == shard.rank && parallel.gqa == shard.gqa,
           "checkpoint: it is the part of rank {} under {}, but this is rank {} under {}", shard.rank,
           name_of(shard.gqa), ranks.rank(), name_of(parallel.gqa));

@@ -21,10 +21,6 @@ struct TokenShare {
     const int64_t own_runs = (runs + ranks - 1 - index) / ranks;
     return own_runs * kRun + (runs % ranks == index ? position % kRun : 0);
   }
-  // The position that is kept at this place.
-  [[nodiscard]] constexpr int64_t position_at(int64_t place) const {
-    return (place / kRun * ranks + index) * kRun + place % kRun;
-  }
 };
 
 }  // namespace regard

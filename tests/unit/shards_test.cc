@@ -213,7 +213,7 @@ TEST(Shards, LayersOfAllRanksAreTheLayer) {
   }
   const auto shard = Checkpoint::open_shard(folder.path() / "shards", 1);
   EXPECT_THAT(test::error_of([&] { (void)Attention::load(shard, 0, config, Threads(1)); }),
-              ::testing::HasSubstr("it was cut for 8 tensor-parallel ranks, but there are 1"));
+              ::testing::HasSubstr("it was cut for 8 ranks, but there are 1"));
 }
 
 // The folder stands alone: metadata, tokenizer and texts come from it.

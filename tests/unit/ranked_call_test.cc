@@ -1,0 +1,99 @@
+// Calls over ranks that can't be made, and what only some ranks can know.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "regard/attention.h"
+#include "support/error_of.h"
+#include "support/test_layer.h"
+#include "support/thread_ranks.h"
+
+namespace regard {
+namespace {
+
+using ::testing::HasSubstr;
+
+AttentionConfig small_config() {
+  AttentionConfig config;
+  config.hidden_size = 32;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.inference.seq_len = 64;
+  return config;
+}
+
+Attention layer_of(const Ranks& ranks) {
+  const auto layer = test::random_layer(small_config(), 7);
+  return Attention::load(layer.views(), layer.config, Threads(1), ranks);
+}
+
+// One token for each of these slots, at its position.
+void decode(const Attention& layer, KvCache& cache, std::vector<Span> spans) {
+  const Tensor hidden(DType::f32, {static_cast<int64_t>(spans.size()), 32});
+  AttentionInput input;
+  input.hidden_states = hidden;
+  input.spans = spans;
+  input.cache = &cache;
+  (void)layer.forward(input);
+}
+
+// [GAP-60]: sequences of one row fill up before those of another.
+TEST(CallOverRanks, AFullCacheOfOneRowIsRefusedByAll) {
+  test::run_ranks(2, [](const std::shared_ptr<Communicator>& world) {
+    const Attention layer = layer_of(Ranks(world, {.tp_degree = 2, .attention_dp_degree = 2}));
+    KvCache cache = layer.make_cache(KvStorage::contiguous, {.slots = 2, .capacity = 3, .dtype = DType::f32});
+    for (int64_t position = 0; position < 3; ++position) decode(layer, cache, {{1, position, 1}});
+    const auto error = test::error_of([&] { decode(layer, cache, {{0, 0, 1}, {1, 3, 1}}); });
+    EXPECT_THAT(error, HasSubstr(world->rank() == 1 ? "capacity" : "rank 1 refuses the call"));
+    decode(layer, cache, {{0, 0, 1}});  // goes on
+    const auto slot = test::error_of([&] { decode(layer, cache, {{2, 0, 1}}); });
+    EXPECT_THAT(slot, HasSubstr("slot is 2, expected -1 to 1"));
+  });
+}
+
+TEST(CallOverRanks, APaddedBatchNeedsPositionsWhereRanksShareSequences) {
+  test::run_ranks(4, [](const std::shared_ptr<Communicator>& world) {
+    for (const bool flash : {false, true}) {
+      const Attention layer = layer_of(Ranks(world, {.tp_degree = 4, .flash_decoding_enabled = flash}));
+      EXPECT_EQ(layer.shares_sequences(), flash);
+      KvCache cache = layer.make_cache(KvStorage::contiguous, {.slots = 1, .capacity = 64, .dtype = DType::f32});
+      const Tensor hidden(DType::f32, {1, 3, 32});
+      PaddedAttentionInput input;
+      input.hidden_states = hidden;
+      input.cache = &cache;
+      const auto error = test::error_of([&] { (void)layer.forward(input); });
+      EXPECT_THAT(error, flash ? HasSubstr("position_ids is missing") : HasSubstr(""));
+      EXPECT_EQ(error.empty(), !flash);
+    }
+  });
+}
+
+TEST(CallOverRanks, SequenceParallelTakesPackedTokensOfItsOwn) {
+  test::run_ranks(2, [](const std::shared_ptr<Communicator>& world) {
+    const Attention layer = layer_of(Ranks(world, {.tp_degree = 2, .sequence_parallel_enabled = true}));
+    const Tensor hidden(DType::f32, {1, 3, 32});
+    PaddedAttentionInput padded;
+    padded.hidden_states = hidden;
+    EXPECT_THAT(test::error_of([&] { (void)layer.forward(padded); }), HasSubstr("expected packed tokens"));
+    const Span span{.slot = 0, .first_position = 0, .count = 3};
+    EXPECT_THAT(layer.tokens_of_rank(0, {&span, 1}, nullptr), ::testing::ElementsAre(0));
+    EXPECT_THAT(layer.tokens_of_rank(1, {&span, 1}, nullptr), ::testing::ElementsAre(1, 2));
+    AttentionInput input;
+    input.spans = {&span, 1};
+    input.hidden_states = hidden.view().reshape({3, 32});
+    EXPECT_THAT(test::error_of([&] { (void)layer.forward(input); }), HasSubstr("has shape [3, 32], expected ["));
+  });
+}
+
+TEST(CallOverRanks, LogSumExpsAreNotReturned) {
+  test::run_ranks(2, [](const std::shared_ptr<Communicator>& world) {
+    const Attention layer = layer_of(Ranks(world, {.tp_degree = 2}));
+    const Tensor hidden(DType::f32, {3, 32});
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.lse = true;
+    EXPECT_THAT(test::error_of([&] { (void)layer.forward(input); }), HasSubstr("lse is asked for"));
+  });
+}
+
+}  // namespace
+}  // namespace regard
