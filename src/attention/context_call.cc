@@ -60,7 +60,7 @@ ContextCall::ContextCall(const Attention& attention, const AttentionInput& input
       input_(input),
       place_(place),
       workspace_(*input.workspace),
-      holders_(place.ranks, shard_, keeper_),
+      holders_(place.ranks.config(), shard_, keeper_),
       slots_a_row_(slots_a_row),
       rank_(place.ranks.rank()),
       row_(place.stage.row),
@@ -240,18 +240,35 @@ int64_t ContextCall::token_bytes(HeadRange heads) const {
          bytes(wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
 }
 
-// Keys and values of `row`'s tokens that `reader` wants, token by token, as they travel.
+// Keys and values of a token of the stage, as they travel.
+void ContextCall::pack_token(int64_t token, HeadRange heads, std::byte* to) const {
+  const auto add = [&](const Tensor& rows, DType wire, int64_t width) {
+    kernels::store_floats(rows.view().as<float>() + token * rows.shape()[1] + heads.first * width, heads.count * width,
+                          wire, to);
+    to += static_cast<size_t>(heads.count * width) * size_of(wire);
+  };
+  add(keys_, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
+  add(values_, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+}
+
+void ContextCall::unpack_token(const std::byte* from, int64_t token, HeadRange heads, const Tensor& keys,
+                               const Tensor& values) const {
+  const auto take = [&](const Tensor& rows, DType wire, int64_t width) {
+    kernels::load_floats(from, wire, heads.count * width,
+                         rows.view().as<float>() + token * rows.shape()[1] + heads.first * width);
+    from += static_cast<size_t>(heads.count * width) * size_of(wire);
+  };
+  take(keys, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
+  take(values, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+}
+
+// Those of `row`'s tokens that `reader` wants, token by token.
 std::vector<std::byte> ContextCall::packed(int64_t row, int64_t reader, HeadRange heads) const {
   std::vector<std::byte> bytes;
   for_each_row_token(row, reader, [&](int64_t, int64_t place) {
-    const auto add = [&](const Tensor& rows, DType wire, int64_t width) {
-      const size_t at = bytes.size();
-      bytes.resize(at + static_cast<size_t>(heads.count * width) * size_of(wire));
-      kernels::store_floats(rows.view().as<float>() + place * rows.shape()[1] + heads.first * width,
-                            heads.count * width, wire, bytes.data() + at);
-    };
-    add(keys_, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
-    add(values_, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+    const size_t at = bytes.size();
+    bytes.resize(at + static_cast<size_t>(token_bytes(heads)));
+    pack_token(place, heads, bytes.data() + at);
   });
   return bytes;
 }
@@ -265,13 +282,8 @@ std::vector<std::byte> ContextCall::room_for(int64_t row, int64_t reader, HeadRa
 void ContextCall::unpack(int64_t row, int64_t reader, HeadRange heads, std::span<const std::byte> bytes) {
   const std::byte* from = bytes.data();
   for_each_row_token(row, reader, [&](int64_t, int64_t place) {
-    const auto take = [&](const Tensor& rows, DType wire, int64_t width) {
-      kernels::load_floats(from, wire, heads.count * width,
-                           rows.view().as<float>() + place * rows.shape()[1] + heads.first * width);
-      from += static_cast<size_t>(heads.count * width) * size_of(wire);
-    };
-    take(keys_, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
-    take(values_, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+    unpack_token(from, place, heads, keys_, values_);
+    from += token_bytes(heads);
   });
 }
 

@@ -5,7 +5,7 @@
 
 #include "attention/attention_shard.h"
 #include "attention/hidden_output.h"
-#include "attention/kv_holders.h"
+#include "parallel/kv_holders.h"
 #include "parallel/messages.h"
 
 namespace regard {
@@ -80,6 +80,9 @@ class ContextCall {
   template <class Visit>
   void for_each_row_token(int64_t row, int64_t reader, Visit visit) const;
   [[nodiscard]] int64_t token_bytes(HeadRange heads) const;
+  void pack_token(int64_t token, HeadRange heads, std::byte* to) const;
+  void unpack_token(const std::byte* from, int64_t token, HeadRange heads, const Tensor& keys,
+                    const Tensor& values) const;
   [[nodiscard]] std::vector<std::byte> packed(int64_t row, int64_t reader, HeadRange heads) const;
   [[nodiscard]] std::vector<std::byte> room_for(int64_t row, int64_t reader, HeadRange heads) const;
   void unpack(int64_t row, int64_t reader, HeadRange heads, std::span<const std::byte> bytes);
