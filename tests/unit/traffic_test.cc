@@ -78,6 +78,8 @@ TEST(Traffic, SumsOfManyTokensAreCutPieceByPiece) {
   const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 513}}}, {.tp_degree = 3});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{854 * 4 * 2, 855 * 4 * 2, 856 * 4 * 2}));
   EXPECT_EQ(traffic.rounds, 4);
+  const LayerCall whole{.shape = small(5, {.is_causal = false}), .runs = {{0, 513}}};
+  EXPECT_EQ(of_ranks(prefill_traffic(whole, {.tp_degree = 3}), &RankTraffic::output), Bytes(3, 855 * 4 * 2));
 }
 
 // 4 query heads on 4 ranks, 2 KV heads with two copies: a sum of squares each, and for a layer norm a mean before it.
