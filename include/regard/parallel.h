@@ -22,7 +22,7 @@ enum class KvExchange : uint8_t {
   ring,        ///< Row by row, while attention works on the row that came before.
 };
 
-/// Which collectives bring the rows of decode's data parallelism together [PAR-35].
+/// Which collectives bring the rows of decode's data parallelism together [PAR-35]. Rows of a prompt do as AR_AG says.
 enum class OutputDispatch : uint8_t {
   AR_AG,  ///< Sum inside the row, then gather the rows.
   RS_AG,  ///< Sum a part each inside the row, then gather the parts of all ranks.

@@ -17,6 +17,13 @@ struct LayerShape {
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
   Mask mask;
+  int64_t input_size = 0;  ///< Of the hidden states that come in; 0: hidden_size.
+  /// Sums over all heads that norms of queries, keys and values need: 0, 1 for an RMS norm over all heads, 2 for a
+  /// layer norm.
+  int64_t query_totals = 0;
+  int64_t key_totals = 0;
+  int64_t value_totals = 0;
+  int64_t windowed_context_encoding_size = 0;  ///< Tokens that decode takes at a time; 0: 512.
 
   /// Of a validated config.
   [[nodiscard]] static LayerShape of(const AttentionConfig& config);
@@ -32,30 +39,40 @@ struct LayerShape {
 struct TokenRun {
   int64_t first = 0;  ///< Position of the first in its sequence.
   int64_t count = 0;
-  int64_t row = 0;  ///< In decode: the row of ranks whose caches hold the sequence.
+  int64_t row = 0;          ///< The row of decode whose caches hold the sequence.
+  bool is_skipped = false;  ///< Tokens that belong to no sequence: a span's slot is -1.
 };
 
-/// One call of a layer, as far as it matters for what ranks send.
+/// Which of a call's keys and values caches keep for later calls.
+enum class KeptTokens : uint8_t {
+  none,     ///< There is no cache.
+  visible,  ///< Those that later tokens may see: a ring, chunk or paged cache.
+  all,      ///< A contiguous cache.
+};
+
+/// One call of a layer, as far as it matters for what ranks send. Its tokens do not branch.
 struct LayerCall {
   LayerShape shape;
   std::vector<TokenRun> runs;
   DType hidden = DType::f32;  ///< Type of the hidden states.
-  DType cache = DType::f32;   ///< Type of the cached keys and values.
-  /// In deterministic mode, how many sums each column of the mesh holds: the nodes of the sum tree that cover its
-  /// heads. Empty: one each.
-  std::vector<int64_t> sums_of_column;
+  DType cache = DType::f32;   ///< Type of the cached keys and values; 8-bit and 4-bit ones with a scale per token.
+  KeptTokens kept = KeptTokens::visible;
 };
 
 /// Payload bytes that one rank sends to others in one call of a layer.
 struct RankTraffic {
   int64_t entry = 0;        ///< Hidden states that the other ranks of the row lack (sequence parallel).
-  int64_t keys_values = 0;  ///< Keys and values for other rows (context parallel).
+  int64_t norms = 0;        ///< Sums for norms over all heads.
+  int64_t keys_values = 0;  ///< Keys and values for other rows (context parallel), and for ranks that keep them.
+  int64_t prior = 0;        ///< Keys and values from caches, for those that compute what comes after.
   int64_t queries = 0;      ///< Queries for ranks with the same KV head (flash decoding).
   int64_t partials = 0;     ///< Partial results of attention for them.
   int64_t sums = 0;         ///< Partial sums of the output projection.
   int64_t output = 0;       ///< Finished sums, inside the row or between rows; before the sum in dispatch AG_AR.
 
-  [[nodiscard]] int64_t total() const { return entry + keys_values + queries + partials + sums + output; }
+  [[nodiscard]] int64_t total() const {
+    return entry + norms + keys_values + prior + queries + partials + sums + output;
+  }
   friend bool operator==(const RankTraffic&, const RankTraffic&) = default;
 };
 
@@ -68,10 +85,10 @@ struct LayerTraffic {
   [[nodiscard]] int64_t most_of_a_rank() const;
 };
 
-/// What ranks send in a call of prefill, or of decode, by the formulas in src/parallel/traffic.cc. Counted are the
-/// calls' own tokens: keys and values of a prefix that caches hold already are not sent again, and every row's cache is
-/// taken to keep what its later queries may see. Throws Error for shapes that check() refuses, degrees that do not
-/// divide tp_degree, or runs out of range.
+/// What ranks send in a call of prefill, or of decode, by the formulas in src/parallel/traffic.cc: what
+/// Communicator::bytes_sent counts in a call of Attention::forward, byte for byte. A call's spans of
+/// ParallelConfig::prefill_tokens and more are prefill, where the config spreads the two differently; the bytes of both
+/// add up. Throws Error for shapes that check() refuses, degrees that do not divide tp_degree, or runs out of range.
 [[nodiscard]] LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config);
 [[nodiscard]] LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config);
 

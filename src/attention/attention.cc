@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "attention/attention_shard.h"
-#include "regard/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -31,22 +30,6 @@ std::vector<float> scales_of(const KvFormat& format, std::span<const int64_t> he
     for (int64_t i = 0; i < width; ++i)
       own.push_back(format.scales[static_cast<size_t>(std::max<int64_t>(0, head) * width + i)]);
   return own;
-}
-
-// The reference's orders where it has them, so that most ranks keep the keys and values they compute. Elsewhere each
-// rank has the part of its place in the row, and keys and values are exchanged [GAP-56].
-RankOrders orders_of(const ParallelConfig& config, int64_t kv_heads) {
-  try {
-    return rank_orders(config.tp_degree, config.cp_degree, config.attention_dp_degree, kv_heads, config.switch_cc);
-  } catch (const Error&) {
-    const auto by_place = [&](int64_t degree) {
-      const RankMesh mesh(config.tp_degree, degree, config.switch_cc);
-      std::vector<int64_t> order;
-      for (int64_t rank = 0; rank < config.tp_degree; ++rank) order.push_back(mesh.column_of(rank));
-      return order;
-    };
-    return {.prefill = by_place(config.cp_degree), .decode = by_place(config.attention_dp_degree), .head_index = {}};
-  }
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ namespace {
 using Memory = Workspace::Memory;
 
 // Tokens that go through the layer together: enough for the matrix kernels to run at full speed.
-constexpr int64_t kPieceTokens = 512;
+constexpr int64_t kPieceTokens = KvCache::kTokensAtOnce;
 
 }  // namespace
 

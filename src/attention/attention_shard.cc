@@ -4,7 +4,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "regard/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -72,17 +71,6 @@ std::vector<float> of_norm(const std::optional<QKNorm>& norm, const std::vector<
   return norm && norm->width == NormWidth::all ? of_heads(values, heads, width) : values;
 }
 
-// The query heads of each rank of the row are leaves in a row: padding stands behind them.
-std::vector<ElementRange> leaves_of(const AttentionShard& shard) {
-  std::vector<ElementRange> leaves;
-  for (const int64_t part : shard.shards) {
-    const auto heads = shard.sharding.q_heads_of(part);
-    const auto count = heads.size() - static_cast<size_t>(std::count(heads.begin(), heads.end(), -1));
-    leaves.push_back({.first = count == 0 ? 0 : heads.front(), .count = static_cast<int64_t>(count)});
-  }
-  return leaves;
-}
-
 std::vector<int64_t> counting(int64_t count) {
   std::vector<int64_t> all(static_cast<size_t>(count));
   std::iota(all.begin(), all.end(), 0);
@@ -93,14 +81,11 @@ std::vector<int64_t> copy_of(std::span<const int64_t> heads) { return {heads.beg
 
 RowParallel output_sum_of(const AttentionShard& shard, const AttentionConfig& config, const Ranks& ranks) {
   const auto wire = ranks.config().rpl_reduce_dtype.value_or(DType::f32);
-  const int64_t parts = shard.sharding.tp();
-  if (ranks.config().deterministic)
-    return {shard.row, SumTree(config.num_attention_heads, config.group_size()), leaves_of(shard), config.v_head_dim,
-            wire};
-  if (ranks.size() == 1) return {};
-  std::vector<ElementRange> leaves;
-  for (const int64_t part : shard.shards) leaves.push_back({.first = part, .count = 1});
-  return {shard.row, SumTree(parts), leaves, shard.config.num_attention_heads * config.v_head_dim, wire};
+  const bool deterministic = ranks.config().deterministic;
+  if (!deterministic && ranks.size() == 1) return {};
+  const int64_t leaf_heads = deterministic ? 1 : shard.config.num_attention_heads;
+  return {shard.row, shard.sum_tree(deterministic), shard.sum_leaves(deterministic), leaf_heads * config.v_head_dim,
+          wire};
 }
 
 }  // namespace
@@ -110,14 +95,11 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
                                     std::span<const int64_t> order) {
   check_weights(weights, config);
   AttentionShard shard;
-  const int64_t parts = stage.in_row->size();
-  shard.row = stage.in_row;
-  shard.shares_tokens =
-      ranks.config().flash_decoding_enabled && config.sliding_window == 0 && config.attention_chunk_size == 0;
-  shard.sharding = GqaSharding(config.num_attention_heads, config.num_key_value_heads, parts, ranks.config().gqa);
   const RankMesh mesh(ranks.size(), stage.degree, ranks.config().switch_cc);
-  for (int64_t column = 0; column < parts; ++column)
-    shard.shards.push_back(order[static_cast<size_t>(mesh.rank_at(stage.row, column))] % parts);
+  static_cast<RowHeads&>(shard) =
+      RowHeads::of({.heads = config.num_attention_heads, .kv_heads = config.num_key_value_heads}, Mask::of(config),
+                   ranks.config(), mesh, stage.row, order);
+  shard.row = stage.in_row;
   shard.config = config;
   shard.config.num_attention_heads = shard.sharding.local_heads();
   shard.config.num_key_value_heads = shard.sharding.local_kv_heads();
@@ -125,7 +107,7 @@ AttentionShard AttentionShard::load(const AttentionWeights& weights, const Atten
   const auto q_heads = weights.is_shard ? counting(shard.config.num_attention_heads) : copy_of(shard.q_heads());
   const auto kv_heads = weights.is_shard ? counting(shard.config.num_key_value_heads) : copy_of(shard.kv_heads());
   // Of one rank all heads are as stored; but the fixed sum takes head by head.
-  const bool whole = parts == 1 && !ranks.config().deterministic;
+  const bool whole = shard.sharding.tp() == 1 && !ranks.config().deterministic;
   const HeadShard heads = whole ? HeadShard{} : HeadShard{.q_heads = q_heads, .kv_heads = kv_heads};
   shard.qkv = QkvProjection::load(weights.qkv, stored, threads, heads);
   shard.output = OutputProjection::load(weights.output, weights.output_bias, stored, threads, heads);

@@ -13,7 +13,7 @@ namespace {
 
 using Memory = Workspace::Memory;
 
-constexpr int64_t kPieceTokens = 512;
+constexpr int64_t kPieceTokens = KvCache::kTokensAtOnce;
 
 // Keys and values travel as the cache will store them, where that is a plain type: it rounds them once or twice to the
 // same numbers.
@@ -60,7 +60,7 @@ ContextCall::ContextCall(const Attention& attention, const AttentionInput& input
       input_(input),
       place_(place),
       workspace_(*input.workspace),
-      holders_(place.ranks, shard_, keeper_),
+      holders_(place.ranks.config(), shard_, keeper_),
       slots_a_row_(slots_a_row),
       rank_(place.ranks.rank()),
       row_(place.stage.row),
@@ -108,14 +108,15 @@ ContextCall::Sequence ContextCall::sequence_of(size_t index, int64_t first_token
   if (input_.cache != nullptr)
     sequence.kept = {std::max<int64_t>(0, input_.cache->first_seen(end) - span.first_position), span.count - 1};
   for (int64_t row = 0; row < place_.tokens.rows(); ++row) {
+    const auto& of_row = place_.tokens.of_row(row);
+    const auto found = std::ranges::find(of_row, index, &SpanShare::span);
+    const SpanShare share =
+        found == of_row.end() ? SpanShare{.span = index, .first = 0, .stride = 1, .count = 0} : *found;
     Interval seen;
-    for (const SpanShare& share : place_.tokens.of_row(row))
-      if (share.span == index)
-        seen = {mask_.visible(span.first_position + share.first, end).first,
-                mask_.visible(span.first_position + share.last(), end).last};
-    sequence.needed.push_back(seen.empty() ? Interval{}
-                                           : Interval{std::max<int64_t>(0, seen.first - span.first_position),
-                                                      seen.last - span.first_position});
+    if (share.count > 0)
+      seen = {mask_.visible(span.first_position + share.first, end).first,
+              mask_.visible(span.first_position + share.last(), end).last};
+    sequence.shares.push_back(share);
     sequence.prior_from.push_back(seen.empty() ? span.first_position : std::min(seen.first, span.first_position));
     if (row == row_) sequence.seen = seen;
   }
@@ -192,9 +193,20 @@ ConstTensorView ContextCall::normed_rows(ConstTensorView x) {
   return normed;
 }
 
+// Whether a row's attention sees one of the sequence's new tokens: then that of its first token from there on does,
+// or, where queries see later tokens, that of any.
+bool ContextCall::sees(int64_t row, const Sequence& sequence, int64_t offset) const {
+  const SpanShare& share = sequence.shares[static_cast<size_t>(row)];
+  const int64_t query = mask_.is_causal ? share.from(offset) : share.first;
+  if (share.count == 0 || query > share.last()) return false;
+  const Span& span = input_.spans[sequence.span];
+  return mask_.visible(span.first_position + query, span.first_position + span.count)
+      .contains(span.first_position + offset);
+}
+
 // Whether a row needs one of the sequence's new tokens: for its attention, or for the cache of a rank of this column.
 bool ContextCall::wants(int64_t row, const Sequence& sequence, int64_t offset) const {
-  if (sequence.needed[static_cast<size_t>(row)].contains(offset)) return true;
+  if (sees(row, sequence, offset)) return true;
   if (!sequence.kept.contains(offset)) return false;
   if (!holders_.keeps_what_it_computes()) return true;
   const RankMesh mesh(place_.ranks.size(), place_.stage.degree, place_.ranks.config().switch_cc);
@@ -240,18 +252,35 @@ int64_t ContextCall::token_bytes(HeadRange heads) const {
          bytes(wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
 }
 
-// Keys and values of `row`'s tokens that `reader` wants, token by token, as they travel.
+// Keys and values of a token of the stage, as they travel.
+void ContextCall::pack_token(int64_t token, HeadRange heads, std::byte* to) const {
+  const auto add = [&](const Tensor& rows, DType wire, int64_t width) {
+    kernels::store_floats(rows.view().as<float>() + token * rows.shape()[1] + heads.first * width, heads.count * width,
+                          wire, to);
+    to += static_cast<size_t>(heads.count * width) * size_of(wire);
+  };
+  add(keys_, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
+  add(values_, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+}
+
+void ContextCall::unpack_token(const std::byte* from, int64_t token, HeadRange heads, const Tensor& keys,
+                               const Tensor& values) const {
+  const auto take = [&](const Tensor& rows, DType wire, int64_t width) {
+    kernels::load_floats(from, wire, heads.count * width,
+                         rows.view().as<float>() + token * rows.shape()[1] + heads.first * width);
+    from += static_cast<size_t>(heads.count * width) * size_of(wire);
+  };
+  take(keys, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
+  take(values, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+}
+
+// Those of `row`'s tokens that `reader` wants, token by token.
 std::vector<std::byte> ContextCall::packed(int64_t row, int64_t reader, HeadRange heads) const {
   std::vector<std::byte> bytes;
   for_each_row_token(row, reader, [&](int64_t, int64_t place) {
-    const auto add = [&](const Tensor& rows, DType wire, int64_t width) {
-      const size_t at = bytes.size();
-      bytes.resize(at + static_cast<size_t>(heads.count * width) * size_of(wire));
-      kernels::store_floats(rows.view().as<float>() + place * rows.shape()[1] + heads.first * width,
-                            heads.count * width, wire, bytes.data() + at);
-    };
-    add(keys_, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
-    add(values_, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+    const size_t at = bytes.size();
+    bytes.resize(at + static_cast<size_t>(token_bytes(heads)));
+    pack_token(place, heads, bytes.data() + at);
   });
   return bytes;
 }
@@ -265,13 +294,8 @@ std::vector<std::byte> ContextCall::room_for(int64_t row, int64_t reader, HeadRa
 void ContextCall::unpack(int64_t row, int64_t reader, HeadRange heads, std::span<const std::byte> bytes) {
   const std::byte* from = bytes.data();
   for_each_row_token(row, reader, [&](int64_t, int64_t place) {
-    const auto take = [&](const Tensor& rows, DType wire, int64_t width) {
-      kernels::load_floats(from, wire, heads.count * width,
-                           rows.view().as<float>() + place * rows.shape()[1] + heads.first * width);
-      from += static_cast<size_t>(heads.count * width) * size_of(wire);
-    };
-    take(keys_, wire_of(input_.cache, &KvCache::key_format), config_.head_dim);
-    take(values_, wire_of(input_.cache, &KvCache::value_format), config_.v_head_dim);
+    unpack_token(from, place, heads, keys_, values_);
+    from += token_bytes(heads);
   });
 }
 

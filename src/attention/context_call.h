@@ -5,7 +5,7 @@
 
 #include "attention/attention_shard.h"
 #include "attention/hidden_output.h"
-#include "attention/kv_holders.h"
+#include "parallel/kv_holders.h"
 #include "parallel/messages.h"
 
 namespace regard {
@@ -49,7 +49,7 @@ class ContextCall {
     int64_t first_token;              // of the span, among the tokens of the stage
     int64_t keeping_row;              // of decode
     std::optional<int64_t> own_slot;  // in this rank's cache
-    std::vector<Interval> needed;     // by row: the span's tokens that its attention sees
+    std::vector<SpanShare> shares;    // by row: its tokens of the span, perhaps none
     std::vector<int64_t> prior_from;  // by row: the first position before the span that its tokens see
     Interval kept;                    // the span's tokens that caches still want
     Interval seen;                    // positions that this row's tokens see
@@ -76,10 +76,14 @@ class ContextCall {
   void keep();
   [[nodiscard]] std::pair<Tensor, Tensor> kept_rows(const Sequence& sequence) const;
 
+  [[nodiscard]] bool sees(int64_t row, const Sequence& sequence, int64_t offset) const;
   [[nodiscard]] bool wants(int64_t row, const Sequence& sequence, int64_t offset) const;
   template <class Visit>
   void for_each_row_token(int64_t row, int64_t reader, Visit visit) const;
   [[nodiscard]] int64_t token_bytes(HeadRange heads) const;
+  void pack_token(int64_t token, HeadRange heads, std::byte* to) const;
+  void unpack_token(const std::byte* from, int64_t token, HeadRange heads, const Tensor& keys,
+                    const Tensor& values) const;
   [[nodiscard]] std::vector<std::byte> packed(int64_t row, int64_t reader, HeadRange heads) const;
   [[nodiscard]] std::vector<std::byte> room_for(int64_t row, int64_t reader, HeadRange heads) const;
   void unpack(int64_t row, int64_t reader, HeadRange heads, std::span<const std::byte> bytes);

@@ -13,14 +13,6 @@ std::byte* place_of(TensorView tensor, int64_t token, int64_t head, int64_t byte
   return tensor.data() + (token * tensor.size(1) + head) * bytes;
 }
 
-// A head that is there twice, as of query heads with one each, travels once.
-std::vector<int64_t> unique(std::span<const int64_t> heads) {
-  std::vector<int64_t> once;
-  for (const int64_t head : heads)
-    if (std::find(once.begin(), once.end(), head) == once.end()) once.push_back(head);
-  return once;
-}
-
 int64_t index_of(std::span<const int64_t> heads, int64_t head) {
   return std::find(heads.begin(), heads.end(), head) - heads.begin();
 }
@@ -123,21 +115,18 @@ void ContextCall::for_each_prior(const Sequence& sequence, Visit visit) const {
   }
 }
 
-// Heads that a rank keeps but does not compute come from one that does.
+// Heads that a rank keeps but does not compute come from one that does, in the types in which rows exchange them.
 void ContextCall::fetch_missing_heads() {
   if (input_.cache == nullptr || holders_.keeps_what_it_computes()) return;
-  const int64_t key_bytes = config_.head_dim * static_cast<int64_t>(sizeof(float));
-  const int64_t value_bytes = config_.v_head_dim * static_cast<int64_t>(sizeof(float));
   const auto kept = holders_.kept(rank_);
   const int64_t tokens = keys_.shape()[0];
   missing_keys_.resize(kept.size());
   missing_values_.resize(kept.size());
   Messages messages(place_.ranks.size());
+  std::vector<std::byte> bytes(static_cast<size_t>(token_bytes({.first = 0, .count = 1})));
   const auto for_each_missing = [&](auto&& visit) {
     for (int64_t reader = 0; reader < place_.ranks.size(); ++reader)
-      for (const int64_t head : unique(holders_.kept(reader))) {
-        const auto computed = holders_.computed(reader);
-        if (head == -1 || index_of(computed, head) < static_cast<int64_t>(computed.size())) continue;
+      for (const int64_t head : holders_.missing(reader)) {
         const int64_t computer = holders_.computer_of(head, reader);
         for (const Sequence& sequence : sequences_)
           if (holders_.decode_row(reader) == sequence.keeping_row)
@@ -147,28 +136,21 @@ void ContextCall::fetch_missing_heads() {
       }
   };
   for_each_missing([&](int64_t reader, int64_t computer, int64_t head, int64_t token) {
-    if (reader == rank_) messages.expect(computer, key_bytes + value_bytes);
+    if (reader == rank_) messages.expect(computer, std::ssize(bytes));
     if (computer != rank_) return;
-    const int64_t index = index_of(holders_.computed(rank_), head);
-    messages.send(reader,
-                  place_of(keys_.view().reshape({tokens, config_.num_key_value_heads, config_.head_dim}), token, index,
-                           key_bytes),
-                  key_bytes);
-    messages.send(reader,
-                  place_of(values_.view().reshape({tokens, config_.num_key_value_heads, config_.v_head_dim}), token,
-                           index, value_bytes),
-                  value_bytes);
+    pack_token(token, {.first = index_of(holders_.computed(rank_), head), .count = 1}, bytes.data());
+    messages.send(reader, bytes.data(), std::ssize(bytes));
   });
   messages.exchange(place_.ranks.world());
   for_each_missing([&](int64_t reader, int64_t computer, int64_t head, int64_t token) {
     if (reader != rank_) return;
     const auto index = static_cast<size_t>(index_of(kept, head));
     if (missing_keys_[index].empty()) {
-      missing_keys_[index] = Tensor(DType::f32, {tokens, 1, config_.head_dim});
-      missing_values_[index] = Tensor(DType::f32, {tokens, 1, config_.v_head_dim});
+      missing_keys_[index] = Tensor(DType::f32, {tokens, config_.head_dim});
+      missing_values_[index] = Tensor(DType::f32, {tokens, config_.v_head_dim});
     }
-    messages.take(computer, place_of(missing_keys_[index], token, 0, key_bytes), key_bytes);
-    messages.take(computer, place_of(missing_values_[index], token, 0, value_bytes), value_bytes);
+    messages.take(computer, bytes.data(), std::ssize(bytes));
+    unpack_token(bytes.data(), token, {.first = 0, .count = 1}, missing_keys_[index], missing_values_[index]);
   });
 }
 

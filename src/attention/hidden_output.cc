@@ -28,7 +28,8 @@ HiddenOutput::HiddenOutput(const AttentionShard& shard, const RankPlace* place, 
   if (way_ == Way::sum_then_parts)
     own_ = Tensor(hidden.dtype(), {part_of(tokens, shard.row->size(), place->stage.column).count, width});
   if (way_ == Way::rows_then_sum)
-    partials_.resize(shard.output_sum.sum().own_nodes().size() * static_cast<size_t>(tokens * width));
+    partials_ = Tensor(place->ranks.config().rpl_reduce_dtype.value_or(DType::f32),
+                       {std::ssize(shard.output_sum.sum().own_nodes()), tokens, width});
 }
 
 HiddenOutput::Way HiddenOutput::find_way() const {
@@ -37,7 +38,8 @@ HiddenOutput::Way HiddenOutput::find_way() const {
   if (place_->scattered) return Way::to_own_part;
   const auto& tokens = place_->tokens;
   if (tokens.rows() == 1 && tokens.count_of(0) == hidden_.size(0)) return Way::to_all_direct;
-  switch (place_->ranks.config().output_dispatch) {
+  if (tokens.rows() == 1) return Way::sum_then_rows;
+  switch (place_->dispatch) {
     case OutputDispatch::AR_AG:
       return Way::sum_then_rows;
     case OutputDispatch::RS_AG:
@@ -93,14 +95,13 @@ void HiddenOutput::write_part(int64_t first, ConstTensorView attended) {
 
 void HiddenOutput::write_partials(int64_t first, ConstTensorView attended) {
   const RowParallel& parallel = shard_.output_sum;
-  const int64_t width = shard_.config.hidden_size;
-  const int64_t count = attended.size(0) * width;
-  const int64_t all = place_->tokens.count_of(place_->stage.row) * width;
-  std::vector<float> piece(parallel.sum().own_nodes().size() * static_cast<size_t>(count));
+  const auto nodes = static_cast<int64_t>(parallel.sum().own_nodes().size());
+  const int64_t count = attended.size(0) * shard_.config.hidden_size;
+  std::vector<float> piece(static_cast<size_t>(nodes * count));
   parallel.multiply(shard_.output.linear().weight, attended, piece, workspace_);
-  for (size_t node = 0; node < parallel.sum().own_nodes().size(); ++node)
-    std::copy_n(piece.begin() + static_cast<int64_t>(node) * count, count,
-                partials_.begin() + static_cast<int64_t>(node) * all + first * width);
+  for (int64_t node = 0; node < nodes; ++node)
+    kernels::store_floats(piece.data() + node * count, count, partials_.dtype(),
+                          partials_.view().slice(0, node, 1).slice(1, first, attended.size(0)).data());
 }
 
 void HiddenOutput::place_rows(std::span<const int64_t> tokens, ConstTensorView rows) {
@@ -142,29 +143,31 @@ void HiddenOutput::gather_parts() {
   for (size_t rank = 0; rank < rows.size(); ++rank) place_rows(owned[rank], rows[rank].view());
 }
 
-// The ranks of a column have the same nodes of the sum, each for its row's tokens.
+// The ranks of a column have the same nodes of the sum, each for its row's tokens. What was rounded on the way between
+// rows is not rounded again inside the row.
 void HiddenOutput::sum_gathered() {
   const StageTokens& tokens = place_->tokens;
   const int64_t width = hidden_.size(1);
-  const size_t nodes = shard_.output_sum.sum().own_nodes().size();
-  std::vector<std::vector<float>> rows;
+  const int64_t nodes = partials_.shape()[0];
+  std::vector<Tensor> rows;
   std::vector<std::span<std::byte>> parts;
   std::vector<int64_t> order;
   for (int64_t row = 0; row < tokens.rows(); ++row) {
     const auto& of_row = tokens.tokens_of(row);
     order.insert(order.end(), of_row.begin(), of_row.end());
-    rows.emplace_back(nodes * of_row.size() * static_cast<size_t>(width));
+    rows.emplace_back(partials_.dtype(), Shape{nodes, tokens.count_of(row), width});
+    parts.push_back(bytes_of(rows.back()));
   }
-  for (auto& row : rows) parts.push_back(std::as_writable_bytes(std::span(row)));
-  place_->stage.in_column->all_gather(std::as_bytes(std::span(partials_)), parts);
+  place_->stage.in_column->all_gather(bytes_of(partials_), parts);
   own_ = Tensor(hidden_.dtype(), {static_cast<int64_t>(order.size()), width});
   sums_->add_partials(
       [&](std::span<float> partials) {
-        auto out = partials.begin();
-        for (size_t node = 0; node < nodes; ++node)
-          for (const auto& row : rows) {
-            const auto count = static_cast<int64_t>(row.size() / nodes);
-            out = std::copy_n(row.begin() + static_cast<int64_t>(node) * count, count, out);
+        float* out = partials.data();
+        for (int64_t node = 0; node < nodes; ++node)
+          for (const Tensor& row : rows) {
+            const int64_t count = row.shape()[1] * width;
+            kernels::load_floats(row.view().slice(0, node, 1).data(), row.dtype(), count, out);
+            out += count;
           }
       },
       own_);

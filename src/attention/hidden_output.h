@@ -13,7 +13,8 @@ struct RankPlace {
   const Ranks& ranks;
   const Ranks::Stage& stage;
   const StageTokens& tokens;
-  bool scattered;  // each rank gets its own part of its row's tokens; otherwise all ranks get all tokens
+  bool scattered;           // each rank gets its own part of its row's tokens; otherwise all ranks get all tokens
+  OutputDispatch dispatch;  // otherwise: how several rows come together
 };
 
 // The way from attended heads to hidden states: the output projection, the sum over ranks, and who gets the result
@@ -54,8 +55,8 @@ class HiddenOutput {
   Workspace& workspace_;
   Way way_;
   std::optional<SummedRows> sums_;
-  Tensor own_;                   // this row's tokens, or this rank's part of them
-  std::vector<float> partials_;  // [nodes][tokens of the row][hidden_size]
+  Tensor own_;       // this row's tokens, or this rank's part of them
+  Tensor partials_;  // [nodes, tokens of the row, hidden_size], as partial sums travel
 };
 
 }  // namespace regard

@@ -211,8 +211,12 @@ ConstTensorView RankedCall::row_input(const Part& part) {
 
 void RankedCall::run_part(const Part& part) {
   const bool scattered = parallel_.sequence_parallel_enabled;
-  const RankPlace place{
-      .ranks = attention_.ranks(), .stage = part.stage, .tokens = part.tokens, .scattered = scattered};
+  // Rows of a prompt sum first [PAR-32]: before that they would have more to send.
+  const RankPlace place{.ranks = attention_.ranks(),
+                        .stage = part.stage,
+                        .tokens = part.tokens,
+                        .scattered = scattered,
+                        .dispatch = part.prefill ? OutputDispatch::AR_AG : parallel_.output_dispatch};
   const TensorView target = scattered ? hidden_.slice(0, part.first_passed, part.passed) : hidden_;
   AttentionInput inner;
   inner.cache = input_.cache;

@@ -86,8 +86,10 @@ void SharedTokens::attend(const kernels::AttendCall& call) {
   all.queries = reinterpret_cast<const std::byte*>(queries.data());
   all.visible = visible.data();
   const int64_t own_sets = sets_of(self(), last);
-  std::vector<float> partials(static_cast<size_t>(own_sets * tokens * members * numbers));
-  kernels::attend_partials(all, own_sets, partials.data(), workspace_.memory().attend, workspace_.threads(),
+  // Where no row sees anything, there still is a set that says so.
+  const int64_t made_sets = std::max<int64_t>(1, own_sets);
+  std::vector<float> partials(static_cast<size_t>(made_sets * tokens * members * numbers));
+  kernels::attend_partials(all, made_sets, partials.data(), workspace_.memory().attend, workspace_.threads(),
                            workspace_.options());
   std::vector<std::vector<std::byte>> sent, received;
   for (int64_t member = 0; member < members; ++member) {
@@ -105,7 +107,7 @@ void SharedTokens::attend(const kernels::AttendCall& call) {
   for (int64_t set = 0; set < rounds; ++set)
     sets.push_back(reinterpret_cast<const float*>(received[static_cast<size_t>(set % members)].data()) +
                    set / members * tokens * numbers);
-  if (sets.empty()) sets.push_back(partials.data());  // no row sees anything
+  if (sets.empty()) sets.push_back(partials.data());
   kernels::finish_partials(call, sets, workspace_.memory().attend, workspace_.threads(), workspace_.options());
 }
 

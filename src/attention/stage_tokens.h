@@ -17,6 +17,10 @@ struct SpanShare {
   int64_t count;
 
   [[nodiscard]] int64_t last() const { return first + (count - 1) * stride; }
+  // The first of them that is not before `token`; past the last one where there is none.
+  [[nodiscard]] int64_t from(int64_t token) const {
+    return token <= first ? first : first + (token - first + stride - 1) / stride * stride;
+  }
 };
 
 // Which rows of ranks compute which tokens of a call, in one stage.

@@ -57,9 +57,10 @@ struct LocalHeads {
   [[nodiscard]] double token_bytes(const LayerShape& s, DType cache) const {
     return real(keys) * (cached_bytes(cache, s.head_dim) + cached_bytes(cache, s.v_head_dim));
   }
-  // Ranks that share the tokens of a KV head.
-  [[nodiscard]] int64_t sharing(const ParallelConfig& config) const {
-    return config.flash_decoding_enabled ? sharding.kv_copies() : 1;
+  // Ranks that share the tokens of a KV head: windows and chunks are kept whole.
+  [[nodiscard]] int64_t sharing(const LayerShape& s, const ParallelConfig& config) const {
+    const bool all_tokens = s.mask.sliding_window == 0 && s.mask.attention_chunk_size == 0;
+    return config.flash_decoding_enabled && all_tokens ? sharding.kv_copies() : 1;
   }
 
   GqaSharding sharding;
@@ -161,7 +162,7 @@ std::vector<int64_t> divisors(int64_t number, int64_t most) {
   return found;
 }
 
-// What one stage has to choose from. The other stage's fields of `config` mean nothing.
+// What one stage has to choose from. The other stage's fields of `config` mean nothing, but for its rows.
 struct Choice {
   ParallelConfig config;
   StageCost cost;
@@ -172,9 +173,10 @@ void keep_faster(std::optional<Choice>& best, const Choice& other) {
 }
 
 std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
-                                    int64_t ranks) {
+                                    int64_t ranks, int64_t decode_rows) {
   std::vector<Choice> choices;
-  for (const int64_t rows : divisors(ranks, workload.prompt))
+  for (const int64_t rows : divisors(ranks, workload.prompt)) {
+    if (!can_be_ordered(model, {.tp_degree = ranks, .cp_degree = rows, .attention_dp_degree = decode_rows})) continue;
     for (const bool sequence_parallel : {false, true}) {
       if (sequence_parallel && ranks == 1) continue;
       std::optional<Choice> best;
@@ -182,44 +184,45 @@ std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& wor
         if (split == ContextSplit::strided && rows == 1) continue;
         const ParallelConfig config{.tp_degree = ranks,
                                     .cp_degree = rows,
+                                    .attention_dp_degree = decode_rows,
                                     .sequence_parallel_enabled = sequence_parallel,
                                     .context_split = split};
         keep_faster(best, {config, prefill_cost(model, workload, speed, config)});
       }
       choices.push_back(*best);
     }
+  }
   return choices;
 }
 
 bool shares_heads(const ModelShape& model, int64_t row_size) {
   return std::ranges::any_of(model.layers, [&](const ModelShape::Layers& same) {
-    return LocalHeads(same.attention, row_size, GQA::REPLICATE_TO_TP_DEGREE).sharding.kv_copies() > 1;
+    return LocalHeads(same.attention, row_size, GQA::REPLICATE_TO_TP_DEGREE)
+               .sharing(same.attention, {.flash_decoding_enabled = true}) > 1;
   });
 }
 
 std::vector<Choice> decode_choices(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
-                                   int64_t ranks) {
+                                   int64_t ranks, int64_t rows) {
   std::vector<Choice> choices;
-  for (const int64_t rows : divisors(ranks, workload.sequences))
-    for (const bool flash : {false, true}) {
-      if (flash && !shares_heads(model, ranks / rows)) continue;
-      std::optional<Choice> best;
-      for (const auto dispatch : {OutputDispatch::AR_AG, OutputDispatch::RS_AG, OutputDispatch::AG_AR}) {
-        if (dispatch != OutputDispatch::AR_AG && rows == 1) continue;
-        const ParallelConfig config{.tp_degree = ranks,
-                                    .attention_dp_degree = rows,
-                                    .flash_decoding_enabled = flash,
-                                    .output_dispatch = dispatch};
-        keep_faster(best, {config, decode_cost(model, workload, speed, config)});
-      }
-      choices.push_back(*best);
+  for (const bool flash : {false, true}) {
+    if (flash && !shares_heads(model, ranks / rows)) continue;
+    std::optional<Choice> best;
+    for (const auto dispatch : {OutputDispatch::AR_AG, OutputDispatch::RS_AG, OutputDispatch::AG_AR}) {
+      if (dispatch != OutputDispatch::AR_AG && rows == 1) continue;
+      const ParallelConfig config{.tp_degree = ranks,
+                                  .attention_dp_degree = rows,
+                                  .flash_decoding_enabled = flash,
+                                  .output_dispatch = dispatch};
+      keep_faster(best, {config, decode_cost(model, workload, speed, config)});
     }
+    choices.push_back(*best);
+  }
   return choices;
 }
 
 Plan combined(const ModelShape& model, const Workload& workload, const Choice& prefill, const Choice& decode) {
   Plan plan{.config = prefill.config, .memory = {}, .prefill = prefill.cost, .decode = decode.cost};
-  plan.config.attention_dp_degree = decode.config.attention_dp_degree;
   plan.config.flash_decoding_enabled = decode.config.flash_decoding_enabled;
   plan.config.output_dispatch = decode.config.output_dispatch;
   plan.memory = rank_memory(model, workload, plan.config);
@@ -258,7 +261,7 @@ RankMemory rank_memory(const ModelShape& model, const Workload& workload, const 
     if (config.cp_degree != rows)
       weights += LocalHeads(shape, config.tp_degree / config.cp_degree, config.gqa).weights(shape);
     memory.attention_weights += layers * weights * model.attention_weight_bytes;
-    const int64_t tokens = ceil_div(keys_seen(shape.mask, workload), decode.sharing(config));
+    const int64_t tokens = ceil_div(keys_seen(shape.mask, workload), decode.sharing(shape, config));
     memory.cache +=
         layers * real(ceil_div(workload.sequences, rows)) * real(tokens) * decode.token_bytes(shape, workload.cache);
     attention += layers * LocalHeads(shape, 1, config.gqa).weights(shape) * model.attention_weight_bytes;
@@ -303,7 +306,7 @@ StageCost decode_cost(const ModelShape& model, const Workload& workload, const R
     const LayerShape& shape = same.attention;
     const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / rows, config.gqa);
-    const int64_t sharing = heads.sharing(config);
+    const int64_t sharing = heads.sharing(shape, config);
     const double keys = real(ceil_div(keys_seen(shape.mask, workload), sharing));
     // Ranks that share the tokens of a head each do all queries of the group.
     const double flops = sequences * keys * heads.pair_flops(shape) * real(sharing);
@@ -325,14 +328,13 @@ StageCost decode_cost(const ModelShape& model, const Workload& workload, const R
 std::vector<Plan> plans(const ModelShape& model, const Workload& workload, const RankSpeed& speed, int64_t ranks) {
   workload.check();
   require(ranks >= 1 && ranks <= kMostRanks, "plan: the number of ranks is {}, expected 1 to {}", ranks, kMostRanks);
-  const auto prefills = prefill_choices(model, workload, speed, ranks);
-  const auto decodes = decode_choices(model, workload, speed, ranks);
   std::vector<Plan> all;
-  for (const Choice& prefill : prefills)
-    for (const Choice& decode : decodes) {
-      const Plan plan = combined(model, workload, prefill, decode);
-      if (can_be_ordered(model, plan.config)) all.push_back(plan);
-    }
+  // Which rows of prefill get a sequence's keys depends on the row of decode that keeps it.
+  for (const int64_t rows : divisors(ranks, workload.sequences)) {
+    const auto prefills = prefill_choices(model, workload, speed, ranks, rows);
+    for (const Choice& decode : decode_choices(model, workload, speed, ranks, rows))
+      for (const Choice& prefill : prefills) all.push_back(combined(model, workload, prefill, decode));
+  }
   std::ranges::stable_sort(all, {}, &Plan::seconds);
   return all;
 }

@@ -32,5 +32,10 @@ TEST(LayerOverRanks, EqualsOneRankOnLongTexts) {
   check_property(100, [] { check(*rank_scenes({.ranks = {2, 3, 4}, .longest_text = 1300, .small = true})); });
 }
 
+TEST(LayerOverRanks, EqualsOneRankWhereRanksShareTokens) {
+  const RankWishes wishes{.ranks = {2, 3, 4}, .longest_text = 1300, .small = true, .shared_tokens = true};
+  check_property(100, [&] { check(*rank_scenes(wishes)); });
+}
+
 }  // namespace
 }  // namespace regard::test

@@ -34,6 +34,15 @@ ParallelConfig any_parallel(const RankWishes& wishes) {
   return p;
 }
 
+void share_tokens(RankScene& scene) {
+  AttentionConfig& config = scene.layer.config;
+  config.num_key_value_heads = 1;
+  config.sliding_window = config.attention_chunk_size = 0;
+  draw_storage(scene.layer);
+  scene.parallel.flash_decoding_enabled = true;
+  scene.parallel.gqa = GQA::REPLICATE_TO_TP_DEGREE;
+}
+
 // Random hidden rows of one call; residuals are those of the call after it.
 Tensor hidden_of(const RankScene& scene, const Layer& layer, size_t call) {
   int64_t tokens = 0;
@@ -49,12 +58,17 @@ Tensor rows_of(const Tensor& all, std::span<const int64_t> tokens) {
   return rows;
 }
 
-std::vector<Tensor> run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
+struct Results {
+  std::vector<Tensor> outputs;
+  std::vector<int64_t> sent;
+};
+
+Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
   const Attention attention = Attention::load(layer.weights(), layer.config(), Threads(1), ranks);
   Workspace workspace(1);
   KvCache cache = layer.make_cache_of(attention, scene.slots, 4096);
   std::vector<float> gain(static_cast<size_t>(layer.config().input_size()), 1.25F);
-  std::vector<Tensor> outputs;
+  Results results;
   for (size_t call = 0; call < scene.calls.size(); ++call) {
     AttentionInput input;
     input.spans = scene.calls[call];
@@ -70,7 +84,9 @@ std::vector<Tensor> run(const RankScene& scene, const Layer& layer, const Ranks&
       input.rmsnorm = ConstTensorView(gain.data(), {layer.config().input_size()});
       input.residual = passed;
     }
+    const int64_t sent_before = ranks.world().bytes_sent();
     Tensor out = attention.forward(input).hidden_states;
+    results.sent.push_back(ranks.world().bytes_sent() - sent_before);
     if (scattered) {  // everybody gets everything, to be compared
       Tensor all(out.dtype(), {hidden.shape()[0], out.shape()[1]});
       const auto bytes = static_cast<size_t>(out.shape()[1]) * size_of(out.dtype());
@@ -84,9 +100,9 @@ std::vector<Tensor> run(const RankScene& scene, const Layer& layer, const Ranks&
         for (size_t i = 0; i < all_bytes; ++i) all.view().data()[i] |= part[i];
       out = all;
     }
-    outputs.push_back(std::move(out));
+    results.outputs.push_back(std::move(out));
   }
-  return outputs;
+  return results;
 }
 
 }  // namespace
@@ -99,8 +115,10 @@ std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
       << (p.context_split == ContextSplit::strided ? ", strided" : "")
       << (p.kv_exchange == KvExchange::ring ? ", ring" : "") << ", dispatch " << static_cast<int>(p.output_dispatch)
       << (p.rpl_reduce_dtype ? ", sums in bf16" : "") << ", prefill from " << p.prefill_tokens << " on"
-      << (scene.with_cache ? "" : ", no cache") << (scene.with_norm ? ", norm and residual" : "") << "; " << scene.slots
-      << " slots;";
+      << (scene.with_cache ? "" : ", no cache") << (scene.with_norm ? ", norm and residual" : "");
+  if (const int64_t piece = scene.layer.config.inference.windowed_context_encoding_size; piece > 0)
+    out << ", decode in pieces of " << piece;
+  out << "; " << scene.slots << " slots;";
   for (const auto& call : scene.calls) {
     out << " [";
     for (const Span& span : call) out << " " << span.slot << "@" << span.first_position << "+" << span.count;
@@ -114,9 +132,13 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
     RankScene scene;
     scene.layer = *layer_cases({.bidirectional = true, .longest_text = wishes.longest_text, .small = wishes.small});
     scene.parallel = any_parallel(wishes);
+    if (wishes.shared_tokens) share_tokens(scene);
     scene.slots = *rc::gen::inRange<int64_t>(1, 5);
     scene.with_cache = !one_in(5);
     scene.with_norm = scene.layer.config.rms_norm_eps.has_value();
+    if (one_in(6))
+      scene.layer.config.inference.windowed_context_encoding_size =
+          *rc::gen::inRange<int64_t>(1, std::min<int64_t>(wishes.longest_text, KvCache::kTokensAtOnce) + 1);
     // Later calls of a bidirectional layer would change what earlier tokens see.
     const int calls = scene.layer.config.is_causal && scene.with_cache ? *rc::gen::inRange(1, 6) : 1;
     std::vector<int64_t> lengths(static_cast<size_t>(scene.slots), 0);
@@ -141,11 +163,16 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
 std::vector<Tensor> outputs_of_one_rank(const RankScene& scene, const Layer& layer) {
   ParallelConfig alone;
   alone.deterministic = scene.parallel.deterministic;
-  return run(scene, layer, Ranks(Communicator::single(), alone));
+  return run(scene, layer, Ranks(Communicator::single(), alone)).outputs;
 }
 
 std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world) {
-  return run(scene, layer, Ranks(world, scene.parallel));
+  return run(scene, layer, Ranks(world, scene.parallel)).outputs;
+}
+
+std::vector<int64_t> bytes_sent_in(const RankScene& scene, const Layer& layer,
+                                   const std::shared_ptr<Communicator>& world) {
+  return run(scene, layer, Ranks(world, scene.parallel)).sent;
 }
 
 std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs) {

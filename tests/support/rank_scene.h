@@ -25,6 +25,7 @@ struct RankWishes {
   std::vector<int64_t> ranks = {1, 2, 3, 4, 6, 8};
   int64_t longest_text = 80;
   bool small = false;
+  bool shared_tokens = false;  // flash decoding of one KV head
 };
 rc::Gen<RankScene> rank_scenes(RankWishes wishes);
 
@@ -32,6 +33,10 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes);
 std::vector<Tensor> outputs_of_one_rank(const RankScene& scene, const Layer& layer);
 // The same over `ranks`, which all call this; every rank gets all of them.
 std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world);
+
+// The bytes that this rank sends to others in each call; every rank of `world` calls this.
+std::vector<int64_t> bytes_sent_in(const RankScene& scene, const Layer& layer,
+                                   const std::shared_ptr<Communicator>& world);
 
 // "" if they agree: bit for bit where the scene is deterministic, else within what another order of sums may change.
 std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs);

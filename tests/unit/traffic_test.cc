@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "regard/rank_order.h"
 #include "support/expect_error.h"
@@ -50,18 +51,45 @@ TEST(Traffic, ASumIsPartsForOthersAndThenTheOwnPartForAll) {
             traffic.ranks);
 }
 
-TEST(Traffic, SumsTravelInTheTypeThatIsAskedFor) {
-  const LayerTraffic traffic =
-      prefill_traffic({.shape = small(), .runs = {{0, 3}}}, {.tp_degree = 4, .rpl_reduce_dtype = DType::bf16});
-  EXPECT_EQ(traffic.total(), 2 * 15 * 3 * 2);
+TEST(Traffic, PartialSumsTravelInTheTypeThatIsAskedForAndResultsInThatOfHiddenStates) {
+  const auto parts = [](DType hidden, std::optional<DType> sums) {
+    const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 3}}, .hidden = hidden},
+                                                 {.tp_degree = 4, .rpl_reduce_dtype = sums});
+    const auto total = [](const Bytes& bytes) { return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}); };
+    return Bytes{total(of_ranks(traffic, &RankTraffic::sums)), total(of_ranks(traffic, &RankTraffic::output))};
+  };
+  EXPECT_EQ(parts(DType::f32, std::nullopt), (Bytes{15 * 3 * 4, 15 * 3 * 4}));
+  EXPECT_EQ(parts(DType::f32, DType::bf16), (Bytes{15 * 3 * 2, 15 * 3 * 4}));
+  EXPECT_EQ(parts(DType::bf16, std::nullopt), (Bytes{15 * 3 * 4, 15 * 3 * 2}));
 }
 
-// Column 1 holds two nodes of the tree.
+// 5 heads on 3 ranks: 0 and 1, 2 and 3, 4. The tree's halves are 0 to 2 and 3 to 4, so that rank 1 holds two nodes.
 TEST(Traffic, DeterministicSumsSendEveryNode) {
+  LayerShape shape = small();
+  shape.num_attention_heads = shape.num_key_value_heads = 5;
   const LayerTraffic traffic =
-      prefill_traffic({.shape = small(), .runs = {{0, 2}}, .sums_of_column = {1, 2}}, {.tp_degree = 2});
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{5 * 4, 2 * 5 * 4}));
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{5 * 4, 5 * 4}));
+      prefill_traffic({.shape = shape, .runs = {{0, 2}}}, {.tp_degree = 3, .deterministic = true});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{7 * 4, 2 * 7 * 4, 6 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{3 * 4 * 2, 3 * 4 * 2, 4 * 4 * 2}));
+}
+
+// 513 tokens of 5 numbers are a piece of 2560 numbers and one of 5: parts of 853, 853, 854 and of 1, 2, 2.
+TEST(Traffic, SumsOfManyTokensAreCutPieceByPiece) {
+  const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 513}}}, {.tp_degree = 3});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{854 * 4 * 2, 855 * 4 * 2, 856 * 4 * 2}));
+  EXPECT_EQ(traffic.rounds, 4);
+  const LayerCall whole{.shape = small(5, {.is_causal = false}), .runs = {{0, 513}}};
+  EXPECT_EQ(of_ranks(prefill_traffic(whole, {.tp_degree = 3}), &RankTraffic::output), Bytes(3, 855 * 4 * 2));
+}
+
+// 4 query heads on 4 ranks, 2 KV heads with two copies: a sum of squares each, and for a layer norm a mean before it.
+TEST(Traffic, NormsOverAllHeadsSendASumForEachHead) {
+  LayerShape shape = small();
+  shape.query_totals = 1;
+  shape.key_totals = 2;
+  const LayerTraffic traffic = prefill_traffic({.shape = shape, .runs = {{0, 3}}}, {.tp_degree = 4});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::norms), Bytes(4, 3 * (1 + 2) * 8 * 3));
+  EXPECT_EQ(traffic.rounds, 3 + 2);
 }
 
 // 3 tokens: ranks have 0, 1, 1, 1 of them.
@@ -89,6 +117,48 @@ TEST(Traffic, RowsOfAPromptExchangeKeysAndValues) {
       prefill_traffic(call, {.tp_degree = 4, .cp_degree = 2, .sequence_parallel_enabled = true});
   EXPECT_EQ(of_ranks(with_sp, &RankTraffic::output), Bytes(4));
   EXPECT_EQ(with_sp.rounds, 3);
+}
+
+// Row 0 of two keeps the sequence: row 1 only needs what it sees, which is all, and row 0 what row 1 has.
+TEST(Traffic, OnlyTheRowOfDecodeThatKeepsASequenceGetsMoreThanItSees) {
+  const auto sent = [](TokenRun run, KeptTokens kept, ContextSplit split) {
+    const LayerCall call{.shape = small(4), .runs = {run}, .kept = kept};
+    const ParallelConfig config{.tp_degree = 4, .cp_degree = 2, .attention_dp_degree = 2, .context_split = split};
+    return of_ranks(prefill_traffic(call, config), &RankTraffic::keys_values);
+  };
+  const int64_t token = 14 * 4;
+  const auto contiguous = ContextSplit::contiguous;
+  EXPECT_EQ(sent({0, 4, 0}, KeptTokens::all, contiguous), (Bytes{2 * token, 2 * token, 2 * token, 2 * token}));
+  EXPECT_EQ(sent({0, 4, 1}, KeptTokens::all, contiguous), (Bytes{2 * token, 2 * token, 0, 0}));
+  EXPECT_EQ(sent({0, 4, 0}, KeptTokens::none, contiguous), (Bytes{2 * token, 2 * token, 0, 0}));
+  // The first row's last token is the third of all: it sees one of the other row's two.
+  EXPECT_EQ(sent({0, 4, 1}, KeptTokens::all, ContextSplit::strided), (Bytes{2 * token, 2 * token, token, token}));
+  EXPECT_EQ(sent({.first = 0, .count = 4, .row = 0, .is_skipped = true}, KeptTokens::all, contiguous), Bytes(4));
+}
+
+// Three rows, a KV head: what a row passes on is all but the next one's.
+TEST(Traffic, RoundTheRingEveryTokenPassesEveryRow) {
+  LayerShape shape = small(4);
+  shape.num_key_value_heads = 1;
+  const LayerTraffic traffic = prefill_traffic(
+      {.shape = shape, .runs = {{0, 4}}},
+      {.tp_degree = 3, .cp_degree = 3, .sequence_parallel_enabled = true, .kv_exchange = KvExchange::ring});
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::keys_values), (Bytes{3 * 14 * 4, 2 * 14 * 4, 3 * 14 * 4}));
+  EXPECT_EQ(traffic.rounds, 2);
+}
+
+// Decode in two rows of two: ranks 2 and 3 keep the second row's sequences. Prefill on all ranks, a KV head each twice.
+TEST(Traffic, WhatCachesKeepIsFetchedAsItIsStored) {
+  const ParallelConfig config{.tp_degree = 4, .attention_dp_degree = 2};
+  const auto prior = [&](TokenRun run, DType cache, const Mask& mask) {
+    return of_ranks(prefill_traffic({.shape = small(4, mask), .runs = {run}, .cache = cache}, config),
+                    &RankTraffic::prior);
+  };
+  EXPECT_EQ(prior({0, 40, 1}, DType::f32, {}), Bytes(4));
+  // Each head is kept by one rank of the row and wanted by one of the other.
+  EXPECT_EQ(prior({10, 40, 1}, DType::f32, {}), (Bytes{0, 0, 10 * 14 * 4, 10 * 14 * 4}));
+  EXPECT_EQ(prior({10, 40, 1}, DType::i8, {}), (Bytes{0, 0, 10 * (14 + 8), 10 * (14 + 8)}));
+  EXPECT_EQ(prior({10, 40, 0}, DType::bf16, {.sliding_window = 4}), (Bytes{3 * 14 * 2, 3 * 14 * 2, 0, 0}));
 }
 
 TEST(Traffic, KeysAndValuesTravelAsTheyAreCachedOrAsF32) {
@@ -182,8 +252,9 @@ TEST(Traffic, RowsOfSequencesSumAndThenGather) {
 
 TEST(Traffic, OrGatherThePartsOfAllRanks) {
   const LayerTraffic traffic = two_decode_rows(OutputDispatch::RS_AG);
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{2 * 4, 2 * 4, 4 * 4, 4 * 4}));
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{3 * 8, 3 * 8, 3 * 16, 3 * 16}));
+  // Parts are whole tokens: of one token the first rank has none.
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{4 * 4, 0, 4 * 4, 4 * 4}));
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{0, 3 * 16, 3 * 16, 3 * 16}));
   EXPECT_EQ(traffic.rounds, 2);
 }
 
@@ -211,6 +282,20 @@ TEST(Traffic, FlashDecodingSendsQueriesAndPartialResults) {
   const LayerTraffic rows =
       decode_traffic(call, {.tp_degree = 8, .attention_dp_degree = 4, .flash_decoding_enabled = true});
   EXPECT_EQ(of_ranks(rows, &RankTraffic::queries), Bytes(8));
+  // Under a window every rank keeps all that is left.
+  const LayerTraffic window = decode_traffic({.shape = small(8, {.sliding_window = 3}), .runs = call.runs},
+                                             {.tp_degree = 8, .flash_decoding_enabled = true});
+  EXPECT_EQ(of_ranks(window, &RankTraffic::partials), Bytes(8));
+}
+
+// 600 keys are runs of 256, 256 and 88 for ranks 0, 1 and 2; the fourth rank of a head keeps none.
+TEST(Traffic, DeterministicFlashDecodingSendsAPartialForEachRunOfKeys) {
+  LayerShape shape = small(8);
+  shape.num_key_value_heads = 1;
+  const LayerTraffic traffic = decode_traffic({.shape = shape, .runs = {{9, 1}, {599, 1}}},
+                                              {.tp_degree = 4, .flash_decoding_enabled = true, .deterministic = true});
+  const int64_t set = 2 * (6 + 2) * 4 * 3;
+  EXPECT_EQ(of_ranks(traffic, &RankTraffic::partials), (Bytes{set, set, set, 0}));
 }
 
 TEST(Traffic, TheSpecialMeshIsFollowed) {
@@ -237,7 +322,9 @@ TEST(Traffic, WhatMakesNoSenseIsRefused) {
   EXPECT_ERROR(prefill({.shape = small(), .runs = {{0, int64_t{1} << 50}}}, {}), "tokens from position 0");
   EXPECT_ERROR(decode_traffic({.shape = small(), .runs = {{0, 1, 2}}}, {.tp_degree = 2, .attention_dp_degree = 2}),
                "row is 2, expected 0 to 1");
-  EXPECT_ERROR(prefill({.shape = small(), .sums_of_column = {1}}, {.tp_degree = 2}), "sums_of_column has 1");
+  odd = small();
+  odd.key_totals = 3;
+  EXPECT_ERROR(prefill({.shape = odd}, {}), "a norm needs 3 sums over all heads, expected 0 to 2");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "attention/kv_holders.h"
+#include "parallel/kv_holders.h"
 
 #include <algorithm>
 
@@ -20,16 +20,22 @@ int64_t pick(const std::vector<int64_t>& candidates, int64_t head, int64_t asker
 
 }  // namespace
 
-KvHolders::KvHolders(const Ranks& ranks, const AttentionShard& prefill, const AttentionShard& decode)
-    : decode_mesh_(ranks.size(), ranks.decode().degree, ranks.config().switch_cc) {
-  const RankMesh prefill_mesh(ranks.size(), ranks.prefill().degree, ranks.config().switch_cc);
-  for (int64_t rank = 0; rank < ranks.size(); ++rank) {
-    // Rows have their parts in the same order.
+KvHolders::KvHolders(const ParallelConfig& parallel, const RowHeads& prefill, const RowHeads& decode)
+    : decode_mesh_(parallel.tp_degree, parallel.attention_dp_degree, parallel.switch_cc) {
+  const RankMesh prefill_mesh(parallel.tp_degree, parallel.cp_degree, parallel.switch_cc);
+  for (int64_t rank = 0; rank < parallel.tp_degree; ++rank) {
     computed_.push_back(prefill.kv_heads_of(prefill_mesh.column_of(rank)));
     kept_.push_back(decode.kv_heads_of(decode_mesh_.column_of(rank)));
     shares_.push_back(decode.token_share_of(decode_mesh_.column_of(rank)));
-    for (const int64_t head : kept_.back()) keeps_what_it_computes_ &= head == -1 || contains(computed_.back(), head);
+    keeps_what_it_computes_ &= missing(rank).empty();
   }
+}
+
+std::vector<int64_t> KvHolders::missing(int64_t rank) const {
+  std::vector<int64_t> heads;
+  for (const int64_t head : kept(rank))
+    if (head != -1 && !contains(computed(rank), head) && !contains(heads, head)) heads.push_back(head);
+  return heads;
 }
 
 int64_t KvHolders::computer_of(int64_t head, int64_t asker) const {

@@ -2,8 +2,7 @@
 
 #include <vector>
 
-#include "attention/attention_shard.h"
-#include "parallel/token_share.h"
+#include "parallel/row_heads.h"
 #include "regard/rank_order.h"
 
 namespace regard {
@@ -11,7 +10,8 @@ namespace regard {
 // Which ranks compute and which keep the keys and values of a layer: pure numbers, the same on every rank.
 class KvHolders {
  public:
-  KvHolders(const Ranks& ranks, const AttentionShard& prefill, const AttentionShard& decode);
+  // Of rows of prefill and of decode: all rows of a stage have their parts in the same order.
+  KvHolders(const ParallelConfig& parallel, const RowHeads& prefill, const RowHeads& decode);
 
   // The checkpoint's KV heads that a rank computes in prefill, and those that it keeps for decode.
   [[nodiscard]] std::span<const int64_t> computed(int64_t rank) const { return computed_[static_cast<size_t>(rank)]; }
@@ -20,6 +20,8 @@ class KvHolders {
   [[nodiscard]] TokenShare share(int64_t rank) const { return shares_[static_cast<size_t>(rank)]; }
   // The row of decode that a rank is in: it keeps the sequences of that row.
   [[nodiscard]] int64_t decode_row(int64_t rank) const { return decode_mesh_.row_of(rank); }
+  // Those that it keeps but does not compute, each once.
+  [[nodiscard]] std::vector<int64_t> missing(int64_t rank) const;
   // Whether every rank computes all that it keeps.
   [[nodiscard]] bool keeps_what_it_computes() const { return keeps_what_it_computes_; }
 
