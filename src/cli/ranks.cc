@@ -122,7 +122,13 @@ CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
 CommandRanks::~CommandRanks() = default;
 
 Checkpoint CommandRanks::open_model(const std::string& path) const {
-  return Checkpoint::holds_shards(path) ? Checkpoint::open_shard(path, ranks_.rank()) : Checkpoint::open(path);
+  if (!Checkpoint::holds_shards(path)) return Checkpoint::open(path);
+  Checkpoint part = Checkpoint::open_shard(path, ranks_.rank());
+  // Here, so that ranks with a part complain together with those that have none.
+  const int64_t parts = part.shard()->tp_degree;
+  require(parts == ranks_.size(), "checkpoint: {} was cut for {} ranks, but there are {}; {}", path, parts,
+          ranks_.size(), how_to_start(parts));
+  return part;
 }
 
 int CommandRanks::threads(int asked) const {

@@ -1,16 +1,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
+#include "mpi/launched.h"
 
 // The command on ranks that mpirun (REGARD_COMMAND) starts.
 namespace regard::test {
 namespace {
 
 using testing::HasSubstr;
-
-using Words = std::vector<std::string>;
 
 Words generate(const ModelFolder& folder, int ranks, const Words& more) {
   Words words = {"-n", std::to_string(ranks), REGARD_PROGRAM, "generate", "-m", folder.gguf, "--max-tokens", "4"};
@@ -19,12 +20,7 @@ Words generate(const ModelFolder& folder, int ranks, const Words& more) {
 }
 
 Finished launch(const std::vector<Words>& programs, std::string_view input = {}) {
-  Words words = {REGARD_LAUNCH_FLAGS};
-  for (size_t i = 0; i < programs.size(); ++i) {
-    if (i > 0) words.emplace_back(":");
-    words.insert(words.end(), programs[i].begin(), programs[i].end());
-  }
-  return run_command(words, input);
+  return run_command(launch_words(programs), input);
 }
 
 // The launcher has words of its own.
@@ -88,6 +84,44 @@ TEST(RanksOfMpirun, HaveToHoldTheSameModel) {
   const Words words = {"--tp", "2", "-p", "the"};
   expect_refused(launch({generate(folder, 1, words), generate(other, 1, words)}),
                  "ranks disagree: the model's digest is ");
+}
+
+nlohmann::json json_of(const Finished& result) {
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return result.exit_code == 0 ? nlohmann::json::parse(result.out) : nlohmann::json::object();
+}
+
+// `mpirun -n RANKS regard generate` of a model in a file, or cut for so many ranks in a folder.
+Words generate_json(int ranks, const std::string& model, const Words& more) {
+  Words words = {"-n",   std::to_string(ranks), REGARD_PROGRAM, "generate", "-m",    model,
+                 "--tp", std::to_string(ranks), "-p",           "the inn",  "--json"};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+TEST(RanksOfMpirun, OfACutModelGiveTheTextOfOneRank) {
+  const ModelFolder folder({.has_end_token = false});
+  const std::string cut = folder.file("cut");
+  ASSERT_EQ(launch({{"-n", "1", REGARD_PROGRAM, "shard", "-m", folder.gguf, "--tp", "2", "-o", cut}}).exit_code, 0);
+  const auto same = [&](const Words& more) {
+    const auto alone = json_of(launch({generate_json(1, folder.gguf, more)}));
+    const auto cut_in_two = json_of(launch({generate_json(2, cut, more)}));
+    EXPECT_EQ(cut_in_two["tokens"], alone["tokens"]);
+    EXPECT_EQ(cut_in_two["text"], alone["text"]);
+  };
+  same({"--deterministic", "--max-tokens", "50"});
+  // Sums in another order may come to another token in the end.
+  same({"--max-tokens", "4"});
+}
+
+TEST(RanksOfMpirun, NeedAModelThatIsCutForAsMany) {
+  const ModelFolder folder({.heads = 4, .kv_heads = 2});
+  const std::string cut = folder.file("cut");
+  ASSERT_EQ(launch({{"-n", "1", REGARD_PROGRAM, "shard", "-m", folder.gguf, "--tp", "2", "-o", cut}}).exit_code, 0);
+  for (const int ranks : {1, 4})
+    expect_refused(launch({generate_json(ranks, cut, {})}),
+                   "checkpoint: " + cut + " was cut for 2 ranks, but there are " + std::to_string(ranks) +
+                       "; start them with: mpirun -n 2 regard");
 }
 
 }  // namespace

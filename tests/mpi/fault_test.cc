@@ -1,36 +1,23 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/types.h>
 
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <sstream>
 #include <thread>
 
 #include "cli/child_process.h"
+#include "mpi/launched.h"
 
 // Ranks of a launcher (REGARD_COMMAND) that fail, one or all: the others end too, soon, and one line says why.
 namespace regard::test {
 namespace {
 
 using testing::HasSubstr;
-using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kSoon{10};
-
-std::vector<std::string> ranks(int count, const std::vector<std::string>& words) {
-  std::vector<std::string> all = {"-n", std::to_string(count), REGARD_FAULT_PROGRAM};
+Words ranks(int count, const Words& words) {
+  Words all = {"-n", std::to_string(count), REGARD_FAULT_PROGRAM};
   all.insert(all.end(), words.begin(), words.end());
-  return all;
-}
-
-std::vector<std::string> launch(const std::vector<std::vector<std::string>>& programs) {
-  std::vector<std::string> all = {REGARD_LAUNCH_FLAGS};
-  for (size_t i = 0; i < programs.size(); ++i) {
-    if (i > 0) all.emplace_back(":");
-    all.insert(all.end(), programs[i].begin(), programs[i].end());
-  }
   return all;
 }
 
@@ -40,8 +27,6 @@ size_t count_of(const std::string& text, const std::string& part) {
   return count;
 }
 
-bool alive(pid_t process) { return kill(process, 0) == 0 || errno != ESRCH; }
-
 // The processes that the ranks have printed.
 std::vector<pid_t> processes_in(const std::string& out) {
   std::istringstream numbers(out);
@@ -50,17 +35,9 @@ std::vector<pid_t> processes_in(const std::string& out) {
   return processes;
 }
 
-void expect_all_gone(const std::vector<pid_t>& processes, Clock::time_point since) {
-  for (const pid_t process : processes)
-    while (alive(process)) {
-      ASSERT_LT(Clock::now() - since, kSoon) << process << " hangs";
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
-}
-
 TEST(Faults, AKilledRankEndsAllOthers) {
   for (const size_t victim : {0, 2}) {
-    ChildProcess launcher(launch({ranks(4, {"loop"})}));
+    ChildProcess launcher(launch_words({ranks(4, {"loop"})}));
     while (count_of(launcher.output(), "\n") < 4) launcher.wait_for_output(launcher.output().size() + 1);
     const auto processes = processes_in(launcher.output());
     ASSERT_EQ(processes.size(), 4U);
@@ -77,7 +54,7 @@ TEST(Faults, AKilledRankEndsAllOthers) {
 
 TEST(Faults, ARankThatThrowsEndsAllOthersAndSaysWhy) {
   const auto start = Clock::now();
-  const Finished result = ChildProcess(launch({ranks(4, {"throw_from_rank", "3"})})).finish();
+  const Finished result = ChildProcess(launch_words({ranks(4, {"throw_from_rank", "3"})})).finish();
   EXPECT_EQ(result.exit_code, 3);
   EXPECT_EQ(count_of(result.err, "rank 3: out of luck in round 20\n"), 1U) << result.err;
   EXPECT_LT(Clock::now() - start, kSoon);
@@ -87,7 +64,8 @@ TEST(Faults, ARankThatThrowsEndsAllOthersAndSaysWhy) {
 TEST(Faults, OfManyRanksThatThrowTheLowestSpeaks) {
   for (const int lowest : {0, 1}) {
     const auto start = Clock::now();
-    const Finished result = ChildProcess(launch({ranks(4, {"throw_from_rank", std::to_string(lowest)})})).finish();
+    const Finished result =
+        ChildProcess(launch_words({ranks(4, {"throw_from_rank", std::to_string(lowest)})})).finish();
     EXPECT_EQ(result.exit_code, 3);
     EXPECT_EQ(count_of(result.err, "out of luck"), 1U) << result.err;
     EXPECT_EQ(count_of(result.err, "rank 1: out of luck"), lowest == 1 ? 1U : 0U) << result.err;
@@ -98,8 +76,8 @@ TEST(Faults, OfManyRanksThatThrowTheLowestSpeaks) {
 
 TEST(Faults, RanksThatWereToldDifferentThingsDoNotBegin) {
   const auto start = Clock::now();
-  const Finished result = ChildProcess(launch({ranks(2, {"agree", "version=1", "cp_degree=2"}),
-                                               ranks(1, {"agree", "version=1", "cp_degree=4"})}))
+  const Finished result = ChildProcess(launch_words({ranks(2, {"agree", "version=1", "cp_degree=2"}),
+                                                     ranks(1, {"agree", "version=1", "cp_degree=4"})}))
                               .finish();
   EXPECT_EQ(result.exit_code, 3);
   EXPECT_EQ(count_of(result.err, "ranks disagree"), 1U) << result.err;
@@ -109,14 +87,14 @@ TEST(Faults, RanksThatWereToldDifferentThingsDoNotBegin) {
 }
 
 TEST(Faults, RanksThatAgreeEndWell) {
-  const Finished result = ChildProcess(launch({ranks(3, {"agree", "version=1"})})).finish();
+  const Finished result = ChildProcess(launch_words({ranks(3, {"agree", "version=1"})})).finish();
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.err, "");
 }
 
 TEST(Faults, CtrlCAndTerminationOfTheLauncherEndAllRanks) {
   for (const int signal : {SIGINT, SIGTERM}) {
-    ChildProcess launcher(launch({ranks(3, {"loop"})}));
+    ChildProcess launcher(launch_words({ranks(3, {"loop"})}));
     launcher.wait_for_output(6);
     const auto start = Clock::now();
     launcher.send_signal(signal);
