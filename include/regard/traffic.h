@@ -86,9 +86,10 @@ struct LayerTraffic {
 };
 
 /// What ranks send in a call of prefill, or of decode, by the formulas in src/parallel/traffic.cc: what
-/// Communicator::bytes_sent counts in a call of Attention::forward, byte for byte. A call's spans of
-/// ParallelConfig::prefill_tokens and more are prefill, where the config spreads the two differently; the bytes of both
-/// add up. Throws Error for shapes that check() refuses, degrees that do not divide tp_degree, or runs out of range.
+/// Communicator::bytes_sent counts in a call of Attention::forward, byte for byte (but for one byte to each other rank
+/// by which rows of sequences agree that they take a call). A call's spans of ParallelConfig::prefill_tokens and more
+/// are prefill, where the config spreads the two differently; the bytes of both add up. Throws Error for shapes that
+/// check() refuses, degrees that do not divide tp_degree, or runs out of range.
 [[nodiscard]] LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config);
 [[nodiscard]] LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config);
 
