@@ -55,7 +55,25 @@ double fastest(const Options& options, Communicator& world, Call call) {
   return best;
 }
 
+// What `regard plan` wants to know of the ranks: how long the smallest exchange takes, and how fast bytes are sent.
+void measure_link(const Options& options, Communicator& world) {
+  constexpr int kRounds = 200;
+  const double round = fastest(options, world, [&] {
+    for (int i = 0; i < kRounds; ++i) (void)world.gather(0);
+  });
+  constexpr size_t kBytes = size_t{4} << 20;
+  std::vector<std::byte> own(kBytes);
+  std::vector<std::vector<std::byte>> others(static_cast<size_t>(world.size()), std::vector<std::byte>(kBytes));
+  const std::vector<std::span<std::byte>> parts(others.begin(), others.end());
+  const double all = fastest(options, world, [&] { world.all_gather(own, parts); });
+  const double sent = static_cast<double>(kBytes) * (world.size() - 1);
+  if (world.rank() == 0)
+    fmt::print("an exchange takes {:.1f} us at least, a rank sends {:.2f} GB/s\n", round / kRounds * 1e3,
+               sent / all / 1e6);
+}
+
 void run(const Options& options, const std::shared_ptr<Communicator>& world) {
+  if (world->size() > 1) measure_link(options, *world);
   const Ranks ranks(world, options.parallel);
   const AttentionConfig config = llama_8b();
   const int64_t h = config.hidden_size;
