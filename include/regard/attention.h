@@ -163,8 +163,8 @@ class Attention {
 
   /// Throws Error, before the cache changes, for shapes or types that do not fit, spans that do not add up, slots or
   /// positions that the cache can't take; the padded form also for rows longer than max_context_length [CFG-75].
-  /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its own_tokens() of
-  /// them. Keys, values, angles and log-sum-exps are not returned then.
+  /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its tokens_of_rank
+  /// of them. Keys, values and angles are not returned then, and log-sum-exps refused.
   AttentionOutput forward(const AttentionInput& input) const;
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 

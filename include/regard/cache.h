@@ -109,6 +109,10 @@ class KvCache {
   /// back: always 0 in a contiguous cache.
   [[nodiscard]] int64_t first_seen(int64_t position) const;
 
+  /// The first position that a slot of `length` tokens goes on to hold: what later tokens may see, and those taken
+  /// back, in whole pages.
+  [[nodiscard]] int64_t first_kept(int64_t length) const;
+
   /// Checks that all spans can be appended, without changing anything, if they come in order and `tokens_at_once` at a
   /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
   /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.

@@ -57,6 +57,7 @@ struct LayerCall {
   DType hidden = DType::f32;  ///< Type of the hidden states.
   DType cache = DType::f32;   ///< Type of the cached keys and values; 8-bit and 4-bit ones with a scale per token.
   KeptTokens kept = KeptTokens::visible;
+  int64_t page_size = 1;  ///< Of the cache: what is visible is kept in whole pages.
 };
 
 /// Payload bytes that one rank sends to others in one call of a layer.
@@ -87,9 +88,9 @@ struct LayerTraffic {
 
 /// What ranks send in a call of prefill, or of decode, by the formulas in src/parallel/traffic.cc: what
 /// Communicator::bytes_sent counts in a call of Attention::forward, byte for byte (but for one byte to each other rank
-/// by which rows of sequences agree that they take a call). A call's spans of ParallelConfig::prefill_tokens and more
-/// are prefill, where the config spreads the two differently; the bytes of both add up. Throws Error for shapes that
-/// check() refuses, degrees that do not divide tp_degree, or runs out of range.
+/// by which ranks that share sequences agree that they take a call). A call's spans of ParallelConfig::prefill_tokens
+/// and more are prefill, where the config spreads the two differently; the bytes of both add up. Throws Error for
+/// shapes that check() refuses, degrees that do not divide tp_degree, or runs out of range.
 [[nodiscard]] LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config);
 [[nodiscard]] LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config);
 

@@ -75,6 +75,8 @@ KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) 
 
 void Attention::truncate(KvCache& cache, int64_t slot, int64_t length) const {
   const Ranks::Stage& stage = ranks_.decode();
+  require(slot >= 0 && slot < cache.slots() * stage.degree, "attention: slot is {}, expected 0 to {}", slot,
+          cache.slots() * stage.degree - 1);
   if (stage.degree > 1) {
     if (slot / cache.slots() != stage.row) return;
     slot %= cache.slots();

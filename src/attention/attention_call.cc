@@ -36,8 +36,6 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
   resolve_spans();
   resolve_cache();
   trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal);
-  require(share_.is_all() || trees_.empty(),
-          "attention: active_masks are given, but with flash decoding tokens can't branch");
   resolve_angles();
   make_outputs();
   hidden_output_.emplace(shard_, place_, hidden_, workspace_);
@@ -52,18 +50,21 @@ AttentionOutput AttentionCall::run() {
   return std::move(output_);
 }
 
+void check_rmsnorm(const AttentionOptions& options, const AttentionConfig& config) {
+  if (options.rmsnorm.empty()) return;
+  require(config.rms_norm_eps.has_value(), "attention: rmsnorm is given, but rms_norm_eps is not set");
+  require(options.rmsnorm.shape() == Shape{config.input_size()}, "attention: rmsnorm has shape {}, expected [{}]",
+          options.rmsnorm.shape(), config.input_size());
+  (void)options.rmsnorm.elements<float>();
+}
+
 void AttentionCall::check_input() const {
   const ConstTensorView& x = input_.hidden_states;
   require(x.shape().rank() == 2 && x.size(1) == config_.input_size() && x.is_dense(),
           "attention: hidden_states has shape {}, expected [tokens, {}], dense", x.shape(), config_.input_size());
   require(is_activation(x.dtype()), "attention: hidden_states has dtype {}, expected f32, bf16 or f16",
           name_of(x.dtype()));
-  if (!input_.rmsnorm.empty()) {
-    require(config_.rms_norm_eps.has_value(), "attention: rmsnorm is given, but rms_norm_eps is not set");
-    require(input_.rmsnorm.shape() == Shape{config_.input_size()}, "attention: rmsnorm has shape {}, expected [{}]",
-            input_.rmsnorm.shape(), config_.input_size());
-    (void)input_.rmsnorm.elements<float>();
-  }
+  check_rmsnorm(input_, config_);
   if (!input_.residual.empty())
     require(input_.residual.shape() == x.shape() && input_.residual.dtype() == x.dtype() && input_.residual.is_dense(),
             "attention: residual has shape {} and dtype {}, expected those of hidden_states: {}, {}",
@@ -95,21 +96,6 @@ int64_t AttentionCall::position_of(size_t span, int64_t token) const {
   const TokenTree* tree = tree_of(span);
   return memory_.origins[span] + spans_[span].first_position + (tree == nullptr ? token : tree->depth(token));
 }
-
-namespace {
-
-// The spans as a rank sees them that has a share of each sequence's tokens.
-std::vector<Span> own_parts(const TokenShare& share, std::span<const Span> spans) {
-  std::vector<Span> own;
-  for (const Span& span : spans) {
-    const int64_t first = share.count_below(span.first_position);
-    const int64_t count = share.count_below(span.first_position + span.count) - first;
-    if (span.slot != -1 && count > 0) own.push_back({.slot = span.slot, .first_position = first, .count = count});
-  }
-  return own;
-}
-
-}  // namespace
 
 void AttentionCall::resolve_cache() {
   cache_ = input_.cache;

@@ -86,4 +86,7 @@ class AttentionCall {
   std::optional<HiddenOutput> hidden_output_;
 };
 
+// Throws Error for a norm that does not fit the layer.
+void check_rmsnorm(const AttentionOptions& options, const AttentionConfig& config);
+
 }  // namespace regard

@@ -23,6 +23,11 @@ DType wire_of(const KvCache* cache, const KvFormat& (KvCache::*format)() const) 
   return dtype == DType::bf16 || dtype == DType::f16 ? dtype : DType::f32;
 }
 
+// After a cut for one rank's heads, scales by channel may be those of all heads or of one.
+bool has_scales_by_head(const KvFormat& format) {
+  return !format.scales.empty() && (format.scaling == KvScaling::per_head || format.scaling == KvScaling::per_channel);
+}
+
 // Some heads of the rows of a matrix [tokens, heads * width].
 Tensor columns_of(const Tensor& rows, ElementRange tokens, int64_t first_column, int64_t columns) {
   Tensor part(DType::f32, {tokens.count, columns});
@@ -66,6 +71,9 @@ ContextCall::ContextCall(const Attention& attention, const AttentionInput& input
       row_(place.stage.row),
       mask_(Mask::of(config_)),
       chosen_(chosen.begin(), chosen.end()) {
+  const RankMesh mesh(place.ranks.size(), place.stage.degree, place.ranks.config().switch_cc);
+  for (int64_t row = 0; row < place.tokens.rows(); ++row)
+    decode_rows_.push_back(holders_.decode_row(mesh.rank_at(row, place.stage.column)));
   find_sequences();
   check();
 }
@@ -106,7 +114,7 @@ ContextCall::Sequence ContextCall::sequence_of(size_t index, int64_t first_token
   if (input_.cache != nullptr && sequence.keeping_row == place_.ranks.decode().row)
     sequence.own_slot = span.slot - sequence.keeping_row * slots_a_row_;
   if (input_.cache != nullptr)
-    sequence.kept = {std::max<int64_t>(0, input_.cache->first_seen(end) - span.first_position), span.count - 1};
+    sequence.kept = {std::max<int64_t>(0, input_.cache->first_kept(end) - span.first_position), span.count - 1};
   for (int64_t row = 0; row < place_.tokens.rows(); ++row) {
     const auto& of_row = place_.tokens.of_row(row);
     const auto found = std::ranges::find(of_row, index, &SpanShare::span);
@@ -133,6 +141,10 @@ void ContextCall::check() const {
           "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {} on this rank",
           cache.num_key_value_heads(), cache.head_dim(), cache.v_head_dim(), kept.num_key_value_heads, kept.head_dim,
           kept.v_head_dim);
+  require((!has_scales_by_head(cache.key_format()) && !has_scales_by_head(cache.value_format())) ||
+              holders_.computes_what_it_keeps(),
+          "attention: the cache has given scales by head or channel, but ranks compute other KV heads in prefill than "
+          "they keep; scales per token or per tensor work");
   const TokenShare share = keeper_.token_share();
   std::vector<Span> spans;
   for (const Sequence& sequence : sequences_) {
@@ -208,10 +220,7 @@ bool ContextCall::sees(int64_t row, const Sequence& sequence, int64_t offset) co
 bool ContextCall::wants(int64_t row, const Sequence& sequence, int64_t offset) const {
   if (sees(row, sequence, offset)) return true;
   if (!sequence.kept.contains(offset)) return false;
-  if (!holders_.keeps_what_it_computes()) return true;
-  const RankMesh mesh(place_.ranks.size(), place_.stage.degree, place_.ranks.config().switch_cc);
-  const int64_t rank = mesh.rank_at(row, place_.stage.column);
-  return holders_.decode_row(rank) == sequence.keeping_row;
+  return !holders_.keeps_what_it_computes() || decode_rows_[static_cast<size_t>(row)] == sequence.keeping_row;
 }
 
 // Calls visit(index among the row's tokens, index among the tokens of the stage) for the row's tokens that `reader`, a
@@ -353,8 +362,8 @@ KvCache ContextCall::make_context(HeadRange heads) const {
   KvCacheOptions options{.slots = std::max<int64_t>(1, static_cast<int64_t>(sequences_.size())), .capacity = 1};
   for (const Sequence& sequence : sequences_)
     options.capacity = std::max(options.capacity, sequence.seen.last - sequence.origin + 1);
-  options.keys = format_of(&KvCache::key_format, heads);
-  options.values = format_of(&KvCache::value_format, heads);
+  options.keys = format_of(&KvCache::key_format, config_.head_dim, heads);
+  options.values = format_of(&KvCache::value_format, config_.v_head_dim, heads);
   AttentionConfig config = config_;
   config.num_key_value_heads = heads.count;
   config.num_attention_heads = heads.count * config_.group_size();
@@ -380,21 +389,17 @@ KvCache ContextCall::make_context(HeadRange heads) const {
   return context;
 }
 
-// As the cache stores them: attention has to see the numbers that later tokens will see.
-KvFormat ContextCall::format_of(const KvFormat& (KvCache::*format)() const, HeadRange heads) const {
+// As the cache stores them: attention has to see the numbers that later tokens will see. Where heads have scales of
+// their own, this rank keeps just those that it computes.
+KvFormat ContextCall::format_of(const KvFormat& (KvCache::*format)() const, int64_t width, HeadRange heads) const {
   if (input_.cache == nullptr) return {};
   KvFormat found = (input_.cache->*format)();
   const auto scales = static_cast<int64_t>(found.scales.size());
-  const int64_t kept = keeper_.config.num_key_value_heads;
-  const bool by_head =
-      found.scaling == KvScaling::per_head || (found.scaling == KvScaling::per_channel && scales > config_.head_dim);
-  if (!by_head || scales <= 1) return found;
-  require(std::ranges::equal(holders_.computed(rank_), holders_.kept(rank_)),
-          "attention: the cache has scales of its own for each KV head, but this rank computes other heads in prefill "
-          "than it keeps; scales per token or per tensor work");
-  const int64_t width = scales / kept;
-  const auto first = found.scales.begin() + heads.first * width;
-  found.scales = std::vector<float>(first, first + heads.count * width);
+  if (found.scaling == KvScaling::per_channel && scales <= width) return found;
+  if (!has_scales_by_head(found)) return found;
+  const int64_t of_head = scales / keeper_.config.num_key_value_heads;
+  const auto first = found.scales.begin() + heads.first * of_head;
+  found.scales = std::vector<float>(first, first + heads.count * of_head);
   return found;
 }
 

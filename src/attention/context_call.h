@@ -91,7 +91,7 @@ class ContextCall {
   void attend_while_heads_travel();
 
   [[nodiscard]] KvCache make_context(HeadRange heads) const;
-  [[nodiscard]] KvFormat format_of(const KvFormat& (KvCache::*format)() const, HeadRange heads) const;
+  [[nodiscard]] KvFormat format_of(const KvFormat& (KvCache::*format)() const, int64_t width, HeadRange heads) const;
   void attend(HeadRange heads, const KvCache& context, ElementRange tokens);
   void write_output();
 
@@ -107,6 +107,7 @@ class ContextCall {
   int64_t rank_;
   int64_t row_;
   Mask mask_;
+  std::vector<int64_t> decode_rows_;  // by row of prefill: that of decode which this column's rank is in
   std::vector<size_t> chosen_;
   std::vector<Sequence> sequences_;
   std::vector<int64_t> positions_;  // of this row's tokens

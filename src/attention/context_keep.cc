@@ -84,6 +84,7 @@ void ContextCall::send_prior(const Sequence& sequence, std::span<const StoredPar
   if (sequence.own_slot && first_kept < end)
     kept = input_.cache->read_stored(*sequence.own_slot, base, own.count_below(end) - base);
   for_each_prior(sequence, [&](const PriorPart& wanted) {
+    if (wanted.reader != rank_ && wanted.keeper != rank_) return;
     const int64_t head = index_of(holders_.kept(rank_), wanted.head);
     for (int64_t p = wanted.from; p < wanted.end; ++p) {
       if (!wanted.share.owns(p)) continue;
@@ -128,6 +129,7 @@ void ContextCall::fetch_missing_heads() {
     for (int64_t reader = 0; reader < place_.ranks.size(); ++reader)
       for (const int64_t head : holders_.missing(reader)) {
         const int64_t computer = holders_.computer_of(head, reader);
+        if (reader != rank_ && computer != rank_) continue;
         for (const Sequence& sequence : sequences_)
           if (holders_.decode_row(reader) == sequence.keeping_row)
             for (int64_t offset = sequence.kept.first; offset <= sequence.kept.last; ++offset)

@@ -54,9 +54,9 @@ class HiddenOutput {
   TensorView hidden_;
   Workspace& workspace_;
   Way way_;
-  std::optional<SummedRows> sums_;
-  Tensor own_;       // this row's tokens, or this rank's part of them
-  Tensor partials_;  // [nodes, tokens of the row, hidden_size], as partial sums travel
+  Tensor own_;                      // this row's tokens, or this rank's part of them
+  Tensor partials_;                 // [nodes, tokens of the row, hidden_size], as partial sums travel
+  std::optional<SummedRows> sums_;  // last, as what is under way uses the memory above
 };
 
 }  // namespace regard

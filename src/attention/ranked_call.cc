@@ -106,13 +106,19 @@ void RankedCall::check_input() {
   require(input_.active_masks.empty() || input_.active_masks.size() == spans_.size(),
           "attention: {} active masks are given for {} spans, expected one each, or none", input_.active_masks.size(),
           spans_.size());
+  constexpr int64_t kMost = int64_t{1} << 31;
   for (const Span& span : spans_) {
-    require(span.count >= 1 && span.first_position >= 0,
-            "attention: a span has {} tokens from position {} on, expected"
-            " 1 or more from 0 or later on",
-            span.count, span.first_position);
+    require(span.count >= 1 && span.first_position >= 0 && span.count <= kMost - tokens_ &&
+                span.first_position <= kMost - span.count,
+            "attention: a span has {} tokens from position {} on, expected 1 or more from 0 or later on", span.count,
+            span.first_position);
     tokens_ += span.count;
   }
+  const auto trees = make_trees("attention", spans_, input_.active_masks, config.is_causal);
+  require(attention_.decode_->token_share().is_all() ||
+              std::ranges::none_of(trees, [](const auto& tree) { return tree.has_value(); }),
+          "attention: active_masks are given, but with flash decoding tokens can't branch");
+  check_rmsnorm(input_, config);
   int64_t expected = tokens_;
   if (parallel_.sequence_parallel_enabled) expected = static_cast<int64_t>(own_tokens().size());
   require(x.shape().rank() == 2 && x.size(0) == expected && x.size(1) == config.input_size() && x.is_dense(),
@@ -128,7 +134,8 @@ void RankedCall::check_input() {
           tokens_);
   require(!input_.lse, "attention: lse is asked for, which a layer over ranks does not return");
   const Shape shape{expected, config.hidden_size};
-  require(input_.output.empty() || (input_.output.shape() == shape && input_.output.dtype() == x.dtype()),
+  require(input_.output.empty() ||
+              (input_.output.shape() == shape && input_.output.dtype() == x.dtype() && input_.output.is_dense()),
           "attention: output has shape {} and dtype {}, expected {} and {}", input_.output.shape(),
           name_of(input_.output.dtype()), shape, name_of(x.dtype()));
   if (input_.output.empty()) output_.hidden_states = Tensor(x.dtype(), shape);
@@ -138,28 +145,42 @@ void RankedCall::check_input() {
 // Rows of decode have sequences of their own, so that one may refuse what others accept: all hear of it before anybody
 // waits for somebody.
 void RankedCall::agree() const {
+  if (input_.cache == nullptr) return;
   const Ranks& ranks = attention_.ranks();
-  const Ranks::Stage& stage = ranks.decode();
-  if (input_.cache == nullptr || stage.degree == 1) return;
+  std::string refusal;
+  try {
+    check_cache();
+  } catch (const Error& error) {
+    refusal = error.what();
+  }
+  const bool alone = attention_.shares_sequences();  // others may see nothing wrong
+  const auto refusals = alone ? ranks.world().gather(static_cast<char>(!refusal.empty())) : std::vector<char>();
+  const auto first = std::ranges::find(refusals, char{1});
+  if (!refusal.empty()) fail("{}", refusal);
+  require(first == refusals.end(), "attention: rank {} refuses the call: its cache can't take its sequences' tokens",
+          first - refusals.begin());
+}
+
+// That this rank's cache can take all of the call.
+void RankedCall::check_cache() const {
+  const Ranks::Stage& stage = attention_.ranks().decode();
+  const TokenShare share = attention_.decode_->token_share();
+  const AttentionConfig& config = attention_.config();
   std::vector<Span> own;
   for (Span span : spans_) {
     require(span.slot >= -1 && span.slot < slots_a_row_ * stage.degree, "attention: slot is {}, expected -1 to {}",
             span.slot, slots_a_row_ * stage.degree - 1);
     if (span.slot == -1 || span.slot / slots_a_row_ != stage.row) continue;
     span.slot %= slots_a_row_;
+    require(share.count_below(span.first_position) <= input_.cache->length(span.slot),
+            "attention: a span begins at position {}, but its slot holds less", span.first_position);
     own.push_back(span);
   }
-  std::string refusal;
-  try {
-    if (attention_.decode_->token_share().is_all()) input_.cache->check(own);
-  } catch (const Error& error) {
-    refusal = error.what();
-  }
-  const auto refusals = ranks.world().gather(static_cast<char>(!refusal.empty()));
-  const auto first = std::ranges::find(refusals, char{1});
-  if (!refusal.empty()) fail("{}", refusal);
-  require(first == refusals.end(), "attention: rank {} refuses the call: its cache can't take its sequences' tokens",
-          first - refusals.begin());
+  const bool at_once = !config.is_causal || !input_.active_masks.empty();
+  const int64_t asked = config.inference.windowed_context_encoding_size;
+  input_.cache->check(own_parts(share, own), at_once     ? std::max<int64_t>(1, tokens_)
+                                             : asked > 0 ? asked
+                                                         : KvCache::kTokensAtOnce);
 }
 
 AttentionOutput RankedCall::run() {
@@ -255,6 +276,7 @@ void RankedCall::run_decode(const Part& part, const RankPlace& place, AttentionI
 
 // Tokens that belong to no sequence give zeros.
 void RankedCall::clear_skipped() {
+  if (std::ranges::none_of(spans_, [](const Span& span) { return span.slot == -1; })) return;
   std::vector<int64_t> rows(static_cast<size_t>(tokens_), -1);  // by token: its row here
   if (parallel_.sequence_parallel_enabled) {
     int64_t row = 0;

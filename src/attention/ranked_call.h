@@ -37,6 +37,7 @@ class RankedCall {
                                                   std::span<const ConstTensorView> active_masks, int64_t slots_a_row);
   void check_input();
   void agree() const;
+  void check_cache() const;
   [[nodiscard]] std::vector<int64_t> own_tokens() const;
   void add_residual();
   [[nodiscard]] ConstTensorView row_input(const Part& part);

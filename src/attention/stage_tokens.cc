@@ -2,6 +2,16 @@
 
 namespace regard {
 
+std::vector<Span> own_parts(const TokenShare& share, std::span<const Span> spans) {
+  std::vector<Span> own;
+  for (const Span& span : spans) {
+    const int64_t first = share.count_below(span.first_position);
+    const int64_t count = share.count_below(span.first_position + span.count) - first;
+    if (span.slot != -1 && count > 0) own.push_back({.slot = span.slot, .first_position = first, .count = count});
+  }
+  return own;
+}
+
 StageTokens::StageTokens(std::span<const Span> spans, std::vector<std::vector<SpanShare>> shares)
     : shares_(std::move(shares)) {
   std::vector<int64_t> starts;

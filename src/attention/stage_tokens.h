@@ -4,10 +4,14 @@
 #include <vector>
 
 #include "parallel/even_parts.h"
+#include "parallel/token_share.h"
 #include "regard/cache.h"
 #include "regard/parallel.h"
 
 namespace regard {
+
+// The spans as a rank sees them that has a share of each sequence's tokens.
+[[nodiscard]] std::vector<Span> own_parts(const TokenShare& share, std::span<const Span> spans);
 
 // Tokens first, first + stride, ... of a span: what one row of ranks computes of it.
 struct SpanShare {

@@ -134,6 +134,10 @@ int64_t KvCache::first_held(int64_t slot) const {
 
 int64_t KvCache::first_seen(int64_t position) const { return state_->retention.first_seen(position); }
 
+int64_t KvCache::first_kept(int64_t length) const {
+  return state_->retention.first_needed(length) / page_size() * page_size();
+}
+
 void KvCache::check(std::span<const Span> spans, int64_t tokens_at_once) const { state_->check(spans, tokens_at_once); }
 
 int64_t KvCache::missing_pages(std::span<const Span> spans, int64_t tokens_at_once) const {

@@ -117,7 +117,8 @@ Decoder Decoder::load(const Checkpoint& checkpoint, const Threads& threads, cons
   return decoder;
 }
 
-// This rank's inner columns; none where there are more ranks than leaves.
+// This rank's inner columns; none, but the bias that it adds to its part of the sum, where there are more ranks than
+// leaves.
 void Decoder::load_mlp(const Checkpoint& checkpoint, int64_t layer, const Threads& threads, Layer& into) const {
   const auto family = family_of(checkpoint);
   const auto name = [&](std::string_view part) { return family->layer_tensor(layer, part); };
@@ -126,9 +127,11 @@ void Decoder::load_mlp(const Checkpoint& checkpoint, int64_t layer, const Thread
   int64_t stored = c.intermediate_size;
   if (mlp_sum_ && checkpoint.shard()) {
     stored = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank()).count;
+    if (stored == 0) into.down.bias = read_vector(checkpoint, name("mlp.down") + ".bias");
     if (stored == 0) return;
   } else if (mlp_sum_) {
     const ElementRange own = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank());
+    if (own.count == 0) into.down.bias = read_vector(checkpoint, name("mlp.down") + ".bias");
     if (own.count == 0) return;
     for (int64_t i = own.first; i < own.end(); ++i) rows.rows.push_back(i);
     for (int64_t first = own.first; first < own.end(); first += kMlpLeaf)

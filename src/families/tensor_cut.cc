@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tensor/fail.h"
+
 namespace regard {
 namespace {
 
@@ -29,6 +31,9 @@ void copy_runs(std::span<const std::byte> from, const std::vector<Run>& runs, in
 CutTensor cut_rows(const StoredTensor& tensor, const std::vector<Run>& runs) {
   CutTensor cut{.type = tensor.type, .shape = {}, .bytes = {}, .own = {}};
   std::vector<int64_t> sizes(tensor.shape.begin(), tensor.shape.end());
+  require(sizes.size() > 1 || !is_quantized(tensor.type),
+          "checkpoint: tensor \"{}\" is a vector of {}, expected a plain type where it is cut", tensor.name,
+          name_of(tensor.type));
   const int64_t row_bytes = static_cast<int64_t>(tensor.bytes.size()) / sizes[0];
   sizes[0] = total(runs);
   cut.shape = Shape(sizes);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "parallel/row_heads.h"
@@ -24,6 +25,11 @@ class KvHolders {
   [[nodiscard]] std::vector<int64_t> missing(int64_t rank) const;
   // Whether every rank computes all that it keeps.
   [[nodiscard]] bool keeps_what_it_computes() const { return keeps_what_it_computes_; }
+
+  // Whether every rank computes just the heads that it keeps, in the same order.
+  [[nodiscard]] bool computes_what_it_keeps() const {
+    return std::ranges::equal(computed_, kept_, [](auto a, auto b) { return std::ranges::equal(a, b); });
+  }
 
   // One that computes the head; different ones for different askers.
   [[nodiscard]] int64_t computer_of(int64_t head, int64_t asker) const;

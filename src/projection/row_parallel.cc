@@ -66,8 +66,9 @@ void SummedRows::add(ConstTensorView x, TensorView out) {
 }
 
 void SummedRows::scatter(ConstTensorView x, std::span<const ElementRange> tokens, TensorView out) {
-  const int64_t width = linear_.weight.rows();
+  const int64_t width = out.size(1);
   std::vector<ElementRange> parts;
+  parts.reserve(tokens.size());
   for (const ElementRange& of_rank : tokens)
     parts.push_back({.first = of_rank.first * width, .count = of_rank.count * width});
   Piece& now = next(std::move(parts), out, false);

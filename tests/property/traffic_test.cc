@@ -13,13 +13,19 @@
 namespace regard::test {
 namespace {
 
-bool spreads_stages_differently(const RankScene& scene) {
+// Copies of a KV head are those of the ranks of a row of decode.
+bool shares_tokens(const RankScene& scene) {
   const ParallelConfig& p = scene.parallel;
   const AttentionConfig& c = scene.layer.config;
-  if (p.cp_degree > 1 || p.attention_dp_degree > 1) return true;
   const bool all_tokens = c.sliding_window == 0 && c.attention_chunk_size == 0;
   return p.flash_decoding_enabled && all_tokens &&
-         GqaSharding(c.num_attention_heads, c.num_key_value_heads, p.tp_degree, p.gqa).kv_copies() > 1;
+         GqaSharding(c.num_attention_heads, c.num_key_value_heads, p.tp_degree / p.attention_dp_degree, p.gqa)
+                 .kv_copies() > 1;
+}
+
+bool spreads_stages_differently(const RankScene& scene) {
+  const ParallelConfig& p = scene.parallel;
+  return p.cp_degree > 1 || p.attention_dp_degree > 1 || shares_tokens(scene);
 }
 
 // Sequence slots of a row of decode: those of its cache, or so many that all of the call have a place.
@@ -38,7 +44,8 @@ std::vector<RankTraffic> formula_of(const RankScene& scene, const Layer& layer, 
                     .cache = layer.cache_dtype(),
                     .kept = !scene.with_cache                              ? KeptTokens::none
                             : scene.layer.storage == KvStorage::contiguous ? KeptTokens::all
-                                                                           : KeptTokens::visible};
+                                                                           : KeptTokens::visible,
+                    .page_size = std::max<int64_t>(1, scene.layer.page_size)};
   LayerCall decode = prefill;
   const bool differently = spreads_stages_differently(scene);
   const int64_t slots = slots_a_row(scene, spans);
@@ -64,9 +71,11 @@ std::vector<RankTraffic> formula_of(const RankScene& scene, const Layer& layer, 
   return sums;
 }
 
-// With rows of sequences, a byte that tells each other rank whether this one takes the call.
+// Where ranks share sequences or their tokens, a byte that tells each other rank whether this one takes the call.
 int64_t agreement_bytes(const RankScene& scene) {
-  return scene.with_cache && scene.parallel.attention_dp_degree > 1 ? scene.parallel.tp_degree - 1 : 0;
+  return scene.with_cache && (scene.parallel.attention_dp_degree > 1 || shares_tokens(scene))
+             ? scene.parallel.tp_degree - 1
+             : 0;
 }
 
 std::string difference(const RankScene& scene, const Layer& layer, size_t rank, const std::vector<int64_t>& sent) {
