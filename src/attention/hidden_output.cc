@@ -85,6 +85,7 @@ void HiddenOutput::write_alone(int64_t first, ConstTensorView attended) {
 void HiddenOutput::write_part(int64_t first, ConstTensorView attended) {
   const auto parts_of_row = even_parts(place_->tokens.count_of(place_->stage.row), shard_.row->size());
   std::vector<ElementRange> parts;
+  parts.reserve(parts_of_row.size());
   for (const ElementRange& part : parts_of_row) parts.push_back(inside(part, {first, attended.size(0)}));
   const auto column = static_cast<size_t>(place_->stage.column);
   const ElementRange own = parts[column];
