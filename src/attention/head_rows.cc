@@ -123,7 +123,12 @@ class HeadPreparation {
   void run() const {
     const auto& c = config_;
     const bool pre = c.qk_norm_placement == QKNormPlacement::PRE_ROPE;
-    if (pre) norm_all_heads();
+    // The plain norm comes first, so that a norm over all heads splits the pass over tokens.
+    if (pre && needs_all_heads()) {
+      for_each_token(rows_.q.size(0), rows_.q.size(1) + rows_.k.size(1), threads_,
+                     [&](int64_t token) { norm_plainly(queries_of(token), keys_of(token)); });
+      norm_all_heads();
+    }
     norm_all_values();
     for_each_token(rows_.q.size(0), rows_.q.size(1) + rows_.k.size(1) + rows_.v.size(1), threads_,
                    [&](int64_t token) { prepare(token); });
@@ -161,14 +166,20 @@ class HeadPreparation {
     NormOverAllHeads(of, *shard_.row, std::move(heads), all_heads).apply(rows, threads_);
   }
 
+  [[nodiscard]] float* queries_of(int64_t token) const { return rows_.q.as<float>() + token * rows_.q.size(1); }
+  [[nodiscard]] float* keys_of(int64_t token) const { return rows_.k.as<float>() + token * rows_.k.size(1); }
+
+  void norm_plainly(float* queries, float* keys) const {
+    const auto& c = config_;
+    if (!c.use_qk_norm) return;
+    const QKNorm plain{.kind = NormKind::rms, .eps = c.rms_norm_eps.value_or(1e-6), .has_weight = false};
+    normalize_each({plain, kNone, kNone, c.num_attention_heads, c.head_dim}, queries);
+    normalize_each({plain, kNone, kNone, c.num_key_value_heads, c.head_dim}, keys);
+  }
+
   void norm_heads(float* queries, float* keys) const {
     const auto& c = config_;
     const auto& w = shard_.norms;
-    if (c.use_qk_norm) {
-      const QKNorm plain{.kind = NormKind::rms, .eps = c.rms_norm_eps.value_or(1e-6), .has_weight = false};
-      normalize_each({plain, kNone, kNone, c.num_attention_heads, c.head_dim}, queries);
-      normalize_each({plain, kNone, kNone, c.num_key_value_heads, c.head_dim}, keys);
-    }
     if (!c.q_layernorm) return;
     if (c.q_layernorm->width == NormWidth::head)
       normalize_each({*c.q_layernorm, w.q, w.q_bias, c.num_attention_heads, c.head_dim}, queries);
@@ -178,10 +189,12 @@ class HeadPreparation {
 
   void prepare(int64_t token) const {
     const auto& c = config_;
-    float* queries = rows_.q.as<float>() + token * rows_.q.size(1);
-    float* keys = rows_.k.as<float>() + token * rows_.k.size(1);
+    float* queries = queries_of(token);
+    float* keys = keys_of(token);
     float* values = rows_.v.as<float>() + token * rows_.v.size(1);
-    if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE) norm_heads(queries, keys);
+    const bool pre = c.qk_norm_placement == QKNormPlacement::PRE_ROPE;
+    if (pre && !needs_all_heads()) norm_plainly(queries, keys);
+    if (pre) norm_heads(queries, keys);
     if (c.rotary_emb) {
       const int64_t half = c.rotary_emb->rotary_dim / 2;
       const float* cos = places_.cos.as<float>() + token * half;
@@ -189,8 +202,11 @@ class HeadPreparation {
       kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_attention_heads, c.head_dim, queries);
       kernels::rotate(c.rotary_emb->style, cos, sin, half, c.num_key_value_heads, c.head_dim, keys);
     }
-    if (c.qk_norm_placement == QKNormPlacement::POST_ROPE) norm_heads(queries, keys);
-    if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE || !needs_all_heads()) scale_query(token);
+    if (!pre) {
+      norm_plainly(queries, keys);
+      norm_heads(queries, keys);
+    }
+    if (pre || !needs_all_heads()) scale_query(token);
     if (c.v_norm && c.v_norm->width == NormWidth::head)
       normalize_each({*c.v_norm, shard_.norms.v, kNone, c.num_key_value_heads, c.v_head_dim}, values);
     if (c.value_scale != 1.0)
@@ -202,7 +218,7 @@ class HeadPreparation {
     const auto& scale = *config_.query_position_scale;
     const auto place = static_cast<double>(places_.positions[static_cast<size_t>(token)] + 1);
     const auto factor = static_cast<float>(std::log1p(std::floor(place / scale.floor_scale)) * scale.attn_scale + 1.0);
-    float* queries = rows_.q.as<float>() + token * rows_.q.size(1);
+    float* queries = queries_of(token);
     for (int64_t i = 0; i < rows_.q.size(1); ++i) queries[i] *= factor;
   }
 

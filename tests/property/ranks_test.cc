@@ -34,7 +34,7 @@ TEST(LayerOverRanks, EqualsOneRankOnLongTexts) {
 
 TEST(LayerOverRanks, EqualsOneRankWhereRanksShareTokens) {
   const RankWishes wishes{.ranks = {2, 3, 4}, .longest_text = 1300, .small = true, .shared_tokens = true};
-  check_property(100, [&] { check(*rank_scenes(wishes)); });
+  check_property(300, [&] { check(*rank_scenes(wishes)); });
 }
 
 }  // namespace
