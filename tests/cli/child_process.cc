@@ -8,9 +8,12 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <climits>
 #include <csignal>
+#include <fstream>
 #include <stdexcept>
+#include <thread>
 
 namespace regard::test {
 namespace {
@@ -101,6 +104,15 @@ bool ChildProcess::pump(std::string_view& input) {
 void ChildProcess::wait_for_output(size_t bytes) {
   std::string_view nothing;
   while (result_.out.size() < bytes && pump(nothing)) {
+  }
+}
+
+void ChildProcess::wait_until_it_catches(int signal) const {
+  using namespace std::chrono_literals;
+  for (int i = 0; i < 3000; ++i, std::this_thread::sleep_for(10ms)) {
+    std::ifstream status("/proc/" + std::to_string(child_) + "/status");
+    for (std::string line; std::getline(status, line);)
+      if (line.starts_with("SigCgt:") && (std::stoull(line.substr(7), nullptr, 16) >> (signal - 1) & 1) != 0) return;
   }
 }
 

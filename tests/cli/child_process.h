@@ -28,6 +28,8 @@ class ChildProcess {
   void wait_for_output(size_t bytes);
   // What has come so far.
   [[nodiscard]] const std::string& output() const { return result_.out; }
+  // Waits until the child handles a signal by itself, as Linux tells, for half a minute at most.
+  void wait_until_it_catches(int signal) const;
   void send_signal(int signal) const;
   // Gives `input` to the child, reads both outputs and waits for its end.
   [[nodiscard]] Finished finish(std::string_view input = {});
