@@ -140,9 +140,11 @@ void rotate(RotaryStyle style, const float* cos, const float* sin, int64_t half,
 }
 void silu_times(const float* up, int64_t count, float* gate) { HWY_DYNAMIC_DISPATCH(silu_times)(up, count, gate); }
 void store_floats(const float* from, int64_t count, DType dtype, std::byte* to) {
+  if (count == 0) return;  // pointers may be null then
   HWY_DYNAMIC_DISPATCH(store_row)(from, count, dtype, to);
 }
 void load_floats(const std::byte* from, DType dtype, int64_t count, float* to) {
+  if (count == 0) return;
   HWY_DYNAMIC_DISPATCH(load_row)(from, dtype, count, to);
 }
 

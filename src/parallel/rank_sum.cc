@@ -72,7 +72,7 @@ void RankSum::start(Pending& pending, std::span<const ElementRange> parts) const
       continue;
     }
     send.emplace_back(packed, static_cast<size_t>(own_nodes * part.count * size));
-    for (int64_t node = 0; node < own_nodes; ++node, packed += part.count * size) {
+    for (int64_t node = 0; part.count > 0 && node < own_nodes; ++node, packed += part.count * size) {
       const float* from = partials + node * pending.elements_ + part.first;
       if (wire_ == DType::f32)
         std::memcpy(packed, from, static_cast<size_t>(part.count * size));
