@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
+#include <span>
 
 #include "regard/gqa_sharding.h"
 #include "regard/rank_order.h"
@@ -168,8 +168,12 @@ struct Choice {
   StageCost cost;
 };
 
-void keep_faster(std::optional<Choice>& best, const Choice& other) {
-  if (!best || other.cost.seconds() < best->cost.seconds()) best = other;
+// The fastest of some ways to do the same; cost(config) tells.
+template <class Cost>
+Choice fastest(std::span<const ParallelConfig> ways, Cost cost) {
+  std::vector<Choice> choices;
+  for (const ParallelConfig& config : ways) choices.push_back({config, cost(config)});
+  return *std::ranges::min_element(choices, {}, [](const Choice& choice) { return choice.cost.seconds(); });
 }
 
 std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
@@ -179,17 +183,13 @@ std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& wor
     if (!can_be_ordered(model, {.tp_degree = ranks, .cp_degree = rows, .attention_dp_degree = decode_rows})) continue;
     for (const bool sequence_parallel : {false, true}) {
       if (sequence_parallel && ranks == 1) continue;
-      std::optional<Choice> best;
-      for (const auto split : {ContextSplit::contiguous, ContextSplit::strided}) {
-        if (split == ContextSplit::strided && rows == 1) continue;
-        const ParallelConfig config{.tp_degree = ranks,
-                                    .cp_degree = rows,
-                                    .attention_dp_degree = decode_rows,
-                                    .sequence_parallel_enabled = sequence_parallel,
-                                    .context_split = split};
-        keep_faster(best, {config, prefill_cost(model, workload, speed, config)});
-      }
-      choices.push_back(*best);
+      std::vector<ParallelConfig> ways{{.tp_degree = ranks,
+                                        .cp_degree = rows,
+                                        .attention_dp_degree = decode_rows,
+                                        .sequence_parallel_enabled = sequence_parallel}};
+      if (rows > 1) ways.emplace_back(ParallelConfig(ways.front())).context_split = ContextSplit::strided;
+      choices.push_back(
+          fastest(ways, [&](const ParallelConfig& config) { return prefill_cost(model, workload, speed, config); }));
     }
   }
   return choices;
@@ -207,16 +207,13 @@ std::vector<Choice> decode_choices(const ModelShape& model, const Workload& work
   std::vector<Choice> choices;
   for (const bool flash : {false, true}) {
     if (flash && !shares_heads(model, ranks / rows)) continue;
-    std::optional<Choice> best;
-    for (const auto dispatch : {OutputDispatch::AR_AG, OutputDispatch::RS_AG, OutputDispatch::AG_AR}) {
-      if (dispatch != OutputDispatch::AR_AG && rows == 1) continue;
-      const ParallelConfig config{.tp_degree = ranks,
-                                  .attention_dp_degree = rows,
-                                  .flash_decoding_enabled = flash,
-                                  .output_dispatch = dispatch};
-      keep_faster(best, {config, decode_cost(model, workload, speed, config)});
-    }
-    choices.push_back(*best);
+    std::vector<ParallelConfig> ways{
+        {.tp_degree = ranks, .attention_dp_degree = rows, .flash_decoding_enabled = flash}};
+    if (rows > 1)
+      for (const auto dispatch : {OutputDispatch::RS_AG, OutputDispatch::AG_AR})
+        ways.emplace_back(ParallelConfig(ways.front())).output_dispatch = dispatch;
+    choices.push_back(
+        fastest(ways, [&](const ParallelConfig& config) { return decode_cost(model, workload, speed, config); }));
   }
   return choices;
 }
