@@ -1,8 +1,11 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "regard/communicator.h"
@@ -48,5 +51,17 @@ class TestExchange {
   Parts send_, receive_;
   std::unique_ptr<Communicator::Transfer> transfer_;
 };
+
+// Three transfers under way at a time; even ranks wait for the first one first, odd ranks for the last.
+template <class Sizes>
+void expect_overlapping_transfers(Communicator& group, Sizes large, Sizes small) {
+  TestExchange first(group, large);
+  TestExchange second(group, small);
+  TestExchange third(group, large);
+  std::vector<TestExchange*> in_order = {&first, &second, &third};
+  if (group.rank() % 2 != 0) std::swap(in_order.front(), in_order.back());
+  for (TestExchange* exchange : in_order) exchange->wait();
+  for (const TestExchange* exchange : in_order) EXPECT_TRUE(exchange->came());
+}
 
 }  // namespace regard::test

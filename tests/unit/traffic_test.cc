@@ -243,27 +243,26 @@ LayerTraffic two_decode_rows(OutputDispatch dispatch) {
   return decode_traffic(call, {.tp_degree = 4, .attention_dp_degree = 2, .output_dispatch = dispatch});
 }
 
-TEST(Traffic, RowsOfSequencesSumAndThenGather) {
-  const LayerTraffic traffic = two_decode_rows(OutputDispatch::AR_AG);
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{2 * 4, 2 * 4, 4 * 4, 4 * 4}));
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{8 + 16, 8 + 16, 16 + 32, 16 + 32}));
-  EXPECT_EQ(traffic.rounds, 3);
-}
+struct Dispatched {
+  OutputDispatch dispatch;
+  Bytes sums;
+  Bytes output;
+  int64_t rounds;
+};
 
-TEST(Traffic, OrGatherThePartsOfAllRanks) {
-  const LayerTraffic traffic = two_decode_rows(OutputDispatch::RS_AG);
-  // Parts are whole tokens: of one token the first rank has none.
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{4 * 4, 0, 4 * 4, 4 * 4}));
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{0, 3 * 16, 3 * 16, 3 * 16}));
-  EXPECT_EQ(traffic.rounds, 2);
-}
-
-TEST(Traffic, OrGatherWhatIsNotYetSummed) {
-  const LayerTraffic traffic = two_decode_rows(OutputDispatch::AG_AR);
-  // All 12 numbers in two parts.
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{6 * 4, 6 * 4, 6 * 4, 6 * 4}));
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{16 + 24, 16 + 24, 32 + 24, 32 + 24}));
-  EXPECT_EQ(traffic.rounds, 3);
+TEST(Traffic, RowsOfSequencesComeTogetherInThreeWays) {
+  for (const Dispatched& expected : std::vector<Dispatched>{
+           // Rows sum, and then gather.
+           {OutputDispatch::AR_AG, {2 * 4, 2 * 4, 4 * 4, 4 * 4}, {8 + 16, 8 + 16, 16 + 32, 16 + 32}, 3},
+           // The parts of all ranks are gathered. They are whole tokens: of one token the first rank has none.
+           {OutputDispatch::RS_AG, {4 * 4, 0, 4 * 4, 4 * 4}, {0, 3 * 16, 3 * 16, 3 * 16}, 2},
+           // What is not yet summed is gathered; then all 12 numbers are cut in two parts.
+           {OutputDispatch::AG_AR, {6 * 4, 6 * 4, 6 * 4, 6 * 4}, {16 + 24, 16 + 24, 32 + 24, 32 + 24}, 3}}) {
+    const LayerTraffic traffic = two_decode_rows(expected.dispatch);
+    EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), expected.sums) << static_cast<int>(expected.dispatch);
+    EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), expected.output) << static_cast<int>(expected.dispatch);
+    EXPECT_EQ(traffic.rounds, expected.rounds) << static_cast<int>(expected.dispatch);
+  }
 }
 
 // 8 ranks share 2 KV heads, 4 ranks each; 4 query heads become 8, one a rank.
