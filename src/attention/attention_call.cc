@@ -165,30 +165,16 @@ void AttentionCall::resolve_angles() {
   use_all(output_.cos_cache, output_.sin_cache);
 }
 
-// Makes angles_ hold those of the piece. The workspace keeps the last ones, because the next layer most often wants the
-// same; of long calls only a part, as memory must not grow with the sequence.
+// Makes angles_ hold those of the piece, and of so many tokens after it that memory does not grow with the sequence.
 void AttentionCall::find_angles(const Piece& piece) {
   if (!layer_.rotary_ || (piece.first >= angles_.first && piece.first + piece.count <= angles_.first + angles_.count))
     return;
   constexpr int64_t kMostTokens = 8192;
-  constexpr int64_t kRun = 64;
   const int64_t count = std::min(std::max(piece.count, kMostTokens), tokens_ - piece.first);
   const auto positions =
       std::span<const int64_t>(memory_.positions).subspan(static_cast<size_t>(piece.first), static_cast<size_t>(count));
-  const int64_t half = config_.rotary_emb->rotary_dim / 2;
-  const TensorView cos = memory_.matrix(Memory::Piece::cos, count, half);
-  const TensorView sin = memory_.matrix(Memory::Piece::sin, count, half);
+  const auto [cos, sin] = angles_of(*layer_.rotary_, positions, workspace_);
   angles_ = {.cos = cos, .sin = sin, .first = piece.first, .count = count};
-  const uint64_t key = layer_.rotary_->key(positions);
-  if (memory_.angles_key == key) return;
-  // A cosine takes as long as some 50 multiply-adds.
-  workspace_.threads().for_work(100 * count * half).for_each((count + kRun - 1) / kRun, [&](int64_t run, int) {
-    const int64_t first = run * kRun;
-    const int64_t length = std::min(kRun, count - first);
-    layer_.rotary_->write_angles(positions.subspan(static_cast<size_t>(first), static_cast<size_t>(length)),
-                                 cos.slice(0, first, length), sin.slice(0, first, length));
-  });
-  memory_.angles_key = key;
 }
 
 void AttentionCall::make_outputs() {

@@ -132,6 +132,7 @@ ContextCall::Sequence ContextCall::sequence_of(size_t index, int64_t first_token
   return sequence;
 }
 
+// What tokens the caches can take is known by now: RankedCall::agree.
 void ContextCall::check() const {
   if (input_.cache == nullptr) return;
   const KvCache& cache = *input_.cache;
@@ -145,23 +146,10 @@ void ContextCall::check() const {
               holders_.computes_what_it_keeps(),
           "attention: the cache has given scales by head or channel, but ranks compute other KV heads in prefill than "
           "they keep; scales per token or per tensor work");
-  const TokenShare share = keeper_.token_share();
-  std::vector<Span> spans;
-  for (const Sequence& sequence : sequences_) {
-    if (!sequence.own_slot) continue;
-    const Span& span = input_.spans[sequence.span];
-    const int64_t first = share.count_below(span.first_position);
-    const int64_t count = share.count_below(span.first_position + span.count) - first;
-    require(first <= cache.length(*sequence.own_slot),
-            "attention: a span begins at position {}, but slot {} holds less", span.first_position, span.slot);
-    if (count > 0) spans.push_back({.slot = *sequence.own_slot, .first_position = first, .count = count});
-  }
-  cache.check(spans);
 }
 
 // Queries, keys and values of this row's tokens.
 void ContextCall::project() {
-  Memory& memory = workspace_.memory();
   const auto tokens = static_cast<int64_t>(positions_.size());
   const auto& c = config_;
   queries_ = Tensor(DType::f32, {tokens, c.num_attention_heads * c.head_dim});
@@ -170,24 +158,22 @@ void ContextCall::project() {
   own_values_ = Tensor(DType::f32, {tokens, c.num_key_value_heads * c.v_head_dim});
   const auto rotated_by =
       input_.rotary_position_ids.empty() ? std::span<const int64_t>(positions_) : input_.rotary_position_ids;
+  RowAngles angles;
+  if (attention_.rotary_) angles = angles_of(*attention_.rotary_, rotated_by, workspace_);
   for (int64_t first = 0; first < tokens; first += kPieceTokens) {
     const int64_t count = std::min(kPieceTokens, tokens - first);
-    const auto of_piece = [&](const auto& all) {
-      return std::span<const int64_t>(all).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
-    };
     const HeadRows rows{.q = queries_.view().slice(0, first, count),
                         .k = own_keys_.view().slice(0, first, count),
                         .v = own_values_.view().slice(0, first, count)};
     shard_.qkv.forward(normed_rows(input_.hidden_states.slice(0, first, count)), rows.q, rows.k, rows.v, workspace_);
-    HeadPlaces places{.positions = of_piece(positions_), .cos = {}, .sin = {}};
+    HeadPlaces places{
+        .positions =
+            std::span<const int64_t>(positions_).subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
+        .cos = {},
+        .sin = {}};
     if (attention_.rotary_) {
-      const int64_t half = c.rotary_emb->rotary_dim / 2;
-      const TensorView cos = memory.matrix(Memory::Piece::cos, count, half);
-      const TensorView sin = memory.matrix(Memory::Piece::sin, count, half);
-      attention_.rotary_->write_angles(of_piece(rotated_by), cos, sin);
-      memory.angles_key = 0;
-      places.cos = cos;
-      places.sin = sin;
+      places.cos = angles.cos.slice(0, first, count);
+      places.sin = angles.sin.slice(0, first, count);
     }
     prepare_heads(shard_, places, rows, workspace_.threads());
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/rows.h"
+#include "kernels/workspace.h"
 
 namespace regard {
 namespace {
@@ -232,6 +233,26 @@ class HeadPreparation {
 };
 
 }  // namespace
+
+RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> positions, Workspace& workspace) {
+  constexpr int64_t kRun = 64;
+  Workspace::Memory& memory = workspace.memory();
+  const auto count = static_cast<int64_t>(positions.size());
+  const int64_t half = rotary.config().rotary_dim / 2;
+  const RowAngles angles{.cos = memory.matrix(Workspace::Memory::Piece::cos, count, half),
+                         .sin = memory.matrix(Workspace::Memory::Piece::sin, count, half)};
+  const uint64_t key = rotary.key(positions);
+  if (memory.angles_key == key) return angles;
+  // A cosine takes as long as some 50 multiply-adds.
+  workspace.threads().for_work(100 * count * half).for_each((count + kRun - 1) / kRun, [&](int64_t run, int) {
+    const int64_t first = run * kRun;
+    const int64_t length = std::min(kRun, count - first);
+    rotary.write_angles(positions.subspan(static_cast<size_t>(first), static_cast<size_t>(length)),
+                        angles.cos.slice(0, first, length), angles.sin.slice(0, first, length));
+  });
+  memory.angles_key = key;
+  return angles;
+}
 
 void prepare_heads(const AttentionShard& shard, const HeadPlaces& places, const HeadRows& rows,
                    const Threads& threads) {
