@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "attention/attention_call.h"
 #include "attention/context_call.h"
@@ -61,11 +62,9 @@ std::vector<RankedCall::Part> RankedCall::parts_of(const Attention& attention, s
   return parts;
 }
 
-std::vector<int64_t> RankedCall::tokens_of_rank(const Attention& attention, int64_t rank, std::span<const Span> spans,
-                                                std::span<const ConstTensorView> active_masks, int64_t slots_a_row) {
-  const Ranks& ranks = attention.ranks();
+std::vector<int64_t> RankedCall::tokens_of_rank(const Ranks& ranks, std::span<const Part> parts, int64_t rank) {
   std::vector<int64_t> own;
-  for (const Part& part : parts_of(attention, spans, active_masks, slots_a_row)) {
+  for (const Part& part : parts) {
     const RankMesh mesh(ranks.size(), part.stage.degree, ranks.config().switch_cc);
     const auto& of_row = part.tokens.tokens_of(mesh.row_of(rank));
     const ElementRange range = part_of(static_cast<int64_t>(of_row.size()), mesh.columns(), mesh.column_of(rank));
@@ -76,12 +75,8 @@ std::vector<int64_t> RankedCall::tokens_of_rank(const Attention& attention, int6
 
 std::vector<int64_t> Attention::tokens_of_rank(int64_t rank, std::span<const Span> spans, const KvCache* cache,
                                                std::span<const ConstTensorView> active_masks) const {
-  return RankedCall::tokens_of_rank(*this, rank, spans, active_masks,
-                                    slots_a_row(spans, cache, ranks_.decode().degree));
-}
-
-std::vector<int64_t> RankedCall::own_tokens() const {
-  return tokens_of_rank(attention_, attention_.ranks().rank(), spans_, input_.active_masks, slots_a_row_);
+  const int64_t slots = slots_a_row(spans, cache, ranks_.decode().degree);
+  return RankedCall::tokens_of_rank(ranks_, RankedCall::parts_of(*this, spans, active_masks, slots), rank);
 }
 
 RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
@@ -96,13 +91,12 @@ RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
     spans_ = own_spans_;
   }
   slots_a_row_ = slots_a_row(spans_, input.cache, attention.ranks().decode().degree);
-  check_input();
+  check_spans();
   parts_ = parts_of(attention, spans_, input.active_masks, slots_a_row_);
+  check_rows();
 }
 
-void RankedCall::check_input() {
-  const AttentionConfig& config = attention_.config();
-  const ConstTensorView& x = input_.hidden_states;
+void RankedCall::check_spans() {
   require(input_.active_masks.empty() || input_.active_masks.size() == spans_.size(),
           "attention: {} active masks are given for {} spans, expected one each, or none", input_.active_masks.size(),
           spans_.size());
@@ -114,13 +108,20 @@ void RankedCall::check_input() {
             span.first_position);
     tokens_ += span.count;
   }
-  const auto trees = make_trees("attention", spans_, input_.active_masks, config.is_causal);
+  const auto trees = make_trees("attention", spans_, input_.active_masks, attention_.config().is_causal);
   require(attention_.decode_->token_share().is_all() ||
               std::ranges::none_of(trees, [](const auto& tree) { return tree.has_value(); }),
           "attention: active_masks are given, but with flash decoding tokens can't branch");
+}
+
+void RankedCall::check_rows() {
+  const AttentionConfig& config = attention_.config();
+  const ConstTensorView& x = input_.hidden_states;
   check_rmsnorm(input_, config);
   int64_t expected = tokens_;
-  if (parallel_.sequence_parallel_enabled) expected = static_cast<int64_t>(own_tokens().size());
+  if (parallel_.sequence_parallel_enabled)
+    expected = std::accumulate(parts_.begin(), parts_.end(), int64_t{0},
+                               [](int64_t sum, const Part& part) { return sum + part.passed; });
   require(x.shape().rank() == 2 && x.size(0) == expected && x.size(1) == config.input_size() && x.is_dense(),
           "attention: hidden_states of rank {} has shape {}, expected [{}, {}], dense", attention_.ranks().rank(),
           x.shape(), expected, config.input_size());
@@ -280,7 +281,8 @@ void RankedCall::clear_skipped() {
   std::vector<int64_t> rows(static_cast<size_t>(tokens_), -1);  // by token: its row here
   if (parallel_.sequence_parallel_enabled) {
     int64_t row = 0;
-    for (const int64_t token : own_tokens()) rows[static_cast<size_t>(token)] = row++;
+    for (const int64_t token : tokens_of_rank(attention_.ranks(), parts_, attention_.ranks().rank()))
+      rows[static_cast<size_t>(token)] = row++;
   } else {
     for (int64_t token = 0; token < tokens_; ++token) rows[static_cast<size_t>(token)] = token;
   }

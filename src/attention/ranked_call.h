@@ -15,13 +15,7 @@ class RankedCall {
  public:
   RankedCall(const Attention& attention, const AttentionInput& input);
   AttentionOutput run();
-  // See Attention::tokens_of_rank.
-  [[nodiscard]] static std::vector<int64_t> tokens_of_rank(const Attention& attention, int64_t rank,
-                                                           std::span<const Span> spans,
-                                                           std::span<const ConstTensorView> active_masks,
-                                                           int64_t slots_a_row);
 
- private:
   // The spans that are computed alike.
   struct Part {
     bool prefill;
@@ -35,10 +29,15 @@ class RankedCall {
 
   [[nodiscard]] static std::vector<Part> parts_of(const Attention& attention, std::span<const Span> spans,
                                                   std::span<const ConstTensorView> active_masks, int64_t slots_a_row);
-  void check_input();
+  // What a rank passes of them, in order: see Attention::tokens_of_rank.
+  [[nodiscard]] static std::vector<int64_t> tokens_of_rank(const Ranks& ranks, std::span<const Part> parts,
+                                                           int64_t rank);
+
+ private:
+  void check_spans();
+  void check_rows();
   void agree() const;
   void check_cache() const;
-  [[nodiscard]] std::vector<int64_t> own_tokens() const;
   void add_residual();
   [[nodiscard]] ConstTensorView row_input(const Part& part);
   void run_part(const Part& part);
