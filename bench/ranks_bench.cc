@@ -1,16 +1,18 @@
-// One attention layer of the size of Llama-3-8B's over ranks: how long a prefill and a decode step take.
+// One attention layer of the size of Llama-3-8B's over ranks: how long a prefill and a decode step take, and how long
+// the model behind `regard plan` says they take on ranks that do what these were measured to do.
 //   ranks_bench --threads 2                                   one rank
 //   mpirun -n 2 ranks_bench --threads 1 [--cp 2] ...          two
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <random>
 #include <vector>
 
+#include "rank_speed.h"
 #include "regard/attention.h"
 #include "regard/mpi.h"
+#include "regard/plan.h"
 
 namespace {
 
@@ -41,91 +43,142 @@ std::vector<BFloat16> random_bf16(int64_t count, float scale) {
   return numbers;
 }
 
-// Milliseconds of the fastest of some calls, which all ranks begin together.
-template <class Call>
-double fastest(const Options& options, Communicator& world, Call call) {
-  double best = 1e300;
-  for (int i = 0; i < options.repeats; ++i) {
-    (void)world.gather(0);
-    const auto start = std::chrono::steady_clock::now();
-    call();
-    (void)world.gather(0);
-    best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+double median(std::vector<double> values) {
+  std::ranges::nth_element(values, values.begin() + static_cast<int64_t>(values.size() / 2));
+  return values[values.size() / 2];
+}
+
+// Times of the same call, each with what the model makes of the ranks' speed at that moment: on a shared machine both
+// move from second to second.
+struct Times {
+  std::vector<double> measured;  // milliseconds
+  std::vector<double> ratios;    // modelled to measured
+  StageCost cost;                // the last one modelled
+
+  void add(double seconds, const StageCost& modelled) {
+    measured.push_back(seconds * 1e3);
+    ratios.push_back((modelled.compute + modelled.link + modelled.latency) / seconds);
+    cost = modelled;
   }
-  return best;
-}
+  void print(const std::string& what) const {
+    fmt::print("{} {:.2f} ms; by the model {:.2f} of it ({:.2f} to {:.2f}), the last {:.2f} + {:.2f} + {:.2f} ms\n",
+               what, std::ranges::min(measured), median(ratios), std::ranges::min(ratios), std::ranges::max(ratios),
+               cost.compute * 1e3, cost.link * 1e3, cost.latency * 1e3);
+  }
+};
 
-// What `regard plan` wants to know of the ranks: how long the smallest exchange takes, and how fast bytes are sent.
-void measure_link(const Options& options, Communicator& world) {
-  constexpr int kRounds = 200;
-  const double round = fastest(options, world, [&] {
-    for (int i = 0; i < kRounds; ++i) (void)world.gather(0);
-  });
-  constexpr size_t kBytes = size_t{4} << 20;
-  std::vector<std::byte> own(kBytes);
-  std::vector<std::vector<std::byte>> others(static_cast<size_t>(world.size()), std::vector<std::byte>(kBytes));
-  const std::vector<std::span<std::byte>> parts(others.begin(), others.end());
-  const double all = fastest(options, world, [&] { world.all_gather(own, parts); });
-  const double sent = static_cast<double>(kBytes) * (world.size() - 1);
-  if (world.rank() == 0)
-    fmt::print("an exchange takes {:.1f} us at least, a rank sends {:.2f} GB/s\n", round / kRounds * 1e3,
-               sent / all / 1e6);
-}
+class RanksBench {
+ public:
+  // The history is in slot 0, prompts are in slot 1.
+  RanksBench(const Options& options, const std::shared_ptr<Communicator>& world)
+      : options_(options),
+        world_(*world),
+        ranks_(world, options.parallel),
+        workspace_(options.threads),
+        layer_(make_layer()),
+        cache_(layer_.make_cache(KvStorage::contiguous, {.slots = 2, .capacity = 16384, .dtype = DType::bf16})),
+        prompt_(DType::f32, {options.prompt, config_.hidden_size}) {
+    std::minstd_rand random(2);
+    for (float& x : prompt_.elements<float>()) x = static_cast<float>(random() % 2001) / 1000.0F - 1.0F;
+  }
+  void run();
 
-void run(const Options& options, const std::shared_ptr<Communicator>& world) {
-  if (world->size() > 1) measure_link(options, *world);
-  const Ranks ranks(world, options.parallel);
-  const AttentionConfig config = llama_8b();
-  const int64_t h = config.hidden_size;
-  const auto matrix = [&](const std::vector<BFloat16>& numbers, int64_t rows) {
+ private:
+  Attention make_layer();
+  void forward(const Span& span);
+  void fill();
+  double prefill() {
+    return bench::seconds_of_all(world_, [&] { forward({.slot = 1, .first_position = 0, .count = options_.prompt}); });
+  }
+  double decode() {
+    constexpr int kSteps = 20;
+    return bench::seconds_of_all(world_,
+                                 [&] {
+                                   for (int i = 0; i < kSteps; ++i)
+                                     forward({.slot = 0, .first_position = options_.history, .count = 1});
+                                 }) /
+           kSteps;
+  }
+
+  const Options& options_;
+  Communicator& world_;
+  Ranks ranks_;
+  AttentionConfig config_ = llama_8b();
+  Workspace workspace_;
+  Attention layer_;
+  KvCache cache_;
+  Tensor prompt_;
+};
+
+Attention RanksBench::make_layer() {
+  const int64_t h = config_.hidden_size;
+  const std::vector<BFloat16> numbers = random_bf16(h * h, 0.02F);
+  const auto matrix = [&](int64_t rows) {
     return WeightView::make(WeightType::bf16, rows, h,
                             std::as_bytes(std::span(numbers).first(static_cast<size_t>(rows * h))));
   };
-  const std::vector<BFloat16> numbers = random_bf16(h * h, 0.02F);
   AttentionWeights weights;
-  weights.qkv.q = weights.output = matrix(numbers, h);
-  weights.qkv.k = weights.qkv.v = matrix(numbers, 1024);
-  Workspace workspace(options.threads);
-  const Attention layer = Attention::load(weights, config, workspace.threads(), ranks);
-  KvCache cache = layer.make_cache(KvStorage::contiguous, {.slots = 1, .capacity = 16384, .dtype = DType::bf16});
+  weights.qkv.q = weights.output = matrix(h);
+  weights.qkv.k = weights.qkv.v = matrix(config_.num_key_value_heads * config_.head_dim);
+  return Attention::load(weights, config_, workspace_.threads(), ranks_);
+}
 
-  const Tensor prompt(DType::f32, {options.prompt, h});
-  std::minstd_rand random(2);
-  for (float& x : prompt.elements<float>()) x = static_cast<float>(random() % 2001) / 1000.0F - 1.0F;
-  // Some of the prompt's rows at some position; with sequence parallelism this rank's.
-  const auto forward = [&](const Span& span) {
-    Tensor own;
-    AttentionInput input;
-    input.spans = {&span, 1};
-    input.cache = &cache;
-    input.workspace = &workspace;
-    input.present_key_value = input.angles = false;
-    input.hidden_states = prompt.view().slice(0, 0, span.count);
-    if (options.parallel.sequence_parallel_enabled) {
-      const auto tokens = layer.tokens_of_rank(ranks.rank(), input.spans, &cache);
-      own = Tensor(DType::f32, {static_cast<int64_t>(tokens.size()), h});
-      for (size_t i = 0; i < tokens.size(); ++i)
-        std::copy_n(prompt.view().as<float>() + tokens[i] * h, h, own.view().as<float>() + static_cast<int64_t>(i) * h);
-      input.hidden_states = own;
-    }
-    (void)layer.forward(input);
-  };
-  const Span whole{.slot = 0, .first_position = 0, .count = options.prompt};
-  const int64_t before = world->bytes_sent();
-  forward(whole);
-  const int64_t prefill_bytes = world->bytes_sent() - before;
-  const double prefill =
-      fastest(options, *world, [&] { forward({.slot = 0, .first_position = 0, .count = options.prompt}); });
-  for (int64_t p = options.prompt; p < options.history; p += options.prompt)
-    forward({.slot = 0, .first_position = p, .count = options.prompt});
-  constexpr int kSteps = 20;
-  const double decode = fastest(options, *world, [&] {
-    for (int i = 0; i < kSteps; ++i) forward({.slot = 0, .first_position = options.history, .count = 1});
-  });
-  if (world->rank() == 0)
-    fmt::print("{} ranks, {} threads each: prefill of {} {:.1f} ms ({:.2f} MB sent), decode at {} {:.3f} ms\n",
-               world->size(), options.threads, options.prompt, prefill, static_cast<double>(prefill_bytes) / 1e6,
-               options.history, decode / kSteps);
+// The first of the prompt's rows at some position; with sequence parallelism those of this rank.
+void RanksBench::forward(const Span& span) {
+  const int64_t h = config_.hidden_size;
+  Tensor own;
+  AttentionInput input;
+  input.spans = {&span, 1};
+  input.cache = &cache_;
+  input.workspace = &workspace_;
+  input.present_key_value = input.angles = false;
+  input.hidden_states = prompt_.view().slice(0, 0, span.count);
+  if (options_.parallel.sequence_parallel_enabled) {
+    const auto tokens = layer_.tokens_of_rank(ranks_.rank(), input.spans, &cache_);
+    own = Tensor(DType::f32, {static_cast<int64_t>(tokens.size()), h});
+    for (size_t i = 0; i < tokens.size(); ++i)
+      std::copy_n(prompt_.view().as<float>() + tokens[i] * h, h, own.view().as<float>() + static_cast<int64_t>(i) * h);
+    input.hidden_states = own;
+  }
+  (void)layer_.forward(input);
+}
+
+void RanksBench::fill() {
+  for (int64_t p = 0; p < options_.history; p += options_.prompt)
+    forward({.slot = 0, .first_position = p, .count = std::min(options_.prompt, options_.history - p)});
+}
+
+void RanksBench::run() {
+  const ModelShape model{.family = "layer",
+                         .hidden_size = config_.hidden_size,
+                         .vocab_size = 1,
+                         .layers = {{.attention = LayerShape::of(config_), .mlp = {.width = 1}, .count = 1}}};
+  const Workload prompts{.context = options_.prompt, .prompt = options_.prompt, .cache = DType::bf16};
+  const Workload steps{.context = options_.history + 1, .prompt = 1, .cache = DType::bf16};
+  const int64_t before = world_.bytes_sent();
+  (void)prefill();
+  const int64_t prefill_bytes = world_.bytes_sent() - before;
+  fill();
+  (void)decode();
+  bench::RankSpeedProbe probe(world_, workspace_);
+  RankSpeed speed;
+  Times prefills;
+  Times decodes;
+  for (int i = 0; i < options_.repeats; ++i) {
+    speed = probe.measure();
+    decodes.add(decode(), decode_cost(model, steps, speed, options_.parallel));
+    speed = probe.measure();
+    prefills.add(prefill(), prefill_cost(model, prompts, speed, options_.parallel));
+  }
+  if (world_.rank() != 0) return;
+  fmt::print(
+      "{} ranks of {} threads: {:.1f} GFLOP/s, {:.1f} GB/s from memory, {:.2f} GB/s sent, {:.1f} us a round and "
+      "{:.1f} us a message\n",
+      world_.size(), options_.threads, speed.flops / 1e9, speed.bandwidth / 1e9, speed.link / 1e9, speed.latency * 1e6,
+      speed.per_message * 1e6);
+  prefills.print(
+      fmt::format("prefill of {} ({:.2f} MB sent)", options_.prompt, static_cast<double>(prefill_bytes) / 1e6));
+  decodes.print(fmt::format("decode at {}", options_.history));
 }
 
 }  // namespace
@@ -150,14 +203,14 @@ int main(int argc, char** argv) {
   if (ring) options.parallel.kv_exchange = KvExchange::ring;
   if (strided) options.parallel.context_split = ContextSplit::strided;
   if (!mpi::launched()) {
-    run(options, Communicator::single());
+    RanksBench(options, Communicator::single()).run();
     return 0;
   }
   const mpi::Session session;
   try {
     const auto world = mpi::world(session);
     options.parallel.tp_degree = world->size();
-    run(options, world);
+    RanksBench(options, world).run();
   } catch (const Error& error) {
     mpi::abort(error.what());
   }
