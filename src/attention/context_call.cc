@@ -23,11 +23,6 @@ DType wire_of(const KvCache* cache, const KvFormat& (KvCache::*format)() const) 
   return dtype == DType::bf16 || dtype == DType::f16 ? dtype : DType::f32;
 }
 
-// After a cut for one rank's heads, scales by channel may be those of all heads or of one.
-bool has_scales_by_head(const KvFormat& format) {
-  return !format.scales.empty() && (format.scaling == KvScaling::per_head || format.scaling == KvScaling::per_channel);
-}
-
 // Some heads of the rows of a matrix [tokens, heads * width].
 Tensor columns_of(const Tensor& rows, ElementRange tokens, int64_t first_column, int64_t columns) {
   Tensor part(DType::f32, {tokens.count, columns});
@@ -79,6 +74,10 @@ ContextCall::ContextCall(const Attention& attention, const AttentionInput& input
 }
 
 void ContextCall::run() {
+  if (input_.cache != nullptr) {
+    key_format_ = format_of_computed(input_.cache->key_format(), config_.head_dim);
+    value_format_ = format_of_computed(input_.cache->value_format(), config_.v_head_dim);
+  }
   fetch_prior();
   project();
   place_own_rows();
@@ -142,10 +141,6 @@ void ContextCall::check() const {
           "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {} on this rank",
           cache.num_key_value_heads(), cache.head_dim(), cache.v_head_dim(), kept.num_key_value_heads, kept.head_dim,
           kept.v_head_dim);
-  require((!has_scales_by_head(cache.key_format()) && !has_scales_by_head(cache.value_format())) ||
-              holders_.computes_what_it_keeps(),
-          "attention: the cache has given scales by head or channel, but ranks compute other KV heads in prefill than "
-          "they keep; scales per token or per tensor work");
 }
 
 // Queries, keys and values of this row's tokens.
@@ -344,12 +339,13 @@ void ContextCall::attend_while_heads_travel() {
 }
 
 // The keys and values that this row's tokens see, of some heads: a slot a sequence, from its origin on.
+// As the cache stores them: attention has to see the numbers that later tokens will see.
 KvCache ContextCall::make_context(HeadRange heads) const {
   KvCacheOptions options{.slots = std::max<int64_t>(1, static_cast<int64_t>(sequences_.size())), .capacity = 1};
   for (const Sequence& sequence : sequences_)
     options.capacity = std::max(options.capacity, sequence.seen.last - sequence.origin + 1);
-  options.keys = format_of(&KvCache::key_format, config_.head_dim, heads);
-  options.values = format_of(&KvCache::value_format, config_.v_head_dim, heads);
+  options.keys = format_of(key_format_, config_.head_dim, heads);
+  options.values = format_of(value_format_, config_.v_head_dim, heads);
   AttentionConfig config = config_;
   config.num_key_value_heads = heads.count;
   config.num_attention_heads = heads.count * config_.group_size();
@@ -375,18 +371,13 @@ KvCache ContextCall::make_context(HeadRange heads) const {
   return context;
 }
 
-// As the cache stores them: attention has to see the numbers that later tokens will see. Where heads have scales of
-// their own, this rank keeps just those that it computes.
-KvFormat ContextCall::format_of(const KvFormat& (KvCache::*format)() const, int64_t width, HeadRange heads) const {
-  if (input_.cache == nullptr) return {};
-  KvFormat found = (input_.cache->*format)();
-  const auto scales = static_cast<int64_t>(found.scales.size());
-  if (found.scaling == KvScaling::per_channel && scales <= width) return found;
-  if (!has_scales_by_head(found)) return found;
-  const int64_t of_head = scales / keeper_.config.num_key_value_heads;
-  const auto first = found.scales.begin() + heads.first * of_head;
-  found.scales = std::vector<float>(first, first + heads.count * of_head);
-  return found;
+KvFormat ContextCall::format_of(const KvFormat& all, int64_t width, HeadRange heads) const {
+  KvFormat format = all;
+  const int64_t of_head = scales_a_head(all, config_.num_key_value_heads, width);
+  if (of_head == 0) return format;
+  const auto first = all.scales.begin() + heads.first * of_head;
+  format.scales.assign(first, first + heads.count * of_head);
+  return format;
 }
 
 // Attention of some of this row's tokens, which see one context.

@@ -43,6 +43,8 @@ class ContextCall {
     int64_t first;
     int64_t count;
   };
+  // How many given scales each of so many heads has for itself; 0: none, or all heads have the same.
+  [[nodiscard]] static int64_t scales_a_head(const KvFormat& format, int64_t heads, int64_t width);
   // A sequence's part in the call.
   struct Sequence {
     size_t span;
@@ -65,6 +67,7 @@ class ContextCall {
   void place_own_rows();
 
   // context_keep.cc
+  [[nodiscard]] KvFormat format_of_computed(const KvFormat& kept, int64_t width) const;
   void fetch_prior();
   [[nodiscard]] bool wants_prior() const;
   void make_prior(Sequence& sequence) const;
@@ -91,7 +94,7 @@ class ContextCall {
   void attend_while_heads_travel();
 
   [[nodiscard]] KvCache make_context(HeadRange heads) const;
-  [[nodiscard]] KvFormat format_of(const KvFormat& (KvCache::*format)() const, int64_t width, HeadRange heads) const;
+  [[nodiscard]] KvFormat format_of(const KvFormat& all, int64_t width, HeadRange heads) const;
   void attend(HeadRange heads, const KvCache& context, ElementRange tokens);
   void write_output();
 
@@ -110,8 +113,9 @@ class ContextCall {
   std::vector<int64_t> decode_rows_;  // by row of prefill: that of decode which this column's rank is in
   std::vector<size_t> chosen_;
   std::vector<Sequence> sequences_;
-  std::vector<int64_t> positions_;  // of this row's tokens
-  Tensor queries_, attended_;       // [tokens of the row, heads * width]
+  std::vector<int64_t> positions_;      // of this row's tokens
+  KvFormat key_format_, value_format_;  // the cache's, for the KV heads that this rank computes
+  Tensor queries_, attended_;           // [tokens of the row, heads * width]
   Tensor own_keys_, own_values_;
   Tensor keys_, values_;  // [tokens of the stage, KV heads * width]: what is needed of them
   // Kept, but computed by others: by the first place of the head among those kept.

@@ -31,6 +31,34 @@ std::vector<ContextCall::StoredPart> ContextCall::parts_of(const KvCache::Stored
   return parts;
 }
 
+int64_t ContextCall::scales_a_head(const KvFormat& format, int64_t heads, int64_t width) {
+  const auto scales = static_cast<int64_t>(format.scales.size());
+  if (scales == 0) return 0;
+  if (format.scaling == KvScaling::per_head) return 1;
+  const bool of_one = scales == width && heads > 1;
+  return format.scaling == KvScaling::per_channel && !of_one ? width : 0;
+}
+
+// A rank's cache has the given scales of the heads that it keeps; those of others come from who keeps them.
+KvFormat ContextCall::format_of_computed(const KvFormat& kept, int64_t width) const {
+  const int64_t of_head = scales_a_head(kept, keeper_.config.num_key_value_heads, width);
+  if (of_head == 0 || holders_.computes_what_it_keeps()) return kept;
+  std::vector<std::vector<float>> scales(static_cast<size_t>(place_.ranks.size()), kept.scales);
+  std::vector<std::span<std::byte>> parts;
+  for (std::vector<float>& of_rank : scales) parts.push_back(std::as_writable_bytes(std::span(of_rank)));
+  place_.ranks.world().all_gather(std::as_bytes(std::span(kept.scales)), parts);
+  KvFormat computed = kept;
+  computed.scales.clear();
+  for (const int64_t head : holders_.computed(rank_)) {
+    // A head of zeros is nobody's: any scale will do.
+    const int64_t keeper = head == -1 ? rank_ : holders_.keeper_of(head, 0, 0, rank_);
+    const int64_t index = head == -1 ? 0 : index_of(holders_.kept(keeper), head);
+    const auto first = scales[static_cast<size_t>(keeper)].begin() + index * of_head;
+    computed.scales.insert(computed.scales.end(), first, first + of_head);
+  }
+  return computed;
+}
+
 // What was kept before the spans and this row's tokens see, bit for bit as it is stored. Every rank goes through the
 // same list of what is wanted by whom, and takes its part in it.
 void ContextCall::fetch_prior() {

@@ -150,6 +150,7 @@ class UnitKernel {
   // cost the rest in f32 would show in an output that a sink keeps small.
   static float power(double x) {
     constexpr double kSmallest = -126.0;
+    if (std::isnan(x)) return static_cast<float>(x);
     if (x < kSmallest) return 0.0F;
     const double whole = std::nearbyint(x);
     const float fraction = hn::GetLane(exp2_nonpositive(F32(), hn::Set(F32(), static_cast<float>(x - whole))));

@@ -27,6 +27,11 @@ TEST(LayerOverRanks, EqualsOneRankInEveryCombination) {
   check_property(1000, [] { check(*rank_scenes({})); });
 }
 
+// Ranks that compute other KV heads in prefill than they keep get their scales from those that do.
+TEST(LayerOverRanks, EqualsOneRankWithGivenScales) {
+  check_property(300, [] { check(*rank_scenes({.given_scales = true})); });
+}
+
 // Texts that cross blocks of 256 keys and pieces of 512 tokens.
 TEST(LayerOverRanks, EqualsOneRankOnLongTexts) {
   check_property(100, [] { check(*rank_scenes({.ranks = {2, 3, 4}, .longest_text = 1300, .small = true})); });

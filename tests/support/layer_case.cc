@@ -110,6 +110,7 @@ std::ostream& operator<<(std::ostream& out, const LayerCase& c) {
   norm("q norm", g.q_layernorm);
   norm("k norm", g.k_layernorm);
   norm("v norm", g.v_norm);
+  if (c.scaling != KvScaling::per_token) out << ", given scales of kind " << static_cast<int>(c.scaling);
   return out << " (placement " << static_cast<int>(g.qk_norm_placement) << "), weights " << name_of(c.qkv_type)
              << " and " << name_of(c.output_type) << ", hidden " << name_of(c.hidden_dtype) << ", cache "
              << name_of(c.cache_dtype) << ", storage " << static_cast<int>(c.storage) << " in pages of " << c.page_size
@@ -213,7 +214,22 @@ void Layer::add_norms(Random& random) {
 }
 
 KvCacheOptions Layer::cache_options(int64_t slots, int64_t capacity) const {
-  return {.slots = slots, .capacity = capacity, .dtype = case_.cache_dtype, .page_size = case_.page_size};
+  KvCacheOptions options{
+      .slots = slots, .capacity = capacity, .dtype = case_.cache_dtype, .page_size = case_.page_size};
+  if (case_.scaling == KvScaling::per_token) return options;
+  Random random(case_.seed);
+  const auto with_scales = [&](int64_t width) {
+    const int64_t heads = config().num_key_value_heads;
+    int64_t count = 1;
+    if (case_.scaling == KvScaling::per_head) count = heads;
+    if (case_.scaling == KvScaling::per_channel) count = case_.seed % 2 == 0 ? width : heads * width;
+    KvFormat format{.dtype = case_.cache_dtype, .scaling = case_.scaling};
+    for (int64_t i = 0; i < count; ++i) format.scales.push_back(0.02F + 0.02F * std::abs(random.normal()));
+    return format;
+  };
+  options.keys = with_scales(config().head_dim);
+  options.values = with_scales(config().v_head_dim);
+  return options;
 }
 
 KvCache Layer::make_cache(int64_t slots, int64_t capacity, int64_t speculation_length) const {

@@ -20,7 +20,8 @@ struct LayerCase {
   DType cache_dtype = DType::f32;
   KvStorage storage = KvStorage::contiguous;  // a ring or chunk cache only where there is a window or chunk
   int64_t page_size = 0;
-  uint64_t seed = 0;  // of the numbers
+  KvScaling scaling = KvScaling::per_token;  // any other: of given scales
+  uint64_t seed = 0;                         // of the numbers
 };
 std::ostream& operator<<(std::ostream& out, const LayerCase& c);
 

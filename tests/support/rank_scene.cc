@@ -133,6 +133,10 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
     scene.layer = *layer_cases({.bidirectional = true, .longest_text = wishes.longest_text, .small = wishes.small});
     scene.parallel = any_parallel(wishes);
     if (wishes.shared_tokens) share_tokens(scene);
+    if (wishes.given_scales) {
+      scene.layer.cache_dtype = *rc::gen::element(DType::i8, DType::f8_e4m3, DType::f8_e5m2);
+      scene.layer.scaling = *rc::gen::element(KvScaling::per_tensor, KvScaling::per_head, KvScaling::per_channel);
+    }
     scene.slots = *rc::gen::inRange<int64_t>(1, 5);
     scene.with_cache = !one_in(5);
     scene.with_norm = scene.layer.config.rms_norm_eps.has_value();
@@ -147,7 +151,9 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
       for (int64_t slot = 0; slot < scene.slots; ++slot) {
         if (one_in(4) && !(slot + 1 == scene.slots && spans.empty())) continue;
         int64_t& length = lengths[static_cast<size_t>(slot)];
-        if (one_in(8)) length = 0;  // another sequence begins
+        const bool all_kept = scene.layer.config.sliding_window == 0 && scene.layer.config.attention_chunk_size == 0;
+        if (one_in(8)) length = 0;                                                      // another sequence begins
+        if (all_kept && one_in(6)) length = *rc::gen::inRange<int64_t>(0, length + 1);  // some tokens are taken back
         const int64_t count =
             one_in(2) ? *rc::gen::inRange<int64_t>(1, 4) : *rc::gen::inRange<int64_t>(1, wishes.longest_text + 1);
         const bool nobody = one_in(10);

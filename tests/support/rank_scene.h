@@ -26,6 +26,7 @@ struct RankWishes {
   int64_t longest_text = 80;
   bool small = false;
   bool shared_tokens = false;  // flash decoding of one KV head
+  bool given_scales = false;   // an 8-bit cache whose scales are known beforehand
 };
 rc::Gen<RankScene> rank_scenes(RankWishes wishes);
 
