@@ -110,7 +110,7 @@ struct AttentionInput : AttentionOptions {
   /// For drafts that branch: one [count, count] of bool or u8 a span, telling which of the span's own tokens (columns)
   /// each of them (rows) sees; itself and some before it. An empty view, or none at all: all before it [MASK-11],
   /// [MASK-12]. A token's position is then the span's first plus the number it sees but itself, and its output has the
-  /// bits of its branch decoded alone. The cache holds the tokens as they come: KvCache::accept keeps a branch.
+  /// bits of its branch decoded alone. The cache holds the tokens as they come: `accept` keeps a branch.
   std::span<const ConstTensorView> active_masks;
 };
 
@@ -155,6 +155,9 @@ class Attention {
   [[nodiscard]] bool shares_sequences() const;
   /// Forgets the tokens of the whole cache's slot from `length` on, as KvCache::truncate does.
   void truncate(KvCache& cache, int64_t slot, int64_t length) const;
+  /// Keeps a branch of the whole cache's slot, as KvCache::accept does. Where ranks share a sequence's tokens, which
+  /// then do not branch, only the first ones can be accepted: Throws Error for indices other than 0, 1, 2...
+  void accept(KvCache& cache, int64_t slot, int64_t first_position, std::span<const int64_t> indices) const;
   /// Which of a call's tokens a rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
   /// places among the packed tokens, in the order of the rows that it passes. Spans, cache and masks are those of the
   /// call.
@@ -169,6 +172,7 @@ class Attention {
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 
  private:
+  [[nodiscard]] std::optional<int64_t> own_slot(const KvCache& cache, int64_t slot) const;
   friend class AttentionCall;
   friend class ContextCall;
   friend class RankedCall;

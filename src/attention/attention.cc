@@ -73,15 +73,30 @@ KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) 
   return {storage, own, decode_->config};
 }
 
-void Attention::truncate(KvCache& cache, int64_t slot, int64_t length) const {
+// Where this rank keeps a slot of the whole cache, if it does.
+std::optional<int64_t> Attention::own_slot(const KvCache& cache, int64_t slot) const {
   const Ranks::Stage& stage = ranks_.decode();
   require(slot >= 0 && slot < cache.slots() * stage.degree, "attention: slot is {}, expected 0 to {}", slot,
           cache.slots() * stage.degree - 1);
-  if (stage.degree > 1) {
-    if (slot / cache.slots() != stage.row) return;
-    slot %= cache.slots();
-  }
-  cache.truncate(slot, decode_->token_share().count_below(length));
+  if (stage.degree == 1) return slot;
+  return slot / cache.slots() == stage.row ? std::optional(slot % cache.slots()) : std::nullopt;
+}
+
+void Attention::truncate(KvCache& cache, int64_t slot, int64_t length) const {
+  if (const auto own = own_slot(cache, slot)) cache.truncate(*own, decode_->token_share().count_below(length));
+}
+
+void Attention::accept(KvCache& cache, int64_t slot, int64_t first_position, std::span<const int64_t> indices) const {
+  const auto count = static_cast<int64_t>(indices.size());
+  const bool shared = !decode_->token_share().is_all();
+  for (int64_t i = 0; shared && i < count; ++i)
+    require(indices[static_cast<size_t>(i)] == i,
+            "attention: with flash decoding the first tokens are accepted, but index {} is {}", i,
+            indices[static_cast<size_t>(i)]);
+  if (shared)
+    truncate(cache, slot, first_position + count);
+  else if (const auto own = own_slot(cache, slot))
+    cache.accept(*own, first_position, indices);
 }
 
 const QkvProjection& Attention::qkv_projection() const { return decode_->qkv; }

@@ -32,6 +32,10 @@ TEST(LayerOverRanks, EqualsOneRankWithGivenScales) {
   check_property(300, [] { check(*rank_scenes({.given_scales = true})); });
 }
 
+TEST(LayerOverRanks, EqualsOneRankOnDrafts) {
+  check_property(300, [] { check(*rank_scenes({.drafts = true})); });
+}
+
 // Texts that cross blocks of 256 keys and pieces of 512 tokens.
 TEST(LayerOverRanks, EqualsOneRankOnLongTexts) {
   check_property(100, [] { check(*rank_scenes({.ranks = {2, 3, 4}, .longest_text = 1300, .small = true})); });

@@ -5,36 +5,12 @@
 
 #include <cstring>
 
+#include "support/draft_tree.h"
 #include "support/property.h"
 #include "support/session.h"
 
 namespace regard::test {
 namespace {
-
-// Token i continues token parents[i], or the text where that is -1.
-struct Tree {
-  std::vector<int64_t> parents;
-
-  [[nodiscard]] std::vector<int64_t> branch(int64_t token) const {
-    std::vector<int64_t> path;
-    for (; token >= 0; token = parents[static_cast<size_t>(token)]) path.insert(path.begin(), token);
-    return path;
-  }
-  [[nodiscard]] Tensor mask() const {
-    const auto count = static_cast<int64_t>(parents.size());
-    Tensor mask(DType::boolean, {count, count});
-    for (int64_t row = 0; row < count; ++row)
-      for (const int64_t column : branch(row)) *mask.view()[row][column].as<bool>() = true;
-    return mask;
-  }
-};
-
-Tree any_tree(int64_t most) {
-  Tree tree;
-  const auto count = *rc::gen::inRange<int64_t>(1, most + 1);
-  for (int64_t i = 0; i < count; ++i) tree.parents.push_back(*rc::gen::inRange<int64_t>(-1, i));
-  return tree;
-}
 
 // Rows of `hidden`, in this order.
 Tensor rows_of(const Tensor& hidden, const std::vector<int64_t>& rows) {
@@ -77,8 +53,8 @@ TEST(TokenTree, EachTokenHasTheBitsOfItsBranchAlone) {
     const Scene scene = any_scene();
     RC_LOG() << scene << '\n';
     const Layer layer(scene.layer);
-    const Tree tree = any_tree(12);
-    const auto count = static_cast<int64_t>(tree.parents.size());
+    const DraftTree tree = any_draft_tree(*rc::gen::inRange<int64_t>(1, 13));
+    const int64_t count = tree.count();
     const Tensor prompt = layer.text(scene.prompt, 0);
     const Tensor draft = layer.text(count, 1);
     Workspace workspace(2);
@@ -116,8 +92,8 @@ TEST(TokenTree, TreesMixWithOtherSpans) {
     const Scene scene = any_scene();
     RC_LOG() << scene << '\n';
     const Layer layer(scene.layer);
-    const Tree tree = any_tree(8);
-    const auto count = static_cast<int64_t>(tree.parents.size());
+    const DraftTree tree = any_draft_tree(*rc::gen::inRange<int64_t>(1, 9));
+    const int64_t count = tree.count();
     const Tensor mask = tree.mask();
     const int64_t capacity = scene.prompt + count;
     KvCache cache = layer.make_cache(3, capacity, count);

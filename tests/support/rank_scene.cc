@@ -75,8 +75,15 @@ Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
     input.cache = scene.with_cache ? &cache : nullptr;
     input.workspace = &workspace;
     input.present_key_value = false;
+    const auto drafts = scene.drafts.empty() ? std::vector<RankDraft>(input.spans.size()) : scene.drafts[call];
+    std::vector<Tensor> trees;
+    trees.reserve(drafts.size());  // views stay
+    std::vector<ConstTensorView> masks;
+    for (const RankDraft& draft : drafts)
+      masks.emplace_back(draft.tree.count() == 0 ? ConstTensorView() : trees.emplace_back(draft.tree.mask()).view());
+    if (!trees.empty()) input.active_masks = masks;
     const bool scattered = ranks.config().sequence_parallel_enabled;
-    const auto own = attention.tokens_of_rank(ranks.rank(), input.spans, input.cache);
+    const auto own = attention.tokens_of_rank(ranks.rank(), input.spans, input.cache, input.active_masks);
     const Tensor hidden = hidden_of(scene, layer, call);
     const Tensor passed = scattered ? rows_of(hidden, own) : hidden;
     input.hidden_states = passed;
@@ -101,6 +108,9 @@ Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
       out = all;
     }
     results.outputs.push_back(std::move(out));
+    for (size_t i = 0; i < input.spans.size(); ++i)
+      if (const auto& accepted = drafts[i].accepted; !accepted.empty())
+        attention.accept(cache, input.spans[i].slot, input.spans[i].first_position, accepted);
   }
   return results;
 }
@@ -119,12 +129,34 @@ std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
   if (const int64_t piece = scene.layer.config.inference.windowed_context_encoding_size; piece > 0)
     out << ", decode in pieces of " << piece;
   out << "; " << scene.slots << " slots;";
-  for (const auto& call : scene.calls) {
+  for (size_t call = 0; call < scene.calls.size(); ++call) {
     out << " [";
-    for (const Span& span : call) out << " " << span.slot << "@" << span.first_position << "+" << span.count;
+    for (size_t i = 0; i < scene.calls[call].size(); ++i) {
+      const Span& span = scene.calls[call][i];
+      const RankDraft draft = scene.drafts.empty() ? RankDraft() : scene.drafts[call][i];
+      out << " " << span.slot << "@" << span.first_position << "+" << span.count;
+      for (const int64_t parent : draft.tree.parents) out << "," << parent;
+      if (!draft.accepted.empty()) out << " of which " << draft.accepted.size() << " stay";
+    }
     out << " ]";
   }
   return out << "; " << scene.layer;
+}
+
+// Of a span of a few tokens. Caches that give tokens back could not go on after some drafts.
+RankDraft any_draft(const RankScene& scene, const Span& span) {
+  const AttentionConfig& config = scene.layer.config;
+  const bool takes_back = config.is_causal && config.sliding_window == 0 && config.attention_chunk_size == 0;
+  if (!scene.with_cache || !takes_back || span.slot == -1 || span.count > 8 || one_in(2)) return {};
+  RankDraft draft;
+  if (!scene.parallel.flash_decoding_enabled && one_in(2)) {
+    draft.tree = any_draft_tree(span.count);
+    draft.accepted = draft.tree.branch(*rc::gen::inRange<int64_t>(0, span.count));
+  } else {
+    const int64_t staying = *rc::gen::inRange<int64_t>(1, span.count + 1);
+    for (int64_t i = 0; i < staying; ++i) draft.accepted.push_back(i);
+  }
+  return draft;
 }
 
 rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
@@ -148,6 +180,7 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
     std::vector<int64_t> lengths(static_cast<size_t>(scene.slots), 0);
     for (int call = 0; call < calls; ++call) {
       std::vector<Span> spans;
+      std::vector<RankDraft> drafts;
       for (int64_t slot = 0; slot < scene.slots; ++slot) {
         if (one_in(4) && !(slot + 1 == scene.slots && spans.empty())) continue;
         int64_t& length = lengths[static_cast<size_t>(slot)];
@@ -158,9 +191,12 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
             one_in(2) ? *rc::gen::inRange<int64_t>(1, 4) : *rc::gen::inRange<int64_t>(1, wishes.longest_text + 1);
         const bool nobody = one_in(10);
         spans.push_back({.slot = nobody ? -1 : slot, .first_position = length, .count = count});
-        if (!nobody) length += count;
+        drafts.push_back(wishes.drafts ? any_draft(scene, spans.back()) : RankDraft());
+        const auto accepted = static_cast<int64_t>(drafts.back().accepted.size());
+        if (!nobody) length += accepted > 0 ? accepted : count;
       }
       scene.calls.push_back(spans);
+      scene.drafts.push_back(drafts);
     }
     return scene;
   });

@@ -4,10 +4,17 @@
 #include <vector>
 
 #include "regard/parallel.h"
+#include "support/draft_tree.h"
 #include "support/layer_case.h"
 
 // A layer at work over ranks, against the same layer on one rank.
 namespace regard::test {
+
+// Of a span's tokens: how they branch, if they do, and which of them stay once all are computed.
+struct RankDraft {
+  DraftTree tree;
+  std::vector<int64_t> accepted;  // none: all
+};
 
 // Calls of a layer: each has the next tokens of some sequences.
 struct RankScene {
@@ -15,6 +22,7 @@ struct RankScene {
   ParallelConfig parallel;
   int64_t slots = 1;
   std::vector<std::vector<Span>> calls;
+  std::vector<std::vector<RankDraft>> drafts;  // one a span, or none at all
   bool with_cache = true;
   bool with_norm = false;  // an input norm, and a residual
 };
@@ -26,6 +34,7 @@ struct RankWishes {
   int64_t longest_text = 80;
   bool small = false;
   bool shared_tokens = false;  // flash decoding of one KV head
+  bool drafts = false;         // tokens that branch, or are taken back
   bool given_scales = false;   // an 8-bit cache whose scales are known beforehand
 };
 rc::Gen<RankScene> rank_scenes(RankWishes wishes);
