@@ -155,8 +155,7 @@ class Attention {
   [[nodiscard]] bool shares_sequences() const;
   /// Forgets the tokens of the whole cache's slot from `length` on, as KvCache::truncate does.
   void truncate(KvCache& cache, int64_t slot, int64_t length) const;
-  /// Keeps a branch of the whole cache's slot, as KvCache::accept does. Where ranks share a sequence's tokens, which
-  /// then do not branch, only the first ones can be accepted: Throws Error for indices other than 0, 1, 2...
+  /// Keeps a branch of the whole cache's slot, as KvCache::accept does; all ranks call this.
   void accept(KvCache& cache, int64_t slot, int64_t first_position, std::span<const int64_t> indices) const;
   /// Which of a call's tokens a rank passes as hidden states, and gets back, where sequence_parallel_enabled: their
   /// places among the packed tokens, in the order of the rows that it passes. Spans, cache and masks are those of the

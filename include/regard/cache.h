@@ -142,7 +142,8 @@ class KvCache {
   /// A copy of tokens first..first+count-1 of a slot as f32: keys [count, kv_heads, head_dim] and values [count,
   /// kv_heads, v_head_dim]. Throws Error if they are not stored.
   [[nodiscard]] std::pair<Tensor, Tensor> read(int64_t slot, int64_t first, int64_t count) const;
-  /// The same, and the other way round, with the bits that are stored: for saving a sequence. See saved_sequence.h.
+  /// The same, and the other way round, with the bits that are stored: for saving a sequence, see saved_sequence.h, and
+  /// for moving tokens between caches.
   struct StoredTokens {
     Tensor keys;          ///< u8 [count, kv_heads, bytes of head_dim elements]
     Tensor values;        ///< u8 [count, kv_heads, bytes of v_head_dim elements]
@@ -150,6 +151,8 @@ class KvCache {
     Tensor value_scales;  ///< f32 [count, kv_heads], or empty
   };
   [[nodiscard]] StoredTokens read_stored(int64_t slot, int64_t first, int64_t count) const;
+  /// As `append`, of tokens as they are stored. Throws Error also for tokens of another form.
+  void append_stored(const Span& span, const StoredTokens& tokens);
   /// Makes an empty slot a sequence that holds these tokens from `first` on; of a page of which only the end is given,
   /// nothing is held. Throws Error where `append` would, and where the next token would see what is not held.
   void restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens);

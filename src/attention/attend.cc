@@ -81,7 +81,7 @@ void attend(const AttendInput& input) {
                                    .scale = static_cast<float>(scale),
                                    .soft_cap = static_cast<float>(input.logit_soft_cap),
                                    .sinks = input.sinks.empty() ? nullptr : input.sinks.data()};
-  copy_tails(trees, input.spans, *input.cache, shape, workspace);
+  copy_tails(trees, input.spans, *input.cache, {}, shape, workspace);
   SpanRows rows(memory, input.queries.size(0));
   int64_t first = 0;
   for (size_t i = 0; i < input.spans.size(); ++i) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/attention_shard.h"
+#include "attention/shared_tokens.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -87,16 +88,12 @@ void Attention::truncate(KvCache& cache, int64_t slot, int64_t length) const {
 }
 
 void Attention::accept(KvCache& cache, int64_t slot, int64_t first_position, std::span<const int64_t> indices) const {
-  const auto count = static_cast<int64_t>(indices.size());
-  const bool shared = !decode_->token_share().is_all();
-  for (int64_t i = 0; shared && i < count; ++i)
-    require(indices[static_cast<size_t>(i)] == i,
-            "attention: with flash decoding the first tokens are accepted, but index {} is {}", i,
-            indices[static_cast<size_t>(i)]);
-  if (shared)
-    truncate(cache, slot, first_position + count);
-  else if (const auto own = own_slot(cache, slot))
+  const auto own = own_slot(cache, slot);
+  if (!own) return;
+  if (decode_->token_share().is_all())
     cache.accept(*own, first_position, indices);
+  else
+    accept_shared(*decode_, cache, *own, first_position, indices);
 }
 
 const QkvProjection& Attention::qkv_projection() const { return decode_->qkv; }

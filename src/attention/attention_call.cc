@@ -35,7 +35,7 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
   tokens_ = input.hidden_states.size(0);
   resolve_spans();
   resolve_cache();
-  trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal);
+  trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal, share_);
   resolve_angles();
   make_outputs();
   hidden_output_.emplace(shard_, place_, hidden_, workspace_);
@@ -280,7 +280,7 @@ void AttentionCall::prepare(const Piece& piece, const HeadRows& rows) {
 
 void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
   const auto& c = config_;
-  for_each_part(piece, [&](size_t, int64_t first, const Span& part) {
+  for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
     const auto rows = [&](TensorView matrix, int64_t width) {
       return matrix.slice(0, first, part.count).reshape({part.count, c.num_key_value_heads, width});
     };
@@ -289,7 +289,7 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
     if (share_.is_all())
       cache_->append(part, keys, values, workspace_.threads());
     else if (part.slot != -1)
-      append_own(part, keys, values);
+      append_own(index, part, keys, values);
   });
   if (!input_.present_key_value) return;
   const auto copy = [&](TensorView from, const Tensor& to) {
@@ -300,8 +300,15 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
   copy(v, output_.present_key_value.value);
 }
 
-// Of a part's tokens those that this rank keeps.
-void AttentionCall::append_own(const Span& part, TensorView keys, TensorView values) {
+// Of a part's tokens those that this rank keeps. Where they branch, it may have to see others: all wait aside until the
+// end of the call.
+void AttentionCall::append_own(size_t index, const Span& part, TensorView keys, TensorView values) {
+  if (tree_of(index) != nullptr) {
+    active_.resize(spans_.size());
+    KvCache& active = active_[index].emplace(KvCache::contiguous(
+        {.slots = 1, .capacity = part.count, .keys = cache_->key_format(), .values = cache_->value_format()}, config_));
+    active.append({.slot = 0, .first_position = 0, .count = part.count}, keys, values, workspace_.threads());
+  }
   const int64_t place = share_.count_below(part.first_position);
   if (cache_->length(part.slot) > place) cache_->truncate(part.slot, place);
   for (int64_t i = 0; i < part.count;) {
@@ -323,7 +330,7 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
                                    .scale = static_cast<float>(config_.softmax_scale),
                                    .soft_cap = static_cast<float>(config_.logit_soft_cap),
                                    .sinks = shard_.sinks.empty() ? nullptr : shard_.sinks.data()};
-  copy_tails(trees_, spans_, *cache_, shape, workspace_);
+  copy_tails(trees_, spans_, *cache_, active_, shape, workspace_);
   SpanRows rows(memory_, piece.count);
   for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
     const Span& span = spans_[index];

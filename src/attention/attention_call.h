@@ -42,7 +42,7 @@ class AttentionCall {
   [[nodiscard]] ConstTensorView normed_input(const Piece& piece);
   void prepare(const Piece& piece, const HeadRows& rows);
   void append(const Piece& piece, TensorView k, TensorView v);
-  void append_own(const Span& part, TensorView keys, TensorView values);
+  void append_own(size_t index, const Span& part, TensorView keys, TensorView values);
   void attend(const Piece& piece, ConstTensorView q, TensorView attended);
   void clear_skipped();
 
@@ -73,6 +73,7 @@ class AttentionCall {
   KvCache* cache_ = nullptr;
   TokenShare share_;                             // of the sequences' tokens those that the cache has
   std::vector<std::optional<TokenTree>> trees_;  // by span; empty: no span has one
+  std::vector<std::optional<KvCache>> active_;   // by span: all tokens of a tree, where the cache has only a share
   // Of tokens first .. first+count-1 of the call.
   struct Angles {
     ConstTensorView cos;

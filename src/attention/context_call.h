@@ -5,6 +5,7 @@
 
 #include "attention/attention_shard.h"
 #include "attention/hidden_output.h"
+#include "attention/stored_parts.h"
 #include "parallel/kv_holders.h"
 #include "parallel/messages.h"
 
@@ -23,11 +24,6 @@ class ContextCall {
 
  private:
   static constexpr int64_t kAllRows = -1;
-  // One of the parts of a token of a head as it is stored.
-  struct StoredPart {
-    Tensor KvCache::StoredTokens::*tensor;
-    int64_t bytes;
-  };
   // Positions from..end-1 of a head, as far as they are in the share: what a reader wants and a keeper has.
   struct PriorPart {
     int64_t reader;
@@ -74,7 +70,6 @@ class ContextCall {
   void send_prior(const Sequence& sequence, std::span<const StoredPart> parts, Messages& messages) const;
   template <class Visit>
   void for_each_prior(const Sequence& sequence, Visit visit) const;
-  [[nodiscard]] static std::vector<StoredPart> parts_of(const KvCache::StoredTokens& tokens);
   void fetch_missing_heads();
   void keep();
   [[nodiscard]] std::pair<Tensor, Tensor> kept_rows(const Sequence& sequence) const;

@@ -9,27 +9,11 @@
 namespace regard {
 namespace {
 
-std::byte* place_of(TensorView tensor, int64_t token, int64_t head, int64_t bytes) {
-  return tensor.data() + (token * tensor.size(1) + head) * bytes;
-}
-
 int64_t index_of(std::span<const int64_t> heads, int64_t head) {
   return std::find(heads.begin(), heads.end(), head) - heads.begin();
 }
 
 }  // namespace
-
-std::vector<ContextCall::StoredPart> ContextCall::parts_of(const KvCache::StoredTokens& tokens) {
-  std::vector<StoredPart> parts;
-  for (const auto tensor : {&KvCache::StoredTokens::keys, &KvCache::StoredTokens::values,
-                            &KvCache::StoredTokens::key_scales, &KvCache::StoredTokens::value_scales}) {
-    const Tensor& t = tokens.*tensor;
-    if (t.shape().rank() < 2) continue;
-    const int64_t width = t.shape().rank() == 2 ? 1 : t.shape()[2];
-    parts.push_back({tensor, width * static_cast<int64_t>(size_of(t.dtype()))});
-  }
-  return parts;
-}
 
 int64_t ContextCall::scales_a_head(const KvFormat& format, int64_t heads, int64_t width) {
   const auto scales = static_cast<int64_t>(format.scales.size());
@@ -63,7 +47,7 @@ KvFormat ContextCall::format_of_computed(const KvFormat& kept, int64_t width) co
 // same list of what is wanted by whom, and takes its part in it.
 void ContextCall::fetch_prior() {
   if (input_.cache == nullptr) return;
-  const auto parts = parts_of(input_.cache->read_stored(0, 0, 0));
+  const auto parts = stored_parts(input_.cache->read_stored(0, 0, 0));
   Messages messages(place_.ranks.size());
   for (Sequence& sequence : sequences_) {
     make_prior(sequence);
@@ -77,9 +61,7 @@ void ContextCall::fetch_prior() {
       for (int64_t p = wanted.from; p < wanted.end; ++p)
         if (wanted.share.owns(p))
           for (const StoredPart& part : parts)
-            messages.take(wanted.keeper,
-                          place_of(sequence.prior.*part.tensor, p - sequence.origin, wanted.index, part.bytes),
-                          part.bytes);
+            messages.take(wanted.keeper, part.at(sequence.prior, p - sequence.origin, wanted.index), part.bytes);
     });
 }
 
@@ -91,14 +73,8 @@ bool ContextCall::wants_prior() const {
 }
 
 void ContextCall::make_prior(Sequence& sequence) const {
-  const KvCache::StoredTokens kept = input_.cache->read_stored(0, 0, 0);
   const int64_t count = std::max<int64_t>(0, input_.spans[sequence.span].first_position - sequence.origin);
-  for (const StoredPart& part : parts_of(kept)) {
-    const Tensor& form = kept.*part.tensor;
-    const int64_t heads = config_.num_key_value_heads;
-    sequence.prior.*part.tensor =
-        Tensor(form.dtype(), form.shape().rank() == 2 ? Shape{count, heads} : Shape{count, heads, form.shape()[2]});
-  }
+  sequence.prior = stored_like(input_.cache->read_stored(0, 0, 0), count, config_.num_key_value_heads);
 }
 
 void ContextCall::send_prior(const Sequence& sequence, std::span<const StoredPart> parts, Messages& messages) const {
@@ -119,8 +95,7 @@ void ContextCall::send_prior(const Sequence& sequence, std::span<const StoredPar
       if (wanted.reader == rank_) messages.expect(wanted.keeper, token_bytes);
       if (wanted.keeper != rank_) continue;
       for (const StoredPart& part : parts)
-        messages.send(wanted.reader, place_of(kept.*part.tensor, own.count_below(p) - base, head, part.bytes),
-                      part.bytes);
+        messages.send(wanted.reader, part.at(kept, own.count_below(p) - base, head), part.bytes);
     }
   });
 }

@@ -8,6 +8,23 @@
 
 namespace regard {
 
+// The ranks of a row that have copies of the same KV head, and a part of its tokens each, in the order of their shares.
+struct TokenKeepers {
+  explicit TokenKeepers(const AttentionShard& shard);
+
+  std::vector<int64_t> columns;
+  std::vector<TokenShare> shares;
+
+  [[nodiscard]] size_t keeper_of(int64_t position) const {
+    return static_cast<size_t>(position / TokenShare::kRun) % columns.size();
+  }
+};
+
+// Of a sequence's tokens from first_position on keeps those with these indices, as KvCache::accept does: all ranks of
+// the row call this. Throws Error on each of them for indices that do not rise or are not stored.
+void accept_shared(const AttentionShard& shard, KvCache& cache, int64_t slot, int64_t first_position,
+                   std::span<const int64_t> indices);
+
 // Flash decoding: ranks with copies of a KV head have parts of its tokens each. Queries of all of them meet the tokens
 // of each, and partial results go back to those whose queries they are [PAR-54], [PAR-55].
 class SharedTokens {
@@ -20,21 +37,14 @@ class SharedTokens {
   void attend(const kernels::AttendCall& call);
 
  private:
-  struct Member {
-    int64_t column;
-    TokenShare share;
-  };
-
   [[nodiscard]] std::vector<float> gather_queries(const float* own, int64_t tokens, int64_t width);
-  [[nodiscard]] int64_t sets_of(const Member& member, int64_t last) const;
-  [[nodiscard]] const Member& self() const { return members_[static_cast<size_t>(self_)]; }
+  [[nodiscard]] int64_t sets_of(const TokenShare& share, int64_t last) const;
   void exchange(std::vector<std::vector<std::byte>> sent, std::vector<std::vector<std::byte>>& received) const;
 
   const AttentionShard& shard_;
   bool by_block_;
   Workspace& workspace_;
-  std::vector<Member> members_;  // in order of their shares
-  int64_t self_ = 0;
+  TokenKeepers members_;
 };
 
 }  // namespace regard

@@ -34,7 +34,7 @@ HeadPage head_page(PanelSide side, const KvPages& kv, int64_t place, int64_t hea
 
 }  // namespace
 
-TokenTree::TokenTree(const Span& span, ConstTensorView mask) : span_(span) {
+TokenTree::TokenTree(const Span& span, ConstTensorView mask, TokenShare share) : span_(span), share_(share) {
   const Shape shape{span.count, span.count};
   require(mask.shape() == shape && (mask.dtype() == DType::boolean || mask.dtype() == DType::u8),
           "attention: active_mask of slot {} has shape {} and dtype {}, expected {} and bool or u8", span.slot,
@@ -58,8 +58,8 @@ int64_t TokenTree::pages() const {
   return pages;
 }
 
-void TokenTree::copy_tails(const KvPages& kv, const kernels::AttendShape& shape, const KvPages& memory,
-                           int64_t first_page, const Threads& threads) {
+void TokenTree::copy_tails(const KvPages& kv, const KvCache* active, const kernels::AttendShape& shape,
+                           const KvPages& memory, int64_t first_page, const Threads& threads) {
   places_.resize(static_cast<size_t>(pages()));
   for (size_t i = 0; i < places_.size(); ++i) places_[i] = static_cast<int32_t>(first_page + static_cast<int64_t>(i));
   tails_.clear();
@@ -71,19 +71,25 @@ void TokenTree::copy_tails(const KvPages& kv, const kernels::AttendShape& shape,
     tail.page_count = pages_of(token);
     table += tail.page_count;
   }
+  const KvPages own_tokens = active == nullptr ? kv : active->view(0);
+  const int64_t first_own = active == nullptr ? span_.first_position : 0;
   const auto copy = [&](PanelSide side, int64_t token, int64_t head) {
     const KvPages& tail = tails_[static_cast<size_t>(token)];
-    const auto copy_one = [&](int64_t from, int64_t to) {
-      const HeadPage source = head_page(side, kv, kv.place_of(from), head, shape);
+    const auto copy_one = [&](const KvPages& pages, int64_t from, int64_t position) {
+      const int64_t to = share_.count_below(position);
+      const HeadPage source = head_page(side, pages, pages.place_of(from), head, shape);
       const HeadPage target = head_page(side, tail, tail.place_of(to), head, shape);
-      target.elements.copy_token(source.elements, kv.offset_of(from), tail.offset_of(to));
+      target.elements.copy_token(source.elements, pages.offset_of(from), tail.offset_of(to));
       if (source.scales != nullptr && target.scales != nullptr)
-        target.scales[tail.offset_of(to)] = source.scales[kv.offset_of(from)];
+        target.scales[tail.offset_of(to)] = source.scales[pages.offset_of(from)];
     };
-    for (int64_t position = tail_start(); position < span_.first_position; ++position) copy_one(position, position);
+    for (int64_t position = whole_tail_start(); position < span_.first_position; ++position)
+      if (share_.owns(position)) copy_one(kv, share_.count_below(position), position);
     const auto& branch = branches_[static_cast<size_t>(token)];
-    for (size_t i = 0; i < branch.size(); ++i)
-      copy_one(span_.first_position + branch[i], span_.first_position + static_cast<int64_t>(i));
+    for (size_t i = 0; i < branch.size(); ++i) {
+      const int64_t position = span_.first_position + static_cast<int64_t>(i);
+      if (share_.owns(position)) copy_one(own_tokens, first_own + branch[i], position);
+    }
   };
   const int64_t numbers = pages() * kTile * shape.kv_heads * (shape.head_dim + shape.v_head_dim);
   threads.for_work(4 * numbers).for_each(span_.count * shape.kv_heads, [&](int64_t task, int) {
@@ -93,19 +99,21 @@ void TokenTree::copy_tails(const KvPages& kv, const kernels::AttendShape& shape,
 }
 
 std::vector<std::optional<TokenTree>> make_trees(std::string_view caller, std::span<const Span> spans,
-                                                 std::span<const ConstTensorView> active_masks, bool is_causal) {
+                                                 std::span<const ConstTensorView> active_masks, bool is_causal,
+                                                 TokenShare share) {
   if (active_masks.empty()) return {};
   require(active_masks.size() == spans.size(), "{}: active_masks has {} masks, expected {}, one a span", caller,
           active_masks.size(), spans.size());
   require(is_causal, "{}: active_masks are given, but the mask is not causal", caller);
   std::vector<std::optional<TokenTree>> trees(spans.size());
   for (size_t i = 0; i < trees.size(); ++i)
-    if (!active_masks[i].empty()) trees[i].emplace(spans[i], active_masks[i]);
+    if (!active_masks[i].empty()) trees[i].emplace(spans[i], active_masks[i], share);
   return trees;
 }
 
 void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span> spans, const KvCache& cache,
-                const kernels::AttendShape& shape, Workspace& workspace) {
+                std::span<const std::optional<KvCache>> active, const kernels::AttendShape& shape,
+                Workspace& workspace) {
   const auto branches = [&](size_t i) { return trees[i].has_value() && spans[i].slot != -1; };
   int64_t pages = 0;
   KvPages places;
@@ -131,7 +139,8 @@ void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span>
   int64_t first_page = 0;
   for (size_t i = 0; i < trees.size(); ++i) {
     if (!branches(i)) continue;
-    trees[i]->copy_tails(cache.view(spans[i].slot), shape, places, first_page, workspace.threads());
+    trees[i]->copy_tails(cache.view(spans[i].slot), active.empty() ? nullptr : &*active[i], shape, places, first_page,
+                         workspace.threads());
     first_page += trees[i]->pages();
   }
 }

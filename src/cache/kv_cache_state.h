@@ -152,6 +152,9 @@ struct KvCache::State {
             copies, pool.free());
     for (int64_t page = first_page; page < end_page; ++page) make_own(found.page(page));
   }
+  // kv_cache_stored.cc
+  void check_stored(const StoredTokens& tokens, int64_t count) const;
+  void write_stored(const Slot& slot, int64_t first, int64_t skipped, const StoredTokens& tokens);
   void move_token(const Slot& slot, int64_t from, int64_t to) {
     for (PageStore* store : {&keys, &values})
       store->copy_token(slot.page(from / page_size()), from % page_size(), slot.page(to / page_size()),

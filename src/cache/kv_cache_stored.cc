@@ -12,7 +12,39 @@ Element* row_of(const Tensor& tensor, int64_t row, int64_t row_elements) {
   return tensor.empty() ? nullptr : tensor.view().as<Element>() + row * row_elements;
 }
 
+void check_rows(const char* name, const PageStore& store, const Tensor& rows, const Tensor& scales, int64_t count,
+                int64_t heads) {
+  const Shape row_shape{count, heads, store.bytes_of_row()};
+  require(rows.dtype() == DType::u8 && rows.shape() == row_shape,
+          "cache: stored {} have shape {} and dtype {}, expected {} and u8", name, rows.shape(), name_of(rows.dtype()),
+          row_shape);
+  const Shape scale_shape{count, heads};
+  require(store.has_scales() ? scales.shape() == scale_shape && scales.dtype() == DType::f32 : scales.empty(),
+          "cache: scales of stored {} have shape {}, expected {}", name, scales.shape(),
+          store.has_scales() ? scale_shape.to_string() : "none");
+}
+
 }  // namespace
+
+void KvCache::State::check_stored(const StoredTokens& tokens, int64_t count) const {
+  check_rows("keys", keys, tokens.keys, tokens.key_scales, count, kv_heads);
+  check_rows("values", values, tokens.values, tokens.value_scales, count, kv_heads);
+}
+
+// All but the first `skipped`; the first of all is at position `first`.
+void KvCache::State::write_stored(const Slot& slot, int64_t first, int64_t skipped, const StoredTokens& tokens) {
+  const auto write = [&](PageStore& store, const Tensor& rows, const Tensor& scales) {
+    const int64_t count = rows.empty() ? 0 : rows.shape()[0];
+    for (int64_t i = skipped * kv_heads; i < count * kv_heads; ++i) {
+      const int64_t position = first + i / kv_heads;
+      store.store_stored(reinterpret_cast<const std::byte*>(row_of<uint8_t>(rows, i, store.bytes_of_row())),
+                         row_of<float>(scales, i, 1), slot.page(position / page_size()), i % kv_heads,
+                         position % page_size());
+    }
+  };
+  write(keys, tokens.keys, tokens.key_scales);
+  write(values, tokens.values, tokens.value_scales);
+}
 
 KvCache::StoredTokens KvCache::read_stored(int64_t slot, int64_t first, int64_t count) const {
   State& s = *state_;
@@ -34,27 +66,25 @@ KvCache::StoredTokens KvCache::read_stored(int64_t slot, int64_t first, int64_t 
   return tokens;
 }
 
+void KvCache::append_stored(const Span& span, const StoredTokens& tokens) {
+  State& s = *state_;
+  s.check({&span, 1}, std::max<int64_t>(1, span.count));
+  s.check_stored(tokens, span.count);
+  if (span.slot == -1) return;
+  Slot& slot = s.at(span.slot);
+  s.make_room(slot, span.first_position, span.count);
+  s.write_stored(slot, span.first_position, 0, tokens);
+  s.set_stored(slot, span.first_position, span.first_position + span.count);
+}
+
 void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens) {
   State& s = *state_;
   Slot& found = s.empty_slot(slot);
   const int64_t count = tokens.keys.empty() ? 0 : tokens.keys.shape()[0];
-  const auto check = [&](const char* name, const PageStore& store, const Tensor& rows, const Tensor& scales) {
-    const Shape row_shape{count, s.kv_heads, store.bytes_of_row()};
-    require(rows.dtype() == DType::u8 && rows.shape() == row_shape,
-            "cache: stored {} have shape {} and dtype {}, expected {} and u8", name, rows.shape(),
-            name_of(rows.dtype()), row_shape);
-    const Shape scale_shape{count, s.kv_heads};
-    require(store.has_scales() ? scales.shape() == scale_shape && scales.dtype() == DType::f32 : scales.empty(),
-            "cache: scales of stored {} have shape {}, expected {}", name, scales.shape(),
-            store.has_scales() ? scale_shape.to_string() : "none");
-  };
   // At the start of a chunk nothing is held, and nothing needed.
   require(count > 0 || (first > 0 && first % s.page_size() == 0),
           "cache: no stored tokens are given, and position {} is no start of a page", first);
-  if (count > 0) {
-    check("keys", s.keys, tokens.keys, tokens.key_scales);
-    check("values", s.values, tokens.values, tokens.value_scales);
-  }
+  if (count > 0) s.check_stored(tokens, count);
   require(first >= 0 && count <= s.options.capacity - first,
           "cache: slot {} would hold {} tokens from position {} on, but its capacity is {}", slot, count, first,
           s.options.capacity);
@@ -69,16 +99,7 @@ void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& to
     while (found.end_page() < end_page) found.table.push_back(s.pool.take());
   }
   const int64_t skipped = std::min(count, first_page * s.page_size() - first);
-  const auto write = [&](PageStore& store, const Tensor& rows, const Tensor& scales) {
-    for (int64_t i = skipped * s.kv_heads; i < count * s.kv_heads; ++i) {
-      const int64_t position = first + i / s.kv_heads;
-      store.store_stored(reinterpret_cast<const std::byte*>(row_of<uint8_t>(rows, i, store.bytes_of_row())),
-                         row_of<float>(scales, i, 1), found.page(position / s.page_size()), i % s.kv_heads,
-                         position % s.page_size());
-    }
-  };
-  write(s.keys, tokens.keys, tokens.key_scales);
-  write(s.values, tokens.values, tokens.value_scales);
+  s.write_stored(found, first, skipped, tokens);
   s.set_stored(found, first + skipped, first + count);
 }
 

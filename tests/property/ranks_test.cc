@@ -41,6 +41,12 @@ TEST(LayerOverRanks, EqualsOneRankOnLongTexts) {
   check_property(100, [] { check(*rank_scenes({.ranks = {2, 3, 4}, .longest_text = 1300, .small = true})); });
 }
 
+TEST(LayerOverRanks, EqualsOneRankOnDraftsWhereRanksShareTokens) {
+  const RankWishes wishes{
+      .ranks = {2, 3, 4}, .longest_text = 700, .small = true, .shared_tokens = true, .drafts = true};
+  check_property(300, [&] { check(*rank_scenes(wishes)); });
+}
+
 TEST(LayerOverRanks, EqualsOneRankWhereRanksShareTokens) {
   const RankWishes wishes{.ranks = {2, 3, 4}, .longest_text = 1300, .small = true, .shared_tokens = true};
   check_property(300, [&] { check(*rank_scenes(wishes)); });

@@ -147,9 +147,9 @@ std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
 RankDraft any_draft(const RankScene& scene, const Span& span) {
   const AttentionConfig& config = scene.layer.config;
   const bool takes_back = config.is_causal && config.sliding_window == 0 && config.attention_chunk_size == 0;
-  if (!scene.with_cache || !takes_back || span.slot == -1 || span.count > 8 || one_in(2)) return {};
+  if (!scene.with_cache || !takes_back || span.slot == -1 || span.count > 8 || one_in(4)) return {};
   RankDraft draft;
-  if (!scene.parallel.flash_decoding_enabled && one_in(2)) {
+  if (one_in(2)) {
     draft.tree = any_draft_tree(span.count);
     draft.accepted = draft.tree.branch(*rc::gen::inRange<int64_t>(0, span.count));
   } else {
@@ -187,8 +187,11 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
         const bool all_kept = scene.layer.config.sliding_window == 0 && scene.layer.config.attention_chunk_size == 0;
         if (one_in(8)) length = 0;                                                      // another sequence begins
         if (all_kept && one_in(6)) length = *rc::gen::inRange<int64_t>(0, length + 1);  // some tokens are taken back
-        const int64_t count =
-            one_in(2) ? *rc::gen::inRange<int64_t>(1, 4) : *rc::gen::inRange<int64_t>(1, wishes.longest_text + 1);
+        int64_t count = one_in(2) ? *rc::gen::inRange<int64_t>(1, wishes.drafts ? 9 : 4)
+                                  : *rc::gen::inRange<int64_t>(1, wishes.longest_text + 1);
+        // The next draft comes to the end of a run of tokens that one rank keeps.
+        if (wishes.drafts && wishes.shared_tokens && one_in(2))
+          count = 2 * 256 - length % 256 + *rc::gen::inRange<int64_t>(-6, 2);
         const bool nobody = one_in(10);
         spans.push_back({.slot = nobody ? -1 : slot, .first_position = length, .count = count});
         drafts.push_back(wishes.drafts ? any_draft(scene, spans.back()) : RankDraft());
