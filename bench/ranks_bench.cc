@@ -172,9 +172,9 @@ void RanksBench::run() {
   }
   if (world_.rank() != 0) return;
   fmt::print(
-      "{} ranks of {} threads: {:.1f} GFLOP/s, {:.1f} GB/s from memory, {:.2f} GB/s sent, {:.1f} us a round and "
+      "{} ranks of {} threads: {:.4f} TFLOP/s, {:.1f} GB/s from memory, {:.2f} GB/s sent, {:.1f} us a round and "
       "{:.1f} us a message\n",
-      world_.size(), options_.threads, speed.flops / 1e9, speed.bandwidth / 1e9, speed.link / 1e9, speed.latency * 1e6,
+      world_.size(), options_.threads, speed.flops / 1e12, speed.bandwidth / 1e9, speed.link / 1e9, speed.latency * 1e6,
       speed.per_message * 1e6);
   prefills.print(
       fmt::format("prefill of {} ({:.2f} MB sent)", options_.prompt, static_cast<double>(prefill_bytes) / 1e6));
@@ -202,16 +202,18 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   if (ring) options.parallel.kv_exchange = KvExchange::ring;
   if (strided) options.parallel.context_split = ContextSplit::strided;
-  if (!mpi::launched()) {
-    RanksBench(options, Communicator::single()).run();
-    return 0;
-  }
-  const mpi::Session session;
   try {
+    if (!mpi::launched()) {
+      RanksBench(options, Communicator::single()).run();
+      return 0;
+    }
+    const mpi::Session session;
     const auto world = mpi::world(session);
     options.parallel.tp_degree = world->size();
     RanksBench(options, world).run();
   } catch (const Error& error) {
-    mpi::abort(error.what());
+    if (mpi::launched()) mpi::abort(error.what());
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
   }
 }

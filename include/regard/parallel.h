@@ -19,7 +19,8 @@ enum class ContextSplit : uint8_t {
 /// How the rows of context parallelism come by each other's keys and values.
 enum class KvExchange : uint8_t {
   all_gather,  ///< All at once, before attention [PAR-22].
-  ring,        ///< Row by row, while attention works on the row that came before.
+  ring,        ///< One KV head after the other from row to row, while attention works on the head before; in layers
+               ///< with a window or chunk as all_gather.
 };
 
 /// Which collectives bring the rows of decode's data parallelism together [PAR-35]. Rows of a prompt do as AR_AG says.

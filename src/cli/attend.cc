@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/ranks.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
 #include "tensor/fail.h"
@@ -57,7 +58,10 @@ void add_attend(CLI::App& app) {
                   "seq, heads]")
       ->required();
   command.footer("Example:\n  regard attend -m model.gguf --layer 3 --input x.safetensors --output y.safetensors");
-  command.callback([options] { run(*options); });
+  command.callback([options] {
+    CommandRanks::require_one_process("attend");
+    run(*options);
+  });
 }
 
 }  // namespace regard::cli

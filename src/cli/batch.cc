@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/ranks.h"
 #include "decoder/scheduler.h"
 #include "regard/decoder.h"
 #include "tensor/fail.h"
@@ -186,7 +187,10 @@ void add_batch(CLI::App& app) {
       "Example:\n"
       "  echo '{\"id\": \"a\", \"prompt\": \"Once upon a time\", \"max_tokens\": 64}' > requests.jsonl\n"
       "  regard batch -m model.gguf -i requests.jsonl -o results.jsonl --resume");
-  command.callback([options] { run(*options); });
+  command.callback([options] {
+    CommandRanks::require_one_process("batch");
+    run(*options);
+  });
 }
 
 }  // namespace regard::cli

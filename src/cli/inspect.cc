@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/ranks.h"
 #include "families/family.h"
 #include "regard/attention_config.h"
 
@@ -152,7 +153,10 @@ void add_inspect(CLI::App& app) {
   command.add_option("model", options->model, "A .gguf file, a .safetensors file or a Hugging Face folder")->required();
   command.add_flag("--json", options->json, "Print one JSON object");
   command.footer("Example:\n  regard inspect model.gguf");
-  command.callback([options] { run(options->model, options->json); });
+  command.callback([options] {
+    CommandRanks::require_one_process("inspect");
+    run(options->model, options->json);
+  });
 }
 
 }  // namespace regard::cli

@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/ranks.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -350,7 +351,10 @@ void add_plan(CLI::App& app) {
   command.add_flag("--all", options->all, "Print all plans, not only the best");
   command.add_flag("--json", options->json, "Print one JSON object, with all plans");
   command.footer("Example:\n  regard plan -m config.json --ranks 64 --batch 64 --context 8192 --kv-dtype bf16");
-  command.callback([options] { run(*options); });
+  command.callback([options] {
+    CommandRanks::require_one_process("plan");
+    run(*options);
+  });
 }
 
 }  // namespace regard::cli

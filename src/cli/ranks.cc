@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "cli/interrupt.h"
 #include "regard/agreement.h"
@@ -24,7 +25,9 @@ struct CommandRanks::Launched {
 
 namespace {
 
-std::string how_to_start(int64_t ranks) { return fmt::format("start them with: mpirun -n {} regard ...", ranks); }
+std::string how_to_start(int64_t ranks, std::string_view options) {
+  return fmt::format("start them with: mpirun -n {} regard ...{}", ranks, options);
+}
 bool launched() { return mpi::launched(); }
 
 }  // namespace
@@ -45,7 +48,7 @@ struct CommandRanks::Launched {
 
 namespace {
 
-std::string how_to_start(int64_t /*ranks*/) {
+std::string how_to_start(int64_t /*ranks*/, std::string_view /*options*/) {
   return "this regard is built without MPI, which it takes for more than one";
 }
 bool launched() { return false; }
@@ -69,11 +72,15 @@ void RankOptions::add_to(CLI::App& command) {
   command.add_option("--cp", cp, "Groups of such ranks that divide a prompt's tokens (default: 1)")
       ->check(degree)
       ->group(group);
-  command.add_option("--dp", dp, "Parts of all ranks that divide the sequences in decode (default: 1)")
+  command
+      .add_option(
+          "--dp", dp,
+          "Parts of all ranks that divide the sequences in decode; one sequence leaves the others idle (default: 1)")
       ->check(degree)
       ->group(group);
   flag("--sp", sequence_parallel, "Divide the tokens between layers, too");
-  flag("--flash-decoding", flash_decoding, "Ranks with the same KV head divide its tokens in decode");
+  flag("--flash-decoding", flash_decoding,
+       "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
   flag("--ring", ring, "With --cp: pass keys and values on while attention works, not all before");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
@@ -82,6 +89,7 @@ void RankOptions::add_to(CLI::App& command) {
 ParallelConfig RankOptions::config() const {
   require(cp > 1 || !ring, "--ring is given and --cp is 1, expected a --cp of 2 or more");
   require(cp > 1 || !strided, "--strided is given and --cp is 1, expected a --cp of 2 or more");
+  require(tp * cp % dp == 0, "--dp is {}, but has to divide the {} ranks (--tp {} times --cp {})", dp, tp * cp, tp, cp);
   return {.tp_degree = tp * cp,
           .cp_degree = cp,
           .attention_dp_degree = dp,
@@ -110,7 +118,8 @@ CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
   if (launched()) launched_ = std::make_unique<Launched>();
   const int count = launched_ == nullptr ? 1 : launched_->world->size();
   require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
-          options.tp, options.cp, config.tp_degree, how_to_start(config.tp_degree));
+          options.tp, options.cp, config.tp_degree,
+          config.tp_degree == 1 ? fmt::format("give --tp {}", count) : how_to_start(config.tp_degree, ""));
   if (launched_ != nullptr) {
     const Fields own = options.fields();
     settings.insert(settings.begin(), own.begin(), own.end());
@@ -121,13 +130,22 @@ CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
 
 CommandRanks::~CommandRanks() = default;
 
+void CommandRanks::require_one_process(std::string_view command) {
+  if (!launched()) return;
+  const int count = Launched().world->size();
+  require(count == 1, "regard {} runs in one process, but {} were started; start it without mpirun", command, count);
+}
+
 Checkpoint CommandRanks::open_model(const std::string& path) const {
   if (!Checkpoint::holds_shards(path)) return Checkpoint::open(path);
   Checkpoint part = Checkpoint::open_shard(path, ranks_.rank());
   // Here, so that ranks with a part complain together with those that have none.
   const int64_t parts = part.shard()->tp_degree;
   require(parts == ranks_.size(), "checkpoint: {} was cut for {} ranks, but there are {}; {}", path, parts,
-          ranks_.size(), how_to_start(parts));
+          ranks_.size(), how_to_start(parts, fmt::format(" --tp {}", parts)));
+  const ParallelConfig& config = ranks_.config();
+  require(config.cp_degree == 1 && config.attention_dp_degree == 1,
+          "checkpoint: {} was cut for --tp alone, expected no --cp and no --dp", path);
   return part;
 }
 

@@ -42,6 +42,9 @@ class CommandRanks {
   CommandRanks(const CommandRanks&) = delete;
   CommandRanks& operator=(const CommandRanks&) = delete;
   ~CommandRanks();
+  // For a command without ranks: throws Error where a launcher started several processes, each of which would do all of
+  // its work.
+  static void require_one_process(std::string_view command);
 
   [[nodiscard]] const Ranks& ranks() const { return ranks_; }
   // Whether this is the rank that prints and writes.

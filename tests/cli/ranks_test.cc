@@ -28,8 +28,8 @@ TEST(RanksOfACommand, DegreesThatDoNotFitAreNamed) {
     const char* message;
   } cases[] = {
       {{"--tp", "0"}, "--tp"},
-      {{"--dp", "2"}, "parallel: attention_dp_degree is 2, but has to divide tp_degree 1, expected one of 1"},
-      {{"--tp", "4", "--dp", "3"}, "attention_dp_degree is 3, but has to divide tp_degree 4, expected one of 1, 2, 4"},
+      {{"--dp", "2"}, "--dp is 2, but has to divide the 1 ranks (--tp 1 times --cp 1)"},
+      {{"--tp", "4", "--dp", "3"}, "--dp is 3, but has to divide the 4 ranks (--tp 4 times --cp 1)"},
       {{"--strided"}, "--strided is given and --cp is 1, expected a --cp of 2 or more"},
       {{"--ring"}, "--ring is given and --cp is 1, expected a --cp of 2 or more"},
   };

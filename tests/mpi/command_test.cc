@@ -43,7 +43,23 @@ TEST(RanksOfMpirun, AreAsManyAsTheOptionsSay) {
   const ModelFolder folder;
   expect_refused(launch({generate(folder, 2, {"-p", "the", "--tp", "2", "--cp", "2"})}),
                  "ranks are 2, but --tp 2 times --cp 2 is 4, expected the same; start them with: mpirun -n 4 regard");
-  expect_refused(launch({generate(folder, 2, {"-p", "the"})}), "ranks are 2, but --tp 1 times --cp 1 is 1");
+  expect_refused(launch({generate(folder, 2, {"-p", "the"})}),
+                 "ranks are 2, but --tp 1 times --cp 1 is 1, expected the same; give --tp 2");
+}
+
+TEST(RanksOfMpirun, CommandsWithoutRanksRunInOneProcess) {
+  const ModelFolder folder;
+  const auto refused = [&](Words words) {
+    const std::string command = "regard " + words.front();
+    words.insert(words.begin(), {"-n", "2", REGARD_PROGRAM});
+    expect_refused(launch({words}), command + " runs in one process, but 2 were started; start it without mpirun");
+  };
+  refused({"batch", "-m", folder.gguf, "-i", folder.gguf, "-o", folder.file("results")});
+  refused({"shard", "-m", folder.gguf, "--tp", "2", "-o", folder.file("cut")});
+  refused({"attend", "-m", folder.gguf, "--layer", "0", "--input", folder.gguf, "--output", folder.file("out")});
+  refused({"bench"});
+  refused({"inspect", folder.gguf});
+  refused({"plan", "-m", folder.gguf, "--ranks", "2", "--context", "8"});
 }
 
 TEST(RanksOfMpirun, WhatAllGetWrongIsSaidOnce) {
@@ -121,7 +137,9 @@ TEST(RanksOfMpirun, NeedAModelThatIsCutForAsMany) {
   for (const int ranks : {1, 4})
     expect_refused(launch({generate_json(ranks, cut, {})}),
                    "checkpoint: " + cut + " was cut for 2 ranks, but there are " + std::to_string(ranks) +
-                       "; start them with: mpirun -n 2 regard");
+                       "; start them with: mpirun -n 2 regard ... --tp 2");
+  expect_refused(launch({generate_json(2, cut, {"--dp", "2"})}),
+                 "checkpoint: " + cut + " was cut for --tp alone, expected no --cp and no --dp");
 }
 
 }  // namespace

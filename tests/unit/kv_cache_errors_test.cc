@@ -183,6 +183,16 @@ const std::vector<Refused> kRefused = {
      },
      "stored keys have shape [4, 2, 40]"},
 
+    {"append stored tokens after a hole",
+     [](KvCache& c) { c.append_stored({.slot = 0, .first_position = 41, .count = 1}, c.read_stored(0, 0, 1)); },
+     "first_position is 41, but slot 0 holds 40"},
+    {"append fewer stored tokens than said",
+     [](KvCache& c) { c.append_stored({.slot = 0, .first_position = 40, .count = 2}, c.read_stored(0, 0, 1)); },
+     "stored keys have shape [1, 2, 80] and dtype u8, expected [2, 2, 80]"},
+    {"append stored tokens to a full pool",
+     [](KvCache& c) { c.append_stored({.slot = 0, .first_position = 40, .count = 9}, c.read_stored(0, 0, 9)); },
+     "1 more free pages of 16 tokens are needed; 0 of 8 are free", [](KvCache& c) { append(c, 3, 0, 48); }},
+
     {"a hole", [](KvCache& c) { append(c, 0, 41, 1); }, "first_position is 41, but slot 0 holds 40"},
     {"past the capacity", [](KvCache& c) { append(c, 0, 40, 25); }, "would hold 25 tokens from position 40 on"},
     {"append to a full pool", [](KvCache& c) { append(c, 0, 40, 9); },

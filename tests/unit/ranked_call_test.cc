@@ -10,6 +10,7 @@
 namespace regard {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
 AttentionConfig small_config() {
@@ -47,6 +48,26 @@ TEST(CallOverRanks, AFullCacheOfOneRowIsRefusedByAll) {
     decode(layer, cache, {{0, 0, 1}});  // goes on
     const auto slot = test::error_of([&] { decode(layer, cache, {{2, 0, 1}}); });
     EXPECT_THAT(slot, HasSubstr("slot is 2, expected -1 to 1"));
+  });
+}
+
+// With shared tokens only who should keep one knows that it is missing.
+TEST(CallOverRanks, WhatCannotBeAcceptedIsRefusedByAll) {
+  test::run_ranks(4, [](const std::shared_ptr<Communicator>& world) {
+    const Attention layer = layer_of(Ranks(world, {.tp_degree = 4, .flash_decoding_enabled = true}));
+    KvCache cache = layer.make_cache(KvStorage::paged, {.slots = 1, .capacity = 64, .dtype = DType::f32});
+    for (int64_t position = 0; position < 4; ++position) decode(layer, cache, {{0, position, 1}});
+    const auto refused = [&](const std::vector<int64_t>& indices) {
+      return test::error_of([&] { layer.accept(cache, 0, 1, indices); });
+    };
+    EXPECT_THAT(refused({0, 3}), HasSubstr("tokens up to position 4 of slot 0 are to be accepted, but fewer are"));
+    EXPECT_THAT(refused({1, 1}), HasSubstr("accepted index 1 is 1, expected rising ones"));
+    EXPECT_THAT(refused({-1}), HasSubstr("accepted index 0 is -1"));
+    EXPECT_THAT(test::error_of([&] { layer.accept(cache, 1, 0, {}); }), HasSubstr("slot is 1, expected 0 to 0"));
+    layer.accept(cache, 0, 1, std::vector<int64_t>{0, 2});
+    decode(layer, cache, {{0, 3, 1}});  // goes on
+    const auto hole = test::error_of([&] { decode(layer, cache, {{0, 6, 1}}); });
+    EXPECT_THAT(hole, AnyOf(HasSubstr("holds less"), HasSubstr("refuses the call")));
   });
 }
 

@@ -6,6 +6,7 @@
 #include "cli/bench/measure.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/ranks.h"
 #include "kernels/targets.h"
 #include "tensor/fail.h"
 
@@ -97,7 +98,10 @@ void add_bench(CLI::App& app) {
       "  regard bench --filter decode\n"
       "  regard bench --shape prefill:bf16:b1:h64:kv8:d64:s4096:w128:sink\n"
       "  regard bench --suite decoder -m model.gguf --json");
-  command.callback([options] { run(*options); });
+  command.callback([options] {
+    CommandRanks::require_one_process("bench");
+    run(*options);
+  });
 }
 
 }  // namespace regard::cli
