@@ -28,8 +28,8 @@ KvFormat ContextCall::format_of_computed(const KvFormat& kept, int64_t width) co
   const int64_t of_head = scales_a_head(kept, keeper_.config.num_key_value_heads, width);
   if (of_head == 0 || holders_.computes_what_it_keeps()) return kept;
   std::vector<std::vector<float>> scales(static_cast<size_t>(place_.ranks.size()), kept.scales);
-  std::vector<std::span<std::byte>> parts;
-  for (std::vector<float>& of_rank : scales) parts.push_back(std::as_writable_bytes(std::span(of_rank)));
+  std::vector<std::span<std::byte>> parts(scales.size());
+  for (size_t rank = 0; rank < parts.size(); ++rank) parts[rank] = std::as_writable_bytes(std::span(scales[rank]));
   place_.ranks.world().all_gather(std::as_bytes(std::span(kept.scales)), parts);
   KvFormat computed = kept;
   computed.scales.clear();
