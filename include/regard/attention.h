@@ -171,10 +171,11 @@ class Attention {
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 
  private:
-  [[nodiscard]] std::optional<int64_t> own_slot(const KvCache& cache, int64_t slot) const;
   friend class AttentionCall;
   friend class ContextCall;
   friend class RankedCall;
+
+  [[nodiscard]] std::optional<int64_t> own_slot(const KvCache& cache, int64_t slot) const;
 
   [[nodiscard]] bool spreads_stages_differently() const;
 

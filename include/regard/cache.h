@@ -64,8 +64,8 @@ struct KvCacheOptions {
   std::optional<DType> dtype;      ///< Of keys and values; the config's attention_dtype [KV-5].
   std::optional<KvFormat> keys;    ///< Of keys alone; dtype, with scales per token.
   std::optional<KvFormat> values;  ///< Of values alone.
-  int64_t page_size =
-      0;  ///< Tokens a page: 16, 32, 64, 128 or 256; in contiguous caches 256, or what holds the capacity, else 32.
+  /// Tokens a page: 16, 32, 64, 128 or 256; in contiguous caches 256, or less where that holds the capacity, else 32.
+  int64_t page_size = 0;
   int64_t pages = 0;               ///< Paged: pages of the pool; as many as all slots together can need.
   int64_t speculation_length = 0;  ///< Tokens that a layer with a window or chunk may take back; 0.
 };

@@ -12,10 +12,9 @@ namespace regard {
 /// Writes a slot's sequence of all layers to a safetensors file: keys and values with the bits that are stored, which
 /// do not depend on storage or page size, and the tokens, of which the first `length` are those that the slot holds;
 /// any after them have not run yet. Layers with a window or chunk write what they still hold. The file is never seen
-/// half-written. It does not know the model: keys of another one of the same shape mean nothing; and
-/// not ranks: where several have parts of a sequence, it can't be saved.
-/// Throws Error for no layers, layers whose slots hold different lengths or nothing, fewer or negative tokens, and when
-/// the file can't be written.
+/// half-written. It does not know the model: keys of another one of the same shape mean nothing. Nor does it know
+/// ranks: where several have parts of a sequence, each would write its own. Throws Error for no layers, layers whose
+/// slots hold different lengths or nothing, fewer or negative tokens, and when the file can't be written.
 void save_sequence(const std::string& path, std::span<const KvCache> layers, int64_t slot,
                    std::span<const int32_t> tokens);
 
