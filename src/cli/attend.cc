@@ -58,10 +58,7 @@ void add_attend(CLI::App& app) {
                   "seq, heads]")
       ->required();
   command.footer("Example:\n  regard attend -m model.gguf --layer 3 --input x.safetensors --output y.safetensors");
-  command.callback([options] {
-    CommandRanks::require_one_process("attend");
-    run(*options);
-  });
+  CommandRanks::run_alone(command, [options] { run(*options); });
 }
 
 }  // namespace regard::cli

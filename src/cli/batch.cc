@@ -187,10 +187,7 @@ void add_batch(CLI::App& app) {
       "Example:\n"
       "  echo '{\"id\": \"a\", \"prompt\": \"Once upon a time\", \"max_tokens\": 64}' > requests.jsonl\n"
       "  regard batch -m model.gguf -i requests.jsonl -o results.jsonl --resume");
-  command.callback([options] {
-    CommandRanks::require_one_process("batch");
-    run(*options);
-  });
+  CommandRanks::run_alone(command, [options] { run(*options); });
 }
 
 }  // namespace regard::cli

@@ -153,10 +153,7 @@ void add_inspect(CLI::App& app) {
   command.add_option("model", options->model, "A .gguf file, a .safetensors file or a Hugging Face folder")->required();
   command.add_flag("--json", options->json, "Print one JSON object");
   command.footer("Example:\n  regard inspect model.gguf");
-  command.callback([options] {
-    CommandRanks::require_one_process("inspect");
-    run(options->model, options->json);
-  });
+  CommandRanks::run_alone(command, [options] { run(options->model, options->json); });
 }
 
 }  // namespace regard::cli

@@ -351,10 +351,7 @@ void add_plan(CLI::App& app) {
   command.add_flag("--all", options->all, "Print all plans, not only the best");
   command.add_flag("--json", options->json, "Print one JSON object, with all plans");
   command.footer("Example:\n  regard plan -m config.json --ranks 64 --batch 64 --context 8192 --kv-dtype bf16");
-  command.callback([options] {
-    CommandRanks::require_one_process("plan");
-    run(*options);
-  });
+  CommandRanks::run_alone(command, [options] { run(*options); });
 }
 
 }  // namespace regard::cli

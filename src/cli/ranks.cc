@@ -130,10 +130,13 @@ CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
 
 CommandRanks::~CommandRanks() = default;
 
-void CommandRanks::require_one_process(std::string_view command) {
-  if (!launched()) return;
-  const int count = Launched().world->size();
-  require(count == 1, "regard {} runs in one process, but {} were started; start it without mpirun", command, count);
+void CommandRanks::run_alone(CLI::App& command, std::function<void()> run) {
+  command.callback([&command, run = std::move(run)] {
+    const int count = launched() ? Launched().world->size() : 1;
+    require(count == 1, "regard {} runs in one process, but {} were started; start it without mpirun",
+            command.get_name(), count);
+    run();
+  });
 }
 
 Checkpoint CommandRanks::open_model(const std::string& path) const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -42,9 +43,9 @@ class CommandRanks {
   CommandRanks(const CommandRanks&) = delete;
   CommandRanks& operator=(const CommandRanks&) = delete;
   ~CommandRanks();
-  // For a command without ranks: throws Error where a launcher started several processes, each of which would do all of
-  // its work.
-  static void require_one_process(std::string_view command);
+  // Has a command run without ranks: it throws Error where a launcher started several processes, each of which would do
+  // all of its work.
+  static void run_alone(CLI::App& command, std::function<void()> run);
 
   [[nodiscard]] const Ranks& ranks() const { return ranks_; }
   // Whether this is the rank that prints and writes.

@@ -57,10 +57,7 @@ void add_shard(CLI::App& app) {
   command.add_flag("--force", options->force, "Replace files in the folder that regard shard did not write");
   command.add_flag("--json", options->json, "Print one JSON object");
   command.footer("Example:\n  regard shard -m model.gguf --tp 4 -o model-tp4");
-  command.callback([options] {
-    CommandRanks::require_one_process("shard");
-    run(*options);
-  });
+  CommandRanks::run_alone(command, [options] { run(*options); });
 }
 
 }  // namespace regard::cli

@@ -98,10 +98,7 @@ void add_bench(CLI::App& app) {
       "  regard bench --filter decode\n"
       "  regard bench --shape prefill:bf16:b1:h64:kv8:d64:s4096:w128:sink\n"
       "  regard bench --suite decoder -m model.gguf --json");
-  command.callback([options] {
-    CommandRanks::require_one_process("bench");
-    run(*options);
-  });
+  CommandRanks::run_alone(command, [options] { run(*options); });
 }
 
 }  // namespace regard::cli
