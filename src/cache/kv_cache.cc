@@ -77,6 +77,10 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
   const Retention retention{
       .mask = mask, .all = storage == KvStorage::contiguous || !has_reach, .speculation = filled.speculation_length};
   const int64_t pages = pages_of_pool(filled, retention);
+  const int64_t own = pages_of_slot(filled, retention);
+  // A slot that keeps its pages for ever has all side by side; others as many as are read at once.
+  const int64_t at_once = std::max<int64_t>(1, kernels::kBlock / filled.page_size);
+  const int64_t group = storage == KvStorage::contiguous ? own : std::min(own, at_once);
   const auto store = [&](PanelSide side, const std::optional<KvFormat>& format, int64_t width) {
     return PageStore(
         side, format.value_or(KvFormat{.dtype = *filled.dtype}),
@@ -87,16 +91,14 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
                                          .retention = retention,
                                          .keys = store(PanelSide::keys, filled.keys, layer.head_dim),
                                          .values = store(PanelSide::values, filled.values, layer.v_head_dim),
-                                         .pool = PagePool(pages),
+                                         .pool = PagePool(pages, group),
                                          .slots = std::vector<Slot>(static_cast<size_t>(filled.slots)),
                                          .kv_heads = layer.num_key_value_heads,
                                          .head_dim = layer.head_dim,
                                          .v_head_dim = layer.v_head_dim});
-  const int64_t own = pages_of_slot(filled, retention);
   for (Slot& slot : state_->slots) {
     if (state_->fixed() || !retention.all) slot.table.reserve(static_cast<size_t>(own));
-    if (state_->fixed())
-      for (int64_t i = 0; i < own; ++i) slot.table.push_back(state_->pool.take());
+    if (state_->fixed()) state_->take_pages(slot, own);
   }
 }
 

@@ -111,7 +111,8 @@ struct KvCache::State {
   // ---- Changes, which only happen once everything was checked ----
 
   void release_pages(Slot& slot, int64_t first, int64_t end) {
-    for (int64_t page = first; page < end; ++page) pool.release(slot.page(page));
+    // The last one first: what is freed last is taken first, and goes on with those that follow it.
+    for (int64_t page = end - 1; page >= first; --page) pool.release(slot.page(page));
   }
   void drop_after(Slot& slot, int64_t length) {
     slot.length = length;
@@ -134,7 +135,7 @@ struct KvCache::State {
   // Whoever writes to a page that others hold too gets a copy.
   void make_own(int32_t& page) {
     if (pool.holders(page) == 1) return;
-    const int32_t copy = pool.take();
+    const int32_t copy = pool.take_after(-1);
     keys.copy_page(page, copy);
     values.copy_page(page, copy);
     pool.set_written(copy, pool.written(page));
@@ -160,6 +161,10 @@ struct KvCache::State {
       store->copy_token(slot.page(from / page_size()), from % page_size(), slot.page(to / page_size()),
                         to % page_size());
   }
+  void take_pages(Slot& slot, int64_t end_page) {
+    while (slot.end_page() < end_page)
+      slot.table.push_back(pool.take_after(slot.table.empty() ? -1 : slot.table.back()));
+  }
   // Pages for tokens first..first+count-1, which follow what the slot holds.
   void make_room(Slot& slot, int64_t first, int64_t count) {
     if (first < slot.length) drop_after(slot, first);
@@ -167,7 +172,7 @@ struct KvCache::State {
     if (slot.table.empty()) slot.first_page = first / page_size();
     const int64_t page = first / page_size();
     if (first % page_size() != 0 && page < slot.end_page()) make_own(slot.page(page));
-    while (slot.end_page() < pages_of(first + count)) slot.table.push_back(pool.take());
+    take_pages(slot, pages_of(first + count));
   }
   // Notes that a slot's tokens up to `length` are stored, those from `first` on newly.
   void set_stored(Slot& slot, int64_t first, int64_t length) {

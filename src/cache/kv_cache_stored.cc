@@ -96,7 +96,7 @@ void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& to
           end_page - first_page, s.pool.free());
   if (!s.fixed()) {
     found.first_page = first_page;
-    while (found.end_page() < end_page) found.table.push_back(s.pool.take());
+    s.take_pages(found, end_page);
   }
   const int64_t skipped = std::min(count, first_page * s.page_size() - first);
   s.write_stored(found, first, skipped, tokens);

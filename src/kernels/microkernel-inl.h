@@ -22,8 +22,8 @@ namespace regard::kernels::HWY_NAMESPACE {
 
 // Rows and tiles whose accumulators fill the register file without spilling: 24 of 32 registers, or 12 of 16.
 inline constexpr int kMaxRows = kVectors == 1 ? 12 : kVectors == 2 ? 6 : 3;
+inline constexpr int kAccumulators = kVectors == 1 ? 24 : 12;
 constexpr int tiles_for(int rows, bool grouped) {
-  constexpr int kAccumulators = kVectors == 1 ? 24 : 12;
   // A grouped element needs two more registers a vector for its scales.
   constexpr int kMostGrouped = kVectors == 1 ? 4 : 2;
   const int fit = kAccumulators / (rows * static_cast<int>(kVectors));
@@ -68,8 +68,8 @@ struct Accumulators {
   }
 };
 
-// Some k's of the tiles of one product. Tiles of a matrix lie evenly; those of a cache may lie in two pages, half of what
-// a kernel takes at once in each. What lies `ahead` bytes later is fetched meanwhile.
+// Some k's of the tiles of one product. Tiles of a matrix lie evenly; those of a cache may lie in two pages, half of
+// what a kernel takes at once in each. What lies `ahead` bytes later is fetched meanwhile.
 struct TileRun {
   const std::byte* low;   // the first half of the tiles that a kernel takes at once
   const std::byte* high;  // the others
@@ -122,9 +122,9 @@ struct TileCursor {
   }
 };
 
-// k's that a kernel takes in one turn of its loop: at least a cache line of a tile, which is then fetched once, and
-// enough that counting costs little.
-constexpr size_t rows_at_once(size_t row_bytes) { return row_bytes < 16 ? 64 / row_bytes : 4; }
+// k's that a kernel takes in one turn of its loop. Four cost less to count, and fetch a line once that several rows
+// share; but they need registers beside the sums.
+constexpr size_t rows_at_once(int accumulators) { return 3 * accumulators > 2 * kAccumulators ? 2 : 4; }
 
 // Adds `depth` k's of whole groups.
 template <class Element, int kRows, int kTiles>
@@ -164,7 +164,7 @@ HWY_INLINE void add_row(const float* HWY_RESTRICT a, const TileCursor<Element, k
 template <class Element, int kRows, int kTiles>
 HWY_INLINE void add_plain(const float* HWY_RESTRICT a, TileCursor<Element, kTiles>& b, size_t depth,
                           Accumulators<Element, kRows, kTiles>& accumulators) {
-  constexpr size_t kStep = rows_at_once(Element::kRowBytes);
+  constexpr size_t kStep = rows_at_once(kRows * kTiles * static_cast<int>(kVectors));
   size_t k = 0;
   for (; k + kStep <= depth; k += kStep, b.advance(kStep * Element::kRowBytes)) {
     REGARD_UNROLL
@@ -179,8 +179,8 @@ HWY_INLINE void add_plain(const float* HWY_RESTRICT a, TileCursor<Element, kTile
   }
 }
 
-// kRows rows of A (kBlock floats apart) times kTiles tiles of B, from `first_tile` of the runs on. C's rows are c_stride
-// floats apart, its tiles 16.
+// kRows rows of A (kBlock floats apart) times kTiles tiles of B, from `first_tile` of the runs on. C's rows are
+// c_stride floats apart, its tiles 16.
 template <class Element, int kRows, int kTiles>
 HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& all, int64_t first_tile, Sum mode,
                                  float* HWY_RESTRICT c, size_t c_stride) {

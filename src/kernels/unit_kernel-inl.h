@@ -395,8 +395,8 @@ class UnitKernel {
       if (!at.fetching) parts[count].panel.ahead = 0;
       ++count;
     }
-    multiply(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, kOneChain, mode,
-             out, static_cast<size_t>(layout_.value_width));
+    multiply(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, kOneChain, mode, out,
+             static_cast<size_t>(layout_.value_width));
   }
 
   void add_pairs(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* out) const {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,41 @@ TEST(KvCachePages, ATokensPlaceFollowsFromItsPage) {
   EXPECT_THAT(cache.page_table(2), ElementsAre(2, 3, 4, 5));
   for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(cache.index_of(2, 62 + i), 126 + i);
   EXPECT_ERROR((void)cache.index_of(3, 7), "slot 3");  // an inactive row
+}
+
+// Sequences that grow in turns: each has its own eight pages of 32 tokens, side by side, for each 256 tokens.
+TEST(KvCachePages, APoolThatIsNotFullGivesASequenceSuccessivePages) {
+  KvCache cache = paged_cache({.slots = 3, .capacity = 512, .page_size = 32, .pages = 64});
+  for (int64_t first = 0; first < 512; first += 32)
+    for (int64_t slot = 0; slot < 3; ++slot) append(cache, slot, first, 32);
+  for (int64_t slot = 0; slot < 3; ++slot) {
+    SCOPED_TRACE(slot);
+    const Pages pages = cache.page_table(slot);
+    for (size_t i = 0; i < pages.size(); ++i)
+      EXPECT_EQ(pages[i], pages[i / 8 * 8] + static_cast<int32_t>(i % 8)) << "page " << i;
+  }
+}
+
+// A pool has no page that nobody can get, even if it is no multiple of those that lie side by side; and once all are
+// given back, sequences have successive ones again.
+TEST(KvCachePages, APoolGivesAwayItsLastPage) {
+  constexpr int64_t kPages = 37;
+  KvCache cache = paged_cache({.slots = kPages, .capacity = 512, .page_size = 32, .pages = kPages});
+  for (const int64_t slots : {kPages, int64_t{4}, int64_t{3}}) {
+    SCOPED_TRACE(slots);
+    std::set<int32_t> seen;
+    for (int64_t i = 0; i < kPages; ++i) append(cache, i % slots, i / slots * 32, 32);
+    for (int64_t slot = 0; slot < slots; ++slot)
+      for (const int32_t page : cache.page_table(slot)) EXPECT_TRUE(seen.insert(page).second) << "page " << page;
+    EXPECT_EQ(seen.size(), static_cast<size_t>(kPages));
+    EXPECT_EQ(cache.free_pages(), 0);
+    // In an order that is not the slots'.
+    for (int64_t i = 0; i < slots; ++i) cache.truncate((i * 5 + 2) % slots, 0);
+    EXPECT_EQ(cache.free_pages(), kPages);
+  }
+  append(cache, 0, 0, 256);
+  const Pages pages = cache.page_table(0);
+  for (size_t i = 1; i < pages.size(); ++i) EXPECT_EQ(pages[i], pages[0] + static_cast<int32_t>(i));
 }
 
 TEST(KvCachePages, ReservedPagesAreWrittenInOrder) {
