@@ -79,12 +79,40 @@ struct TileRun {
   int64_t depth;
 };
 
+// What a product over several pages fetches: the same amount of other pages, in the order of their memory. A run
+// fetches a piece, as many tiles of a page as the kernel takes at once.
+class FetchStream {
+ public:
+  // From the first_piece-th piece on.
+  FetchStream(const std::byte* const* pages, int64_t page_pieces, int64_t piece_bytes, int64_t first_piece)
+      : page_(pages + first_piece / page_pieces),
+        page_pieces_(page_pieces),
+        piece_bytes_(piece_bytes),
+        piece_(first_piece % page_pieces) {}
+
+  [[nodiscard]] HWY_INLINE const std::byte* next() {
+    const std::byte* piece = *page_ + piece_ * piece_bytes_;
+    if (++piece_ == page_pieces_) {
+      piece_ = 0;
+      ++page_;
+    }
+    return piece;
+  }
+
+ private:
+  const std::byte* const* page_;
+  int64_t page_pieces_;
+  int64_t piece_bytes_;
+  int64_t piece_;
+};
+
 // The runs of one product, whose k's follow each other: more than one where values lie in several pages.
 struct TileRuns {
   const TileRun* runs;
   int64_t count;
-  int64_t group;  // as a panel's
-  int64_t chain;  // k's after which the sums start afresh and are added to what is there; for plain types
+  FetchStream* stream;  // instead of what lies ahead; or null
+  int64_t group;        // as a panel's
+  int64_t chain;        // k's after which the sums start afresh and are added to what is there; for plain types
 };
 
 // `depth` k's of some tiles, at `low` and `high` and what is fetched meanwhile.
@@ -98,11 +126,11 @@ struct TileCursor {
   const std::byte* next_high;
   size_t tile_bytes;
 
-  HWY_INLINE TileCursor(const TileRun& run, int64_t first_tile)
+  HWY_INLINE TileCursor(const TileRun& run, int64_t first_tile, FetchStream* stream)
       : low(run.low + first_tile * run.tile_bytes),
         high(run.high + first_tile * run.tile_bytes),
-        next_low(low + run.ahead_low),
-        next_high(high + run.ahead_high),
+        next_low(stream == nullptr ? low + run.ahead_low : stream->next()),
+        next_high(stream == nullptr ? high + run.ahead_high : next_low + kLow * run.tile_bytes),
         tile_bytes(static_cast<size_t>(run.tile_bytes)) {}
 
   HWY_INLINE const std::byte* at(size_t tile) const {
@@ -187,7 +215,7 @@ HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& al
   Accumulators<Element, kRows, kTiles> accumulators;
   accumulators.begin(mode, c, c_stride);
   for (const TileRun* run = all.runs; run < all.runs + all.count; ++run) {
-    TileCursor<Element, kTiles> b(*run, first_tile);
+    TileCursor<Element, kTiles> b(*run, first_tile, all.stream);
     const auto depth = static_cast<size_t>(run->depth);
     if constexpr (Element::kGrouped) {
       add_groups(a, b, depth, static_cast<size_t>(all.group), accumulators);
@@ -271,6 +299,31 @@ inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
   __builtin_unreachable();
 }
 
+// Sums that never start afresh within a block.
+inline constexpr int64_t kOneChain = kBlock;
+
+HWY_INLINE TileRun run_of(const PanelView& panel, int64_t depth, const RowKernels& kernels) {
+  const std::byte* high = panel.data + kernels.tiles / 2 * panel.tile_bytes;
+  return {panel.data, high, panel.ahead, panel.ahead, panel.tile_bytes, depth};
+}
+
+HWY_INLINE void run_kernels(const RowKernels& kernels, const float* a, const TileRuns& runs, int64_t tile_count,
+                            Sum mode, float* c, size_t c_stride) {
+  int64_t tile = 0;
+  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles)
+    kernels.wide(a, runs, tile, mode, c + tile * kTile, c_stride);
+  for (; tile < tile_count; ++tile) kernels.narrow(a, runs, tile, mode, c + tile * kTile, c_stride);
+}
+
+// `rows` rows (at most kMaxRows) times `tile_count` tiles. The chains of sums over k start afresh after `chain` k's.
+HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
+                         int64_t chain, Sum mode, float* c, size_t c_stride) {
+  const RowKernels& kernels = kernels_for(panel.type, rows);
+  const TileRun run = run_of(panel, depth, kernels);
+  run_kernels(kernels, a, {.runs = &run, .count = 1, .stream = nullptr, .group = panel.group, .chain = chain},
+              tile_count, mode, c, c_stride);
+}
+
 // Panels that follow each other along k.
 struct PanelPart {
   PanelView panel;
@@ -278,30 +331,30 @@ struct PanelPart {
 };
 inline constexpr int64_t kMostParts = kBlock / kTile;
 
-// Sums that never start afresh within a block.
-inline constexpr int64_t kOneChain = kBlock;
+// As many panels, of `tiles` tiles each, that are fetched meanwhile; or null. The product's own tiles begin at
+// `first_tile` of the same.
+struct NextPanels {
+  const std::byte* const* panels = nullptr;
+  int64_t tiles = 0;
+  int64_t first_tile = 0;
+};
 
-// `rows` rows (at most kMaxRows) times `tile_count` tiles of at most kMostParts parts.
-HWY_INLINE void multiply(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count, int64_t tile_count,
-                         int64_t chain, Sum mode, float* c, size_t c_stride) {
-  const RowKernels& kernels = kernels_for(parts[0].panel.type, rows);
+// The same for at most kMostParts parts of a plain type, one chain through all.
+HWY_INLINE void multiply_parts(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count,
+                               int64_t tile_count, const NextPanels& next, Sum mode, float* c, size_t c_stride) {
+  const PanelView& first = parts[0].panel;
+  const RowKernels& kernels = kernels_for(first.type, rows);
   TileRun runs[kMostParts];
-  for (int64_t i = 0; i < part_count; ++i) {
-    const PanelView& panel = parts[i].panel;
-    const std::byte* high = panel.data + kernels.tiles / 2 * panel.tile_bytes;
-    runs[i] = {panel.data, high, panel.ahead, panel.ahead, panel.tile_bytes, parts[i].depth};
-  }
-  const TileRuns all{.runs = runs, .count = part_count, .group = parts[0].panel.group, .chain = chain};
-  int64_t tile = 0;
-  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles)
-    kernels.wide(a, all, tile, mode, c + tile * kTile, c_stride);
-  for (; tile < tile_count; ++tile) kernels.narrow(a, all, tile, mode, c + tile * kTile, c_stride);
-}
-
-HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
-                         int64_t chain, Sum mode, float* c, size_t c_stride) {
-  const PanelPart part{panel, depth};
-  multiply(a, rows, &part, 1, tile_count, chain, mode, c, c_stride);
+  for (int64_t i = 0; i < part_count; ++i) runs[i] = run_of(parts[i].panel, parts[i].depth, kernels);
+  FetchStream stream(next.panels, std::max<int64_t>(1, next.tiles / kernels.tiles), kernels.tiles * first.tile_bytes,
+                     next.first_tile / kernels.tiles * part_count);
+  run_kernels(kernels, a,
+              {.runs = runs,
+               .count = part_count,
+               .stream = next.panels == nullptr ? nullptr : &stream,
+               .group = 0,
+               .chain = kOneChain},
+              tile_count, mode, c, c_stride);
 }
 
 // The same for four tiles, of which two lie in each of two pages.
@@ -314,7 +367,7 @@ HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& lo
     return;
   }
   const TileRun run{low.data, high.data, low.ahead, high.ahead, low.tile_bytes, depth};
-  kernels.wide(a, {.runs = &run, .count = 1, .group = 0, .chain = chain}, 0, mode, c, c_stride);
+  kernels.wide(a, {.runs = &run, .count = 1, .stream = nullptr, .group = 0, .chain = chain}, 0, mode, c, c_stride);
 }
 
 }  // namespace regard::kernels::HWY_NAMESPACE

@@ -392,11 +392,12 @@ class UnitKernel {
       const KeyRange own = part.intersect(segment.range());
       if (own.empty()) continue;
       parts[count] = {segment.values.from(at.tile, own.first - segment.first), own.size()};
-      if (!at.fetching) parts[count].panel.ahead = 0;
-      ++count;
+      parts[count++].panel.ahead = 0;
     }
-    multiply(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, kOneChain, mode, out,
-             static_cast<size_t>(layout_.value_width));
+    const NextPanels next{
+        .panels = at.fetching ? keys.next_values : nullptr, .tiles = tiles(shape_.v_head_dim), .first_tile = at.tile};
+    multiply_parts(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, next, mode, out,
+                   static_cast<size_t>(layout_.value_width));
   }
 
   void add_pairs(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* out) const {
