@@ -115,7 +115,7 @@ struct TileRuns {
   int64_t chain;        // k's after which the sums start afresh and are added to what is there; for plain types
 };
 
-// `depth` k's of some tiles, at `low` and `high` and what is fetched meanwhile.
+// Where a kernel is in its tiles, and in what it fetches.
 template <class Element, int kTiles>
 struct TileCursor {
   static constexpr size_t kLow = kTiles == 1 ? 1 : kTiles / 2;

@@ -28,6 +28,7 @@ KvCache scene() {
   KvCache cache = paged_cache({.slots = 4, .capacity = 64, .pages = 8});
   append(cache, 0, 0, 40);
   cache.fork(0, 1, 20);
+  cache.reserve(2, Pages{3});
   append(cache, 2, 0, 3);
   cache.reserve(2, Pages{5});
   return cache;

@@ -83,7 +83,7 @@ void add_bench(CLI::App& app) {
       .add_option("--shape", options->shapes,
                   "One attention case: prefill or decode, dtype, then b (batch), h (query heads), kv (KV heads), d "
                   "(head_dim), s or l (tokens); perhaps v (v_head_dim), w (window), c (chunk), sink, p (page size of a "
-                  "paged cache)")
+                  "paged cache), scattered (its pages in random order)")
       ->excludes(suite);
   command.add_option("-m,--model", options->model,
                      "Checkpoint for the decoder suite (default: a random model of SmolLM2-135M's shape)");

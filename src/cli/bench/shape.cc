@@ -38,7 +38,7 @@ AttentionShape AttentionShape::parse(std::string_view text) {
   const auto bad = [&](std::string_view part) {
     fail(
         "bench: shape \"{}\" has the part \"{}\"; expected e.g. prefill:f32:b1:h32:kv8:d128:s2048 or "
-        "decode:bf16:b8:h32:kv8:d128:l8192, and perhaps v64, w128, c8192, sink, p32",
+        "decode:bf16:b8:h32:kv8:d128:l8192, and perhaps v64, w128, c8192, sink, p32, scattered",
         text, part);
   };
   const auto parts = split(text);
@@ -54,6 +54,10 @@ AttentionShape AttentionShape::parse(std::string_view text) {
   for (size_t i = 2; i < parts.size(); ++i) {
     if (parts[i] == "sink") {
       shape.sink = true;
+      continue;
+    }
+    if (parts[i] == "scattered") {
+      shape.scattered = true;
       continue;
     }
     const auto [name, number] = name_and_number(parts[i]);
@@ -78,6 +82,8 @@ AttentionShape AttentionShape::parse(std::string_view text) {
     else
       bad(parts[i]);
   }
+  require(!shape.scattered || shape.page_size > 0, "bench: shape \"{}\" has scattered pages, but no page size (p)",
+          text);
   if (shape.kv_heads == 0) shape.kv_heads = shape.heads;
   if (shape.v_head_dim == 0) shape.v_head_dim = shape.head_dim;
   require(shape.heads > 0 && shape.head_dim > 0 && shape.length > 0,

@@ -10,6 +10,7 @@
 
 #include "cli/bench/measure.h"
 #include "cli/bench/shape.h"
+#include "kernels/panel.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
@@ -65,13 +66,25 @@ struct AttentionBench {
     const KvCacheOptions options{.slots = s.batch, .capacity = s.length, .dtype = s.dtype, .page_size = s.page_size};
     if (s.page_size == 0) return KvCache::contiguous(options, config(s));
     KvCache cache = KvCache::paged(options, config(s));
-    std::vector<int32_t> pages(static_cast<size_t>(cache.pages()));
-    std::iota(pages.begin(), pages.end(), 0);
-    std::ranges::shuffle(pages, std::mt19937(1));  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same ones every time
+    const std::vector<int32_t> pages = page_order(s, cache.pages());
     const auto own = static_cast<int64_t>(pages.size()) / s.batch;
     for (int64_t slot = 0; slot < s.batch; ++slot)
       cache.reserve(slot, std::span(pages).subspan(static_cast<size_t>(slot * own), static_cast<size_t>(own)));
     return cache;
+  }
+
+  // Pages in random order, but for those that a pool would give a sequence side by side: a block of keys.
+  static std::vector<int32_t> page_order(const AttentionShape& s, int64_t count) {
+    const int64_t group = s.scattered ? 1 : std::max<int64_t>(1, kernels::kBlock / s.page_size);
+    std::vector<int64_t> groups(static_cast<size_t>((count + group - 1) / group));
+    std::iota(groups.begin(), groups.end(), 0);
+    std::ranges::shuffle(groups, std::mt19937(1));  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same ones every time
+    std::vector<int32_t> pages;
+    pages.reserve(static_cast<size_t>(count));
+    for (const int64_t each : groups)
+      for (int64_t page = each * group; page < std::min(count, (each + 1) * group); ++page)
+        pages.push_back(static_cast<int32_t>(page));
+    return pages;
   }
 
   void append(KvCache& cache, const Threads& threads) const {
