@@ -60,6 +60,18 @@ TEST(KvCachePages, APoolThatIsNotFullGivesASequenceSuccessivePages) {
   }
 }
 
+// Also where no group of pages is free as a whole: what a sequence gave back goes to the next one in its order.
+TEST(KvCachePages, PagesOfAFullPoolComeInTheOrderOfThoseGivenBack) {
+  KvCache cache = paged_cache({.slots = 3, .capacity = 256, .page_size = 32, .pages = 16});
+  append(cache, 0, 0, 128);
+  append(cache, 1, 0, 256);
+  for (int round = 0; round < 2; ++round) {
+    append(cache, 2, 0, 128);
+    EXPECT_THAT(cache.page_table(2), ElementsAre(4, 5, 6, 7));
+    cache.truncate(2, 0);
+  }
+}
+
 // A pool has no page that nobody can get, even if it is no multiple of those that lie side by side; and once all are
 // given back, sequences have successive ones again.
 TEST(KvCachePages, APoolGivesAwayItsLastPage) {
