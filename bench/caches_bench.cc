@@ -1,6 +1,9 @@
 // What caches cost beside attention: appending, forking, and the upkeep of many sequences. See README.md.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "regard/attend.h"
@@ -22,33 +25,59 @@ Tensor rows(int64_t tokens, int64_t heads) {
   return numbers;
 }
 
-KvCache full_cache(KvStorage storage, DType dtype) {
-  KvCache cache(storage, {.slots = 2, .capacity = kLength, .dtype = dtype}, layer());
-  const Tensor all = rows(kLength, 8);
-  cache.append({.slot = 0, .first_position = 0, .count = kLength}, all, all);
+// Where the pages of a sequence lie: side by side, where a pool puts them while another sequence grows too, or
+// anywhere.
+enum class Place : uint8_t { contiguous, in_turns, scattered };
+
+KvCache full_cache(Place place, DType dtype) {
+  const KvCacheOptions options{.slots = 2, .capacity = kLength, .dtype = dtype};
+  if (place == Place::contiguous) {
+    KvCache cache = KvCache::contiguous(options, layer());
+    const Tensor all = rows(kLength, 8);
+    cache.append({.slot = 0, .first_position = 0, .count = kLength}, all, all);
+    return cache;
+  }
+  KvCache cache = KvCache::paged(options, layer());
+  if (place == Place::scattered) {
+    std::vector<int32_t> pages(static_cast<size_t>(cache.pages()));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::ranges::shuffle(pages, std::mt19937(1));  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same ones every time
+    cache.reserve(0, std::span(pages).first(pages.size() / 2));
+  }
+  const Tensor part = rows(cache.page_size(), 8);
+  for (int64_t first = 0; first < kLength; first += part.shape()[0])
+    for (int64_t slot = 0; slot < 2; ++slot)
+      cache.append({.slot = slot, .first_position = first, .count = part.shape()[0]}, part, part);
   return cache;
 }
 
 // The last token of a long sequence, again and again.
-void append(benchmark::State& state, KvStorage storage, DType dtype) {
-  KvCache cache = full_cache(storage, dtype);
+void append(benchmark::State& state, Place place, DType dtype) {
+  KvCache cache = full_cache(place, dtype);
   const Tensor token = rows(1, 8);
   for (auto _ : state) cache.append({.slot = 0, .first_position = kLength - 1, .count = 1}, token, token);
 }
 
-// The decode step that the append above is part of; one thread, as the append.
-void attend_decode(benchmark::State& state, KvStorage storage, DType dtype) {
-  const KvCache cache = full_cache(storage, dtype);
+// The decode step that the append above is part of; one thread, as the append. Caches take turns, as those of layers
+// do: one alone might stay in the processor.
+void attend_decode(benchmark::State& state, Place place, DType dtype) {
+  std::vector<KvCache> caches;
+  for (int i = 0; i < 3; ++i) caches.push_back(full_cache(place, dtype));
+  size_t next = 0;
   const Tensor queries = rows(1, 32);
   const Tensor output(DType::f32, {1, 32, 128});
   const Span span{.slot = 0, .first_position = kLength - 1, .count = 1};
   Workspace workspace(1);
-  for (auto _ : state)
-    attend({.queries = queries, .spans = {&span, 1}, .cache = &cache, .output = output, .workspace = &workspace});
+  for (auto _ : state) {
+    attend(
+        {.queries = queries, .spans = {&span, 1}, .cache = &caches[next], .output = output, .workspace = &workspace});
+    next = (next + 1) % caches.size();
+  }
 }
 
 void fork_and_free(benchmark::State& state) {
-  KvCache cache = full_cache(KvStorage::paged, DType::bf16);
+  KvCache cache = full_cache(Place::in_turns, DType::bf16);
+  cache.truncate(1, 0);
   for (auto _ : state) {
     cache.fork(0, 1, kLength);
     cache.truncate(1, 0);
@@ -77,12 +106,18 @@ void make_room_for_1000(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(cache.make_room(spans));
 }
 
-BENCHMARK_CAPTURE(append, contiguous_bf16, KvStorage::contiguous, DType::bf16);
-BENCHMARK_CAPTURE(append, paged_bf16, KvStorage::paged, DType::bf16);
-BENCHMARK_CAPTURE(append, paged_i8, KvStorage::paged, DType::i8);
-BENCHMARK_CAPTURE(attend_decode, contiguous_bf16, KvStorage::contiguous, DType::bf16);
-BENCHMARK_CAPTURE(attend_decode, paged_bf16, KvStorage::paged, DType::bf16);
-BENCHMARK_CAPTURE(attend_decode, paged_i8, KvStorage::paged, DType::i8);
+BENCHMARK_CAPTURE(append, contiguous_bf16, Place::contiguous, DType::bf16);
+BENCHMARK_CAPTURE(append, paged_bf16, Place::in_turns, DType::bf16);
+BENCHMARK_CAPTURE(append, paged_i8, Place::in_turns, DType::i8);
+BENCHMARK_CAPTURE(attend_decode, contiguous_f32, Place::contiguous, DType::f32);
+BENCHMARK_CAPTURE(attend_decode, paged_f32, Place::in_turns, DType::f32);
+BENCHMARK_CAPTURE(attend_decode, scattered_f32, Place::scattered, DType::f32);
+BENCHMARK_CAPTURE(attend_decode, contiguous_bf16, Place::contiguous, DType::bf16);
+BENCHMARK_CAPTURE(attend_decode, paged_bf16, Place::in_turns, DType::bf16);
+BENCHMARK_CAPTURE(attend_decode, scattered_bf16, Place::scattered, DType::bf16);
+BENCHMARK_CAPTURE(attend_decode, contiguous_i8, Place::contiguous, DType::i8);
+BENCHMARK_CAPTURE(attend_decode, paged_i8, Place::in_turns, DType::i8);
+BENCHMARK_CAPTURE(attend_decode, scattered_i8, Place::scattered, DType::i8);
 BENCHMARK(fork_and_free);
 BENCHMARK(make_room_for_1000)->Unit(benchmark::kMillisecond);
 
