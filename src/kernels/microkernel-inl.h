@@ -130,7 +130,7 @@ struct TileCursor {
       : low(run.low + first_tile * run.tile_bytes),
         high(run.high + first_tile * run.tile_bytes),
         next_low(stream == nullptr ? low + run.ahead_low : stream->next()),
-        next_high(stream == nullptr ? high + run.ahead_high : next_low + kLow * run.tile_bytes),
+        next_high(stream == nullptr ? high + run.ahead_high : next_low + kLow * static_cast<size_t>(run.tile_bytes)),
         tile_bytes(static_cast<size_t>(run.tile_bytes)) {}
 
   HWY_INLINE const std::byte* at(size_t tile) const {
