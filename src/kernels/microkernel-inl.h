@@ -151,8 +151,11 @@ struct TileCursor {
 };
 
 // k's that a kernel takes in one turn of its loop. Four cost less to count, and fetch a line once that several rows
-// share; but they need registers beside the sums.
-constexpr size_t rows_at_once(int accumulators) { return 3 * accumulators > 2 * kAccumulators ? 2 : 4; }
+// share; but they need registers beside the sums. Under a sanitizer compilers would take a quarter of an hour for them.
+constexpr size_t rows_at_once(int accumulators) {
+  if (HWY_IS_ASAN || HWY_IS_MSAN || HWY_IS_TSAN) return 1;
+  return 3 * accumulators > 2 * kAccumulators ? 2 : 4;
+}
 
 // Adds `depth` k's of whole groups.
 template <class Element, int kRows, int kTiles>
@@ -201,9 +204,11 @@ HWY_INLINE void add_plain(const float* HWY_RESTRICT a, TileCursor<Element, kTile
       add_row(a + k, b, i, accumulators);
     }
   }
-  for (; k < depth; ++k, b.advance(Element::kRowBytes)) {
-    b.fetch(0);
-    add_row(a + k, b, 0, accumulators);
+  if constexpr (kStep > 1) {
+    for (; k < depth; ++k, b.advance(Element::kRowBytes)) {
+      b.fetch(0);
+      add_row(a + k, b, 0, accumulators);
+    }
   }
 }
 
