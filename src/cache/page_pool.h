@@ -10,7 +10,7 @@ namespace regard {
 // that nobody can share what its next owner has not written.
 //
 // Pages of a group lie side by side. A sequence takes them one after the other, and while there are groups of which
-// every page is free, another sequence begins one of its own: memory gives longer runs faster (docs/performance.md).
+// every page is free, another sequence begins one of its own: memory gives longer runs faster (docs/caches.md).
 class PagePool {
  public:
   // The last group may be shorter than `group` pages.
