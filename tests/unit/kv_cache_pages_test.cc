@@ -60,6 +60,16 @@ TEST(KvCachePages, APoolThatIsNotFullGivesASequenceSuccessivePages) {
   }
 }
 
+// A contiguous slot has all its pages side by side, also where they are no whole groups of 256 tokens.
+TEST(KvCachePages, AContiguousSlotIsOneRunOfPages) {
+  KvCache cache = KvCache::contiguous({.slots = 3, .capacity = 288, .page_size = 32}, two_head_layer());
+  for (int64_t slot = 0; slot < 3; ++slot) {
+    append(cache, slot, 0, 288);
+    const Pages pages = cache.page_table(slot);
+    for (size_t i = 0; i < pages.size(); ++i) EXPECT_EQ(pages[i], pages[0] + static_cast<int32_t>(i));
+  }
+}
+
 // Also where no group of pages is free as a whole: what a sequence gave back goes to the next one in its order.
 TEST(KvCachePages, PagesOfAFullPoolComeInTheOrderOfThoseGivenBack) {
   KvCache cache = paged_cache({.slots = 3, .capacity = 256, .page_size = 32, .pages = 16});
