@@ -15,8 +15,8 @@ using Piece = AttendWork::Piece;
 
 /// Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
 /// chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 3 % of the time.
-inline constexpr int64_t kScoreBlock = 32;
-static_assert(kBlock % kScoreBlock == 0);
+inline constexpr int64_t kScoreChain = 32;
+static_assert(kBlock % kScoreChain == 0);
 
 inline constexpr double kLog2E = 1.4426950408889634;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();

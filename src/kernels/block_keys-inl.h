@@ -31,6 +31,8 @@ struct Segment {
 // The keys of one block that a unit needs, as at most kBlock / kTile segments, and the scales of narrow types by key.
 struct BlockKeys {
   Segment segments[kBlock / kTile];
+  // The values that are to be fetched, one a segment; its own where there are none.
+  const std::byte* next_values[kBlock / kTile];
   int count = 0;
   const float* key_scales = nullptr;
   const float* value_scales = nullptr;
@@ -60,7 +62,7 @@ class KeyFinder {
       segment.first = static_cast<int32_t>(position - start);
       segment.count = static_cast<int32_t>(std::min({end, page_end, end_of_shared(position)}) - position);
       Panels panels = panels_at(kv, unit_.kv_head, position);
-      if (next.unit != nullptr) fetch_after(panels, next, segment);
+      found.next_values[found.count - 1] = fetch_after(panels, next, segment);
       segment.keys = panels.keys;
       segment.values = panels.values;
       segment.key_scales = scales_at(kv, kv.keys, unit_.kv_head, position);
@@ -94,6 +96,7 @@ class KeyFinder {
                      memory_.values + (segment.first - first.first) * kTile, keys * kTile);
       }
       first.values = f32_panel(memory_.values, keys);
+      found.next_values[0] = first.values.data;
     }
     first.count = static_cast<int32_t>(keys);
     found.count = 1;
@@ -128,11 +131,12 @@ class KeyFinder {
     return span.tails != nullptr && position < span.tail_start ? span.tail_start : std::numeric_limits<int64_t>::max();
   }
 
-  // Makes the panels fetch what lies at the same place of the next block, and its scales.
-  void fetch_after(Panels& panels, const BlockOfUnit& next, const Segment& segment) const {
+  // Makes the keys fetch what lies at the same place of the next block, fetches its scales, and returns its values.
+  const std::byte* fetch_after(Panels& panels, const BlockOfUnit& next, const Segment& segment) const {
+    if (next.unit == nullptr) return panels.values.data;
     const KvPages& kv = next.unit->span->kv;
     const int64_t position = next.block * kBlock + segment.first;
-    if (!kv.holds(position)) return;
+    if (!kv.holds(position)) return panels.values.data;
     const Panels later = panels_at(kv, next.unit->kv_head, position);
     panels.keys.ahead = later.keys.data - panels.keys.data;
     panels.values.ahead = later.values.data - panels.values.data;
@@ -141,6 +145,7 @@ class KeyFinder {
       for (int64_t i = 0; scales != nullptr && i < segment.count; i += kTile)
         prefetch(reinterpret_cast<const std::byte*>(scales + i));
     }
+    return later.values.data;
   }
 
   // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several pages.

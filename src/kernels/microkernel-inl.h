@@ -8,6 +8,7 @@
 #define REGARD_KERNELS_MICROKERNEL_INL_H_
 #endif
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -21,8 +22,8 @@ namespace regard::kernels::HWY_NAMESPACE {
 
 // Rows and tiles whose accumulators fill the register file without spilling: 24 of 32 registers, or 12 of 16.
 inline constexpr int kMaxRows = kVectors == 1 ? 12 : kVectors == 2 ? 6 : 3;
+inline constexpr int kAccumulators = kVectors == 1 ? 24 : 12;
 constexpr int tiles_for(int rows, bool grouped) {
-  constexpr int kAccumulators = kVectors == 1 ? 24 : 12;
   // A grouped element needs two more registers a vector for its scales.
   constexpr int kMostGrouped = kVectors == 1 ? 4 : 2;
   const int fit = kAccumulators / (rows * static_cast<int>(kVectors));
@@ -67,10 +68,10 @@ struct Accumulators {
   }
 };
 
-// Some k's of the tiles that a kernel takes at once. Tiles of a matrix lie evenly; those of a cache may lie in two
-// pages, half in each. What lies ahead_low and ahead_high bytes later is fetched meanwhile.
+// Some k's of the tiles of one product. Tiles of a matrix lie evenly; those of a cache may lie in two pages, half of
+// what a kernel takes at once in each. What lies `ahead` bytes later is fetched meanwhile.
 struct TileRun {
-  const std::byte* low;   // the first half of the tiles
+  const std::byte* low;   // the first half of the tiles that a kernel takes at once
   const std::byte* high;  // the others
   int64_t ahead_low;
   int64_t ahead_high;
@@ -78,69 +79,165 @@ struct TileRun {
   int64_t depth;
 };
 
+// What a product over several pages fetches: the same amount of other pages, in the order of their memory. A run
+// fetches a piece, as many tiles of a page as the kernel takes at once. Where those don't divide a page's tiles, there
+// are more runs than pieces; the last fetch something of the last page.
+class FetchStream {
+ public:
+  // From the first_piece-th piece on.
+  FetchStream(const std::byte* const* pages, int64_t page_count, int64_t page_pieces, int64_t piece_bytes,
+              int64_t first_piece)
+      : page_(pages + std::min(first_piece / page_pieces, page_count - 1)),
+        last_page_(pages + page_count - 1),
+        page_pieces_(page_pieces),
+        piece_bytes_(piece_bytes),
+        piece_(first_piece % page_pieces) {}
+
+  [[nodiscard]] HWY_INLINE const std::byte* next() {
+    const std::byte* piece = *page_ + piece_ * piece_bytes_;
+    if (++piece_ == page_pieces_) {
+      piece_ = 0;
+      if (page_ != last_page_) ++page_;
+    }
+    return piece;
+  }
+
+ private:
+  const std::byte* const* page_;
+  const std::byte* const* last_page_;
+  int64_t page_pieces_;
+  int64_t piece_bytes_;
+  int64_t piece_;
+};
+
 // The runs of one product, whose k's follow each other: more than one where values lie in several pages.
 struct TileRuns {
   const TileRun* runs;
   int64_t count;
-  int64_t group;  // as a panel's
+  FetchStream* stream;  // instead of what lies ahead; or null
+  int64_t group;        // as a panel's
+  int64_t chain;        // k's after which the sums start afresh and are added to what is there; for plain types
 };
 
-// kRows rows of A (kBlock floats apart) times kTiles tiles of B. C's rows are c_stride floats apart, its tiles 16.
+// Where a kernel is in its tiles, and in what it fetches.
+template <class Element, int kTiles>
+struct TileCursor {
+  static constexpr size_t kLow = kTiles == 1 ? 1 : kTiles / 2;
+
+  const std::byte* low;
+  const std::byte* high;
+  const std::byte* next_low;
+  const std::byte* next_high;
+  size_t tile_bytes;
+
+  HWY_INLINE TileCursor(const TileRun& run, int64_t first_tile, FetchStream* stream)
+      : low(run.low + first_tile * run.tile_bytes),
+        high(run.high + first_tile * run.tile_bytes),
+        next_low(stream == nullptr ? low + run.ahead_low : stream->next()),
+        next_high(stream == nullptr ? high + run.ahead_high : next_low + kLow * static_cast<size_t>(run.tile_bytes)),
+        tile_bytes(static_cast<size_t>(run.tile_bytes)) {}
+
+  HWY_INLINE const std::byte* at(size_t tile) const {
+    return tile < kLow ? low + tile * tile_bytes : high + (tile - kLow) * tile_bytes;
+  }
+  // Fetches the cache line `byte` bytes from here of each tile.
+  HWY_INLINE void fetch(size_t byte) const {
+    REGARD_UNROLL
+    for (size_t tile = 0; tile < kTiles; ++tile)
+      prefetch((tile < kLow ? next_low + tile * tile_bytes : next_high + (tile - kLow) * tile_bytes) + byte);
+  }
+  HWY_INLINE void advance(size_t bytes) {
+    low += bytes;
+    high += bytes;
+    next_low += bytes;
+    next_high += bytes;
+  }
+};
+
+// k's that a kernel takes in one turn of its loop. Four cost less to count, and fetch a line once that several rows
+// share; but they need registers beside the sums. Under a sanitizer compilers would take a quarter of an hour for them.
+constexpr size_t rows_at_once(int accumulators) {
+  if (HWY_IS_ASAN || HWY_IS_MSAN || HWY_IS_TSAN) return 1;
+  return 3 * accumulators > 2 * kAccumulators ? 2 : 4;
+}
+
+// Adds `depth` k's of whole groups.
 template <class Element, int kRows, int kTiles>
-HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& all, Sum mode, float* HWY_RESTRICT c,
-                                 size_t c_stride) {
+HWY_INLINE void add_groups(const float* HWY_RESTRICT a, TileCursor<Element, kTiles>& b, size_t depth, size_t group,
+                           Accumulators<Element, kRows, kTiles>& accumulators) {
+  const size_t group_bytes = Element::kHeaderBytes + group / 2 * Element::kPairBytes;
+  for (size_t k = 0; k < depth; k += group, b.advance(group_bytes)) {
+    GroupScales scales[kTiles * kVectors];
+    REGARD_UNROLL
+    for (size_t v = 0; v < kTiles * kVectors; ++v) scales[v] = Element::scales(b.at(v / kVectors), v % kVectors);
+    for (size_t byte = 0; byte < group_bytes; byte += 64) b.fetch(byte);
+    for (size_t pair = 0; pair < group / 2; ++pair) {
+      Vec even[kTiles * kVectors];
+      Vec odd[kTiles * kVectors];
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v) {
+        const std::byte* integers = b.at(v / kVectors) + Element::kHeaderBytes;
+        Element::load(scales[v], integers + pair * Element::kPairBytes, v % kVectors, even[v], odd[v]);
+      }
+      accumulators.step(a + k + 2 * pair, even);
+      accumulators.step(a + k + 2 * pair + 1, odd);
+    }
+  }
+}
+
+template <class Element, int kRows, int kTiles>
+HWY_INLINE void add_row(const float* HWY_RESTRICT a, const TileCursor<Element, kTiles>& b, size_t k,
+                        Accumulators<Element, kRows, kTiles>& accumulators) {
+  Vec row[kTiles * kVectors];
+  REGARD_UNROLL
+  for (size_t v = 0; v < kTiles * kVectors; ++v)
+    row[v] = Element::load(b.at(v / kVectors) + k * Element::kRowBytes, v % kVectors);
+  accumulators.step(a + k, row);
+}
+
+// Adds `depth` k's of plain numbers.
+template <class Element, int kRows, int kTiles>
+HWY_INLINE void add_plain(const float* HWY_RESTRICT a, TileCursor<Element, kTiles>& b, size_t depth,
+                          Accumulators<Element, kRows, kTiles>& accumulators) {
+  constexpr size_t kStep = rows_at_once(kRows * kTiles * static_cast<int>(kVectors));
+  size_t k = 0;
+  for (; k + kStep <= depth; k += kStep, b.advance(kStep * Element::kRowBytes)) {
+    REGARD_UNROLL
+    for (size_t i = 0; i < kStep; ++i) {
+      if (i * Element::kRowBytes % 64 == 0) b.fetch(i * Element::kRowBytes);
+      add_row(a + k, b, i, accumulators);
+    }
+  }
+  if constexpr (kStep > 1) {
+    for (; k < depth; ++k, b.advance(Element::kRowBytes)) {
+      b.fetch(0);
+      add_row(a + k, b, 0, accumulators);
+    }
+  }
+}
+
+// kRows rows of A (kBlock floats apart) times kTiles tiles of B, from `first_tile` of the runs on. C's rows are
+// c_stride floats apart, its tiles 16.
+template <class Element, int kRows, int kTiles>
+HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& all, int64_t first_tile, Sum mode,
+                                 float* HWY_RESTRICT c, size_t c_stride) {
   Accumulators<Element, kRows, kTiles> accumulators;
   accumulators.begin(mode, c, c_stride);
-  constexpr size_t kLow = kTiles == 1 ? 1 : kTiles / 2;
   for (const TileRun* run = all.runs; run < all.runs + all.count; ++run) {
-    const auto tile_bytes = static_cast<size_t>(run->tile_bytes);
-    const std::byte* HWY_RESTRICT low = run->low;
-    const std::byte* HWY_RESTRICT high = run->high;
-    const std::byte* next_low = low + run->ahead_low;
-    const std::byte* next_high = high + run->ahead_high;
-    const auto at = [&](size_t tile)
-                        HWY_ATTR { return tile < kLow ? low + tile * tile_bytes : high + (tile - kLow) * tile_bytes; };
-    const auto later = [&](size_t tile) HWY_ATTR {
-      return tile < kLow ? next_low + tile * tile_bytes : next_high + (tile - kLow) * tile_bytes;
-    };
-    const auto advance = [&](size_t bytes) HWY_ATTR {
-      low += bytes;
-      high += bytes;
-      next_low += bytes;
-      next_high += bytes;
-    };
+    TileCursor<Element, kTiles> b(*run, first_tile, all.stream);
     const auto depth = static_cast<size_t>(run->depth);
     if constexpr (Element::kGrouped) {
-      const auto group = static_cast<size_t>(all.group);
-      const size_t group_bytes = Element::kHeaderBytes + group / 2 * Element::kPairBytes;
-      for (size_t k = 0; k < depth; k += group, advance(group_bytes)) {
-        GroupScales scales[kTiles * kVectors];
-        REGARD_UNROLL
-        for (size_t v = 0; v < kTiles * kVectors; ++v) scales[v] = Element::scales(at(v / kVectors), v % kVectors);
-        for (size_t byte = 0; byte < group_bytes; byte += 64) {
-          REGARD_UNROLL
-          for (size_t tile = 0; tile < kTiles; ++tile) prefetch(later(tile) + byte);
-        }
-        for (size_t pair = 0; pair < group / 2; ++pair) {
-          Vec even[kTiles * kVectors];
-          Vec odd[kTiles * kVectors];
-          REGARD_UNROLL
-          for (size_t v = 0; v < kTiles * kVectors; ++v) {
-            const std::byte* integers = at(v / kVectors) + Element::kHeaderBytes;
-            Element::load(scales[v], integers + pair * Element::kPairBytes, v % kVectors, even[v], odd[v]);
-          }
-          accumulators.step(a + k + 2 * pair, even);
-          accumulators.step(a + k + 2 * pair + 1, odd);
-        }
-      }
+      add_groups(a, b, depth, static_cast<size_t>(all.group), accumulators);
     } else {
-      for (size_t k = 0; k < depth; ++k, advance(Element::kRowBytes)) {
-        Vec row[kTiles * kVectors];
-        REGARD_UNROLL
-        for (size_t tile = 0; tile < kTiles; ++tile) prefetch(later(tile));
-        REGARD_UNROLL
-        for (size_t v = 0; v < kTiles * kVectors; ++v) row[v] = Element::load(at(v / kVectors), v % kVectors);
-        accumulators.step(a + k, row);
+      const auto chain = static_cast<size_t>(all.chain);
+      for (size_t done = 0;;) {
+        const size_t count = std::min(chain, depth - done);
+        add_plain(a + done, b, count, accumulators);
+        done += count;
+        if (done == depth) break;
+        accumulators.end(mode, c, c_stride);
+        accumulators.begin(Sum::start, c, c_stride);
+        mode = Sum::add;
       }
     }
     a += depth;
@@ -148,7 +245,7 @@ HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& al
   accumulators.end(mode, c, c_stride);
 }
 
-using MultiplyTiles = void (*)(const float*, const TileRuns&, Sum, float*, size_t);
+using MultiplyTiles = void (*)(const float*, const TileRuns&, int64_t, Sum, float*, size_t);
 
 // The kernels for a number of rows: `wide` takes tiles_for(rows) tiles at once, `narrow` one.
 struct RowKernels {
@@ -211,6 +308,31 @@ inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
   __builtin_unreachable();
 }
 
+// Sums that never start afresh within a block.
+inline constexpr int64_t kOneChain = kBlock;
+
+HWY_INLINE TileRun run_of(const PanelView& panel, int64_t depth, const RowKernels& kernels) {
+  const std::byte* high = panel.data + kernels.tiles / 2 * panel.tile_bytes;
+  return {panel.data, high, panel.ahead, panel.ahead, panel.tile_bytes, depth};
+}
+
+HWY_INLINE void run_kernels(const RowKernels& kernels, const float* a, const TileRuns& runs, int64_t tile_count,
+                            Sum mode, float* c, size_t c_stride) {
+  int64_t tile = 0;
+  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles)
+    kernels.wide(a, runs, tile, mode, c + tile * kTile, c_stride);
+  for (; tile < tile_count; ++tile) kernels.narrow(a, runs, tile, mode, c + tile * kTile, c_stride);
+}
+
+// `rows` rows (at most kMaxRows) times `tile_count` tiles. The chains of sums over k start afresh after `chain` k's.
+HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
+                         int64_t chain, Sum mode, float* c, size_t c_stride) {
+  const RowKernels& kernels = kernels_for(panel.type, rows);
+  const TileRun run = run_of(panel, depth, kernels);
+  run_kernels(kernels, a, {.runs = &run, .count = 1, .stream = nullptr, .group = panel.group, .chain = chain},
+              tile_count, mode, c, c_stride);
+}
+
 // Panels that follow each other along k.
 struct PanelPart {
   PanelView panel;
@@ -218,44 +340,43 @@ struct PanelPart {
 };
 inline constexpr int64_t kMostParts = kBlock / kTile;
 
-// `rows` rows (at most kMaxRows) times `tile_count` tiles of at most kMostParts
-// parts.
-HWY_INLINE void multiply(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count, int64_t tile_count,
-                         Sum mode, float* c, size_t c_stride) {
+// As many panels, of `tiles` tiles each, that are fetched meanwhile; or null. The product's own tiles begin at
+// `first_tile` of the same.
+struct NextPanels {
+  const std::byte* const* panels = nullptr;
+  int64_t tiles = 0;
+  int64_t first_tile = 0;
+};
+
+// The same for at most kMostParts parts of a plain type, one chain through all.
+HWY_INLINE void multiply_parts(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count,
+                               int64_t tile_count, const NextPanels& next, Sum mode, float* c, size_t c_stride) {
   const PanelView& first = parts[0].panel;
   const RowKernels& kernels = kernels_for(first.type, rows);
   TileRun runs[kMostParts];
-  const TileRuns all{.runs = runs, .count = part_count, .group = first.group};
-  const auto run_kernel = [&](MultiplyTiles kernel, int64_t tile, int64_t count) HWY_ATTR {
-    for (int64_t i = 0; i < part_count; ++i) {
-      const PanelView& panel = parts[i].panel;
-      const std::byte* low = panel.data + tile * panel.tile_bytes;
-      runs[i] = {low, low + count / 2 * panel.tile_bytes, panel.ahead, panel.ahead, panel.tile_bytes, parts[i].depth};
-    }
-    kernel(a, all, mode, c + tile * kTile, c_stride);
-  };
-  int64_t tile = 0;
-  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles) run_kernel(kernels.wide, tile, kernels.tiles);
-  for (; tile < tile_count; ++tile) run_kernel(kernels.narrow, tile, 1);
-}
-
-HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
-                         Sum mode, float* c, size_t c_stride) {
-  const PanelPart part{panel, depth};
-  multiply(a, rows, &part, 1, tile_count, mode, c, c_stride);
+  for (int64_t i = 0; i < part_count; ++i) runs[i] = run_of(parts[i].panel, parts[i].depth, kernels);
+  FetchStream stream(next.panels, part_count, std::max<int64_t>(1, next.tiles / kernels.tiles),
+                     kernels.tiles * first.tile_bytes, next.first_tile / kernels.tiles * part_count);
+  run_kernels(kernels, a,
+              {.runs = runs,
+               .count = part_count,
+               .stream = next.panels == nullptr ? nullptr : &stream,
+               .group = 0,
+               .chain = kOneChain},
+              tile_count, mode, c, c_stride);
 }
 
 // The same for four tiles, of which two lie in each of two pages.
 HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& low, const PanelView& high, int64_t depth,
-                               Sum mode, float* c, size_t c_stride) {
+                               int64_t chain, Sum mode, float* c, size_t c_stride) {
   const RowKernels& kernels = kernels_for(low.type, rows);
   if (kernels.tiles < 4) {
-    multiply(a, rows, low, 2, depth, mode, c, c_stride);
-    multiply(a, rows, high, 2, depth, mode, c + 2 * kTile, c_stride);
+    multiply(a, rows, low, 2, depth, chain, mode, c, c_stride);
+    multiply(a, rows, high, 2, depth, chain, mode, c + 2 * kTile, c_stride);
     return;
   }
   const TileRun run{low.data, high.data, low.ahead, high.ahead, low.tile_bytes, depth};
-  kernels.wide(a, {.runs = &run, .count = 1, .group = 0}, mode, c, c_stride);
+  kernels.wide(a, {.runs = &run, .count = 1, .stream = nullptr, .group = 0, .chain = chain}, 0, mode, c, c_stride);
 }
 
 }  // namespace regard::kernels::HWY_NAMESPACE

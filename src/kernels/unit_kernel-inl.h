@@ -292,19 +292,19 @@ class UnitKernel {
                       kBlock);
       return;
     }
-    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock)
-      multiply(queries_from(tile, k), tile.rows, keys.from(0, k), tile_count,
-               std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+    for (int64_t k = 0; k < shape_.head_dim; k += kBlock)
+      multiply(queries_from(tile, k), tile.rows, keys.from(0, k), tile_count, std::min(kBlock, shape_.head_dim - k),
+               kScoreChain, k == 0 ? Sum::start : Sum::add, out, kBlock);
   }
 
   void score_split_keys(const PanelView& low, const PanelView& high, const RowTile& tile, float* out) const {
-    for (int64_t k = 0; k < shape_.head_dim; k += kScoreBlock)
+    for (int64_t k = 0; k < shape_.head_dim; k += kBlock)
       multiply_split(queries_from(tile, k), tile.rows, low.from(0, k), high.from(0, k),
-                     std::min(kScoreBlock, shape_.head_dim - k), k == 0 ? Sum::start : Sum::add, out, kBlock);
+                     std::min(kBlock, shape_.head_dim - k), kScoreChain, k == 0 ? Sum::start : Sum::add, out, kBlock);
   }
 
   [[nodiscard]] const float* queries_from(const RowTile& tile, int64_t k) const {
-    return memory_.queries + (k / kBlock * rows_ + tile.row) * kBlock + k % kBlock;
+    return memory_.queries + (k * rows_ + tile.row * kBlock);
   }
 
   // weighted[row] = sum over the row's visible keys of weight * value, in order of position. Only visible keys are
@@ -392,11 +392,12 @@ class UnitKernel {
       const KeyRange own = part.intersect(segment.range());
       if (own.empty()) continue;
       parts[count] = {segment.values.from(at.tile, own.first - segment.first), own.size()};
-      if (!at.fetching) parts[count].panel.ahead = 0;
-      ++count;
+      parts[count++].panel.ahead = 0;
     }
-    multiply(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, mode, out,
-             static_cast<size_t>(layout_.value_width));
+    const NextPanels next{
+        .panels = at.fetching ? keys.next_values : nullptr, .tiles = tiles(shape_.v_head_dim), .first_tile = at.tile};
+    multiply_parts(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, next, mode, out,
+                   static_cast<size_t>(layout_.value_width));
   }
 
   void add_pairs(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* out) const {
