@@ -79,8 +79,8 @@ void multiply_block(const PackedRows& packed, int64_t block, int64_t count, Pane
     panel = decoded(panel, tile_count, count, decode_memory);
   const int64_t step = even_step(packed.rows, kMaxRows);
   for (int64_t row = 0; row < packed.rows; row += step) {
-    multiply(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count, kOneChain, mode,
-             c + row * c_stride, static_cast<size_t>(c_stride));
+    multiply<WeightKernels>(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count,
+                            kOneChain, mode, c + row * c_stride, static_cast<size_t>(c_stride));
     panel.ahead = 0;
   }
 }

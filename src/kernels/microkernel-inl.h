@@ -279,34 +279,53 @@ constexpr int64_t even_step(int64_t rows, int64_t most) {
 template <class Element>
 inline constexpr auto kKernels = kernel_table<Element>(std::make_integer_sequence<int, kMaxRows>());
 
-inline const RowKernels& kernels_for(PanelType type, int64_t rows) {
-  const auto index = static_cast<size_t>(rows - 1);
-  switch (type) {
-    case PanelType::f32:
-      return kKernels<PlainF32>[index];
-    case PanelType::bf16:
-      return kKernels<PlainBF16>[index];
-    case PanelType::f16:
-      return kKernels<PlainF16>[index];
-    case PanelType::f8_e4m3:
-      return kKernels<PlainE4M3>[index];
-    case PanelType::f8_e5m2:
-      return kKernels<PlainE5M2>[index];
-    case PanelType::i8_unscaled:
-      return kKernels<PlainI8>[index];
-    case PanelType::i4_unscaled:
-      return kKernels<PlainI4>[index];
-    case PanelType::i8:
-      return kKernels<GroupedI8<PlainF16, false>>[index];
-    case PanelType::i8_wide:
-      return kKernels<GroupedI8<PlainF32, true>>[index];
-    case PanelType::u4:
-      return kKernels<GroupedU4<PlainF16>>[index];
-    case PanelType::u4_wide:
-      return kKernels<GroupedU4<PlainF32>>[index];
+// The kernels of weights and those of caches: a file that multiplies by one kind need not compile the other's.
+struct WeightKernels {
+  static const RowKernels& of(PanelType type, int64_t rows) {
+    const auto index = static_cast<size_t>(rows - 1);
+    switch (type) {
+      case PanelType::f32:
+        return kKernels<PlainF32>[index];
+      case PanelType::bf16:
+        return kKernels<PlainBF16>[index];
+      case PanelType::f16:
+        return kKernels<PlainF16>[index];
+      case PanelType::i8:
+        return kKernels<GroupedI8<PlainF16, false>>[index];
+      case PanelType::i8_wide:
+        return kKernels<GroupedI8<PlainF32, true>>[index];
+      case PanelType::u4:
+        return kKernels<GroupedU4<PlainF16>>[index];
+      case PanelType::u4_wide:
+        return kKernels<GroupedU4<PlainF32>>[index];
+      default:
+        __builtin_unreachable();
+    }
   }
-  __builtin_unreachable();
-}
+};
+struct CacheKernels {
+  static const RowKernels& of(PanelType type, int64_t rows) {
+    const auto index = static_cast<size_t>(rows - 1);
+    switch (type) {
+      case PanelType::f32:
+        return kKernels<PlainF32>[index];
+      case PanelType::bf16:
+        return kKernels<PlainBF16>[index];
+      case PanelType::f16:
+        return kKernels<PlainF16>[index];
+      case PanelType::f8_e4m3:
+        return kKernels<PlainE4M3>[index];
+      case PanelType::f8_e5m2:
+        return kKernels<PlainE5M2>[index];
+      case PanelType::i8_unscaled:
+        return kKernels<PlainI8>[index];
+      case PanelType::i4_unscaled:
+        return kKernels<PlainI4>[index];
+      default:
+        __builtin_unreachable();
+    }
+  }
+};
 
 // Sums that never start afresh within a block.
 inline constexpr int64_t kOneChain = kBlock;
@@ -325,9 +344,10 @@ HWY_INLINE void run_kernels(const RowKernels& kernels, const float* a, const Til
 }
 
 // `rows` rows (at most kMaxRows) times `tile_count` tiles. The chains of sums over k start afresh after `chain` k's.
+template <class Kernels>
 HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
                          int64_t chain, Sum mode, float* c, size_t c_stride) {
-  const RowKernels& kernels = kernels_for(panel.type, rows);
+  const RowKernels& kernels = Kernels::of(panel.type, rows);
   const TileRun run = run_of(panel, depth, kernels);
   run_kernels(kernels, a, {.runs = &run, .count = 1, .stream = nullptr, .group = panel.group, .chain = chain},
               tile_count, mode, c, c_stride);
@@ -352,7 +372,7 @@ struct NextPanels {
 HWY_INLINE void multiply_parts(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count,
                                int64_t tile_count, const NextPanels& next, Sum mode, float* c, size_t c_stride) {
   const PanelView& first = parts[0].panel;
-  const RowKernels& kernels = kernels_for(first.type, rows);
+  const RowKernels& kernels = CacheKernels::of(first.type, rows);
   TileRun runs[kMostParts];
   for (int64_t i = 0; i < part_count; ++i) runs[i] = run_of(parts[i].panel, parts[i].depth, kernels);
   FetchStream stream(next.panels, part_count, std::max<int64_t>(1, next.tiles / kernels.tiles),
@@ -369,10 +389,10 @@ HWY_INLINE void multiply_parts(const float* a, int64_t rows, const PanelPart* pa
 // The same for four tiles, of which two lie in each of two pages.
 HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& low, const PanelView& high, int64_t depth,
                                int64_t chain, Sum mode, float* c, size_t c_stride) {
-  const RowKernels& kernels = kernels_for(low.type, rows);
+  const RowKernels& kernels = CacheKernels::of(low.type, rows);
   if (kernels.tiles < 4) {
-    multiply(a, rows, low, 2, depth, chain, mode, c, c_stride);
-    multiply(a, rows, high, 2, depth, chain, mode, c + 2 * kTile, c_stride);
+    multiply<CacheKernels>(a, rows, low, 2, depth, chain, mode, c, c_stride);
+    multiply<CacheKernels>(a, rows, high, 2, depth, chain, mode, c + 2 * kTile, c_stride);
     return;
   }
   const TileRun run{low.data, high.data, low.ahead, high.ahead, low.tile_bytes, depth};

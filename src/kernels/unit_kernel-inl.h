@@ -293,8 +293,9 @@ class UnitKernel {
       return;
     }
     for (int64_t k = 0; k < shape_.head_dim; k += kBlock)
-      multiply(queries_from(tile, k), tile.rows, keys.from(0, k), tile_count, std::min(kBlock, shape_.head_dim - k),
-               kScoreChain, k == 0 ? Sum::start : Sum::add, out, kBlock);
+      multiply<CacheKernels>(queries_from(tile, k), tile.rows, keys.from(0, k), tile_count,
+                             std::min(kBlock, shape_.head_dim - k), kScoreChain, k == 0 ? Sum::start : Sum::add, out,
+                             kBlock);
   }
 
   void score_split_keys(const PanelView& low, const PanelView& high, const RowTile& tile, float* out) const {
