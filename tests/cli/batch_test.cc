@@ -12,6 +12,7 @@
 #include "cli/model_folder.h"
 #include "support/property.h"
 #include "support/random.h"
+#include "support/sanitized.h"
 
 namespace regard::test {
 namespace {
@@ -67,11 +68,7 @@ std::string request(const std::string& id, const std::string& prompt, const Json
 
 // Requests that keep one thread busy for some seconds.
 std::string long_work() {
-#ifdef REGARD_SANITIZED
-  constexpr int kRequests = 40;
-#else
-  constexpr int kRequests = 120;
-#endif
+  constexpr int kRequests = kSanitized ? 40 : 120;
   std::string lines;
   for (int i = 0; i < kRequests; ++i)
     lines += request("request " + std::to_string(i), "the inn and hen " + std::to_string(i * i),

@@ -21,13 +21,6 @@ inline nlohmann::json read_json(const std::string& name) { return nlohmann::json
 // The SmolLM2 file, or nullptr where the environment does not name it.
 inline const char* model_path() { return std::getenv("REGARD_MODEL"); }
 
-// Sanitizers slow a whole model down more than tenfold: with them, some cases stand for all.
-#ifdef REGARD_SANITIZED
-inline constexpr bool kSanitized = true;
-#else
-inline constexpr bool kSanitized = false;
-#endif
-
 }  // namespace regard::golden
 
 #define REGARD_REQUIRE_MODEL()                 \

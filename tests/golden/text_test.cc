@@ -8,6 +8,7 @@
 #include "golden/golden_files.h"
 #include "regard/decoder.h"
 #include "regard/tokenizer.h"
+#include "support/sanitized.h"
 
 namespace regard {
 namespace {
@@ -20,7 +21,7 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
   const auto decoder = Decoder::load(checkpoint, workspace.threads());
   const auto golden = golden::read_json("smollm2_greedy.json");
   ASSERT_GE(golden["cases"].size(), 20U);
-  const size_t count = golden::kSanitized ? 2 : golden["cases"].size();
+  const size_t count = test::kSanitized ? 2 : golden["cases"].size();
   for (size_t index = 0; index < count; ++index) {
     const auto& test = golden["cases"][index];
     SCOPED_TRACE(test["name"].get<std::string>());
@@ -41,7 +42,7 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
 
 TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
   REGARD_REQUIRE_MODEL();
-  if (golden::kSanitized) GTEST_SKIP() << "24,000 tokens take an hour under a sanitizer";
+  if (test::kSanitized) GTEST_SKIP() << "24,000 tokens take an hour under a sanitizer";
   const auto checkpoint = Checkpoint::open(golden::model_path());
   const auto tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace;

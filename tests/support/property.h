@@ -8,6 +8,8 @@
 #include <sstream>
 #include <string>
 
+#include "support/sanitized.h"
+
 namespace regard::test {
 
 // An environment variable as a number.
@@ -19,12 +21,7 @@ inline int environment(const char* name, int otherwise) {
 // How many of the cases that a property asks for are run: all; a tenth where sanitizers slow them down; or what
 // REGARD_PROPERTY_PERCENT says.
 inline int scaled_cases(int cases) {
-#ifdef REGARD_SANITIZED
-  constexpr int kPercent = 10;
-#else
-  constexpr int kPercent = 100;
-#endif
-  return std::max(1, cases * environment("REGARD_PROPERTY_PERCENT", kPercent) / 100);
+  return std::max(1, cases * environment("REGARD_PROPERTY_PERCENT", kSanitized ? 10 : 100) / 100);
 }
 
 // Checks a property on `cases` random inputs, as a part of the running test. The inputs follow from the seed, which a
