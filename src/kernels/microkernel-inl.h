@@ -279,51 +279,31 @@ constexpr int64_t even_step(int64_t rows, int64_t most) {
 template <class Element>
 inline constexpr auto kKernels = kernel_table<Element>(std::make_integer_sequence<int, kMaxRows>());
 
+inline const RowKernels& kernels_of_floats(PanelType type, int64_t rows) {
+  const auto index = static_cast<size_t>(rows - 1);
+  if (type == PanelType::f32) return kKernels<PlainF32>[index];
+  return type == PanelType::bf16 ? kKernels<PlainBF16>[index] : kKernels<PlainF16>[index];
+}
+
 // The kernels of weights and those of caches: a file that multiplies by one kind need not compile the other's.
 struct WeightKernels {
   static const RowKernels& of(PanelType type, int64_t rows) {
     const auto index = static_cast<size_t>(rows - 1);
-    switch (type) {
-      case PanelType::f32:
-        return kKernels<PlainF32>[index];
-      case PanelType::bf16:
-        return kKernels<PlainBF16>[index];
-      case PanelType::f16:
-        return kKernels<PlainF16>[index];
-      case PanelType::i8:
-        return kKernels<GroupedI8<PlainF16, false>>[index];
-      case PanelType::i8_wide:
-        return kKernels<GroupedI8<PlainF32, true>>[index];
-      case PanelType::u4:
-        return kKernels<GroupedU4<PlainF16>>[index];
-      case PanelType::u4_wide:
-        return kKernels<GroupedU4<PlainF32>>[index];
-      default:
-        __builtin_unreachable();
-    }
+    if (type == PanelType::i8) return kKernels<GroupedI8<PlainF16, false>>[index];
+    if (type == PanelType::i8_wide) return kKernels<GroupedI8<PlainF32, true>>[index];
+    if (type == PanelType::u4) return kKernels<GroupedU4<PlainF16>>[index];
+    if (type == PanelType::u4_wide) return kKernels<GroupedU4<PlainF32>>[index];
+    return kernels_of_floats(type, rows);
   }
 };
 struct CacheKernels {
   static const RowKernels& of(PanelType type, int64_t rows) {
     const auto index = static_cast<size_t>(rows - 1);
-    switch (type) {
-      case PanelType::f32:
-        return kKernels<PlainF32>[index];
-      case PanelType::bf16:
-        return kKernels<PlainBF16>[index];
-      case PanelType::f16:
-        return kKernels<PlainF16>[index];
-      case PanelType::f8_e4m3:
-        return kKernels<PlainE4M3>[index];
-      case PanelType::f8_e5m2:
-        return kKernels<PlainE5M2>[index];
-      case PanelType::i8_unscaled:
-        return kKernels<PlainI8>[index];
-      case PanelType::i4_unscaled:
-        return kKernels<PlainI4>[index];
-      default:
-        __builtin_unreachable();
-    }
+    if (type == PanelType::f8_e4m3) return kKernels<PlainE4M3>[index];
+    if (type == PanelType::f8_e5m2) return kKernels<PlainE5M2>[index];
+    if (type == PanelType::i8_unscaled) return kKernels<PlainI8>[index];
+    if (type == PanelType::i4_unscaled) return kKernels<PlainI4>[index];
+    return kernels_of_floats(type, rows);
   }
 };
 
