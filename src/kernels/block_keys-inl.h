@@ -16,24 +16,48 @@
 HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
 
-// A run of keys of one block that lie in one page, as panels.
-struct Segment {
+// Keys, or values, of one block that lie in one piece of memory.
+struct KeyRun {
   int32_t first = 0;  // its first key, counted from the block's first; a multiple of kTile
   int32_t count = 0;
-  PanelView keys;    // tiles of 16 keys, k over head_dim
-  PanelView values;  // tiles of 16 elements of v_head_dim, k over the segment's keys
-  const float* key_scales = nullptr;
-  const float* value_scales = nullptr;
+  PanelView panel;  // tiles of 16 keys, k over head_dim; or tiles of 16 elements of v_head_dim, k over the run's keys
+  const float* scales = nullptr;  // of narrow types, by key
 
   [[nodiscard]] KeyRange range() const { return {first, first + count - 1}; }
 };
 
-// The keys of one block that a unit needs, as at most kBlock / kTile segments, and the scales of narrow types by key.
+// All of one block that a unit needs: of a page each, or more where pages follow each other in memory and their panels
+// are one.
+class KeyRuns {
+ public:
+  [[nodiscard]] const KeyRun* begin() const { return runs_; }
+  [[nodiscard]] const KeyRun* end() const { return runs_ + count_; }
+  [[nodiscard]] int64_t size() const { return count_; }
+  void add(const KeyRun& run) { runs_[count_++] = run; }
+  // The same for keys: their tiles are independent of where a page ends.
+  void add_or_join(const KeyRun& run) {
+    if (count_ > 0) {
+      KeyRun& last = runs_[count_ - 1];
+      const int64_t bytes = last.count / kTile * last.panel.tile_bytes;
+      const bool follows = run.panel.data == last.panel.data + bytes && run.panel.ahead == last.panel.ahead &&
+                           (run.scales == nullptr || run.scales == last.scales + last.count);
+      if (follows) {
+        last.count += run.count;
+        return;
+      }
+    }
+    add(run);
+  }
+
+ private:
+  KeyRun runs_[kBlock / kTile];
+  int64_t count_ = 0;
+};
+
 struct BlockKeys {
-  Segment segments[kBlock / kTile];
-  // The values that are to be fetched, one a segment; its own where there are none.
-  const std::byte* next_values[kBlock / kTile];
-  int count = 0;
+  KeyRuns keys;
+  KeyRuns values;
+  // The scales of narrow types, by key of the block.
   const float* key_scales = nullptr;
   const float* value_scales = nullptr;
 };
@@ -57,49 +81,44 @@ class KeyFinder {
     const int64_t end = start + round_up(needed.last + 1, kTile);
     for (int64_t position = start + needed.first / kTile * kTile; position < end;) {
       const KvPages& kv = pages_at(position, token);
-      Segment& segment = found.segments[found.count++];
       const int64_t page_end = position + kv.page_tokens - kv.offset_of(position);
-      segment.first = static_cast<int32_t>(position - start);
-      segment.count = static_cast<int32_t>(std::min({end, page_end, end_of_shared(position)}) - position);
+      const int64_t count = std::min({end, page_end, end_of_shared(position)}) - position;
       Panels panels = panels_at(kv, unit_.kv_head, position);
-      found.next_values[found.count - 1] = fetch_after(panels, next, segment);
-      segment.keys = panels.keys;
-      segment.values = panels.values;
-      segment.key_scales = scales_at(kv, kv.keys, unit_.kv_head, position);
-      segment.value_scales = scales_at(kv, kv.values, unit_.kv_head, position);
-      position += segment.count;
+      fetch_after(panels, next, position - start, count);
+      const auto run = [&](const KvPanels& side, const PanelView& panel) {
+        return KeyRun{.first = static_cast<int32_t>(position - start),
+                      .count = static_cast<int32_t>(count),
+                      .panel = panel,
+                      .scales = scales_at(kv, side, unit_.kv_head, position)};
+      };
+      found.keys.add_or_join(run(kv.keys, panels.keys));
+      found.values.add(run(kv.values, panels.values));
+      position += count;
     }
-    found.key_scales = join_scales(found, &Segment::key_scales, memory_.key_scales);
-    found.value_scales = join_scales(found, &Segment::value_scales, memory_.value_scales);
+    found.key_scales = join_scales(found.keys, memory_.key_scales);
+    found.value_scales = join_scales(found.values, memory_.value_scales);
     return found;
   }
 
-  // Puts the block's keys and values into scratch memory as f32, as one segment: where many rows pass by them, this is
+  // Puts the block's keys and values into scratch memory as f32, each as one run: where many rows pass by them, this is
   // cheaper than to widen them, or to go from page to page, for each row tile.
   void decode(BlockKeys& found) const {
-    Segment& first = found.segments[0];
-    const bool several = found.count > 1;
-    int64_t keys = 0;
-    for (int s = 0; s < found.count; ++s) keys += found.segments[s].count;
-    if (several || first.keys.type != PanelType::f32) {
-      for (int s = 0; s < found.count; ++s) {
-        const Segment& segment = found.segments[s];
-        decode_tiles(segment.keys, segment.count / kTile, shape_.head_dim,
-                     memory_.keys + (segment.first - first.first) * shape_.head_dim, shape_.head_dim * kTile);
-      }
-      first.keys = f32_panel(memory_.keys, shape_.head_dim);
+    if (KeyRun whole = whole_run(found.keys); needs_decoding(found.keys)) {
+      for (const KeyRun& run : found.keys)
+        decode_tiles(run.panel, run.count / kTile, shape_.head_dim,
+                     memory_.keys + (run.first - whole.first) * shape_.head_dim, shape_.head_dim * kTile);
+      whole.panel = f32_panel(memory_.keys, shape_.head_dim);
+      found.keys = {};
+      found.keys.add(whole);
     }
-    if (several || first.values.type != PanelType::f32) {
-      for (int s = 0; s < found.count; ++s) {
-        const Segment& segment = found.segments[s];
-        decode_tiles(segment.values, tiles(shape_.v_head_dim), segment.count,
-                     memory_.values + (segment.first - first.first) * kTile, keys * kTile);
-      }
-      first.values = f32_panel(memory_.values, keys);
-      found.next_values[0] = first.values.data;
+    if (KeyRun whole = whole_run(found.values); needs_decoding(found.values)) {
+      for (const KeyRun& run : found.values)
+        decode_tiles(run.panel, tiles(shape_.v_head_dim), run.count, memory_.values + (run.first - whole.first) * kTile,
+                     whole.count * kTile);
+      whole.panel = f32_panel(memory_.values, whole.count);
+      found.values = {};
+      found.values.add(whole);
     }
-    first.count = static_cast<int32_t>(keys);
-    found.count = 1;
   }
 
  private:
@@ -131,30 +150,39 @@ class KeyFinder {
     return span.tails != nullptr && position < span.tail_start ? span.tail_start : std::numeric_limits<int64_t>::max();
   }
 
-  // Makes the keys fetch what lies at the same place of the next block, fetches its scales, and returns its values.
-  const std::byte* fetch_after(Panels& panels, const BlockOfUnit& next, const Segment& segment) const {
-    if (next.unit == nullptr) return panels.values.data;
+  [[nodiscard]] static bool needs_decoding(const KeyRuns& runs) {
+    return runs.size() > 1 || runs.begin()->panel.type != PanelType::f32;
+  }
+  // The keys of all runs as one, whose panel is to be made.
+  [[nodiscard]] static KeyRun whole_run(const KeyRuns& runs) {
+    KeyRun whole;
+    whole.first = runs.begin()->first;
+    for (const KeyRun& run : runs) whole.count += run.count;
+    return whole;
+  }
+
+  // Makes the panels fetch what lies at the same place of the next block, and fetches its scales.
+  void fetch_after(Panels& panels, const BlockOfUnit& next, int64_t first, int64_t count) const {
+    if (next.unit == nullptr) return;
     const KvPages& kv = next.unit->span->kv;
-    const int64_t position = next.block * kBlock + segment.first;
-    if (!kv.holds(position)) return panels.values.data;
+    const int64_t position = next.block * kBlock + first;
+    if (!kv.holds(position)) return;
     const Panels later = panels_at(kv, next.unit->kv_head, position);
     panels.keys.ahead = later.keys.data - panels.keys.data;
     panels.values.ahead = later.values.data - panels.values.data;
     for (const KvPanels* side : {&kv.keys, &kv.values}) {
       const float* scales = scales_at(kv, *side, next.unit->kv_head, position);
-      for (int64_t i = 0; scales != nullptr && i < segment.count; i += kTile)
+      for (int64_t i = 0; scales != nullptr && i < count; i += kTile)
         prefetch(reinterpret_cast<const std::byte*>(scales + i));
     }
-    return later.values.data;
   }
 
-  // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several pages.
-  [[nodiscard]] static const float* join_scales(const BlockKeys& found, const float* Segment::*scales, float* memory) {
-    const Segment& first = found.segments[0];
-    if (first.*scales == nullptr) return nullptr;
-    if (found.count == 1) return first.*scales - first.first;
-    for (int s = 0; s < found.count; ++s)
-      std::copy_n(found.segments[s].*scales, found.segments[s].count, memory + found.segments[s].first);
+  // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several runs.
+  [[nodiscard]] static const float* join_scales(const KeyRuns& runs, float* memory) {
+    const KeyRun& first = *runs.begin();
+    if (first.scales == nullptr) return nullptr;
+    if (runs.size() == 1) return first.scales - first.first;
+    for (const KeyRun& run : runs) std::copy_n(run.scales, run.count, memory + run.first);
     return memory;
   }
 

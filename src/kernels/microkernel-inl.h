@@ -68,58 +68,20 @@ struct Accumulators {
   }
 };
 
-// Some k's of the tiles of one product. Tiles of a matrix lie evenly; those of a cache may lie in two pages, half of
-// what a kernel takes at once in each. What lies `ahead` bytes later is fetched meanwhile.
+// The tiles of one product. Those of a matrix lie evenly; those of a cache may lie in two pages, half of what a kernel
+// takes at once in each. What lies `ahead` bytes later is fetched meanwhile.
 struct TileRun {
   const std::byte* low;   // the first half of the tiles that a kernel takes at once
   const std::byte* high;  // the others
   int64_t ahead_low;
   int64_t ahead_high;
-  int64_t tile_bytes;  // from one tile of a half to the next
-  int64_t depth;
+  int64_t tile_bytes;  // from one tile to the next, of a half
+  int64_t depth;       // k's
+  int64_t group;       // as a panel's
+  int64_t chain;       // k's after which the sums start afresh and are added to what is there; for plain types
 };
 
-// What a product over several pages fetches: the same amount of other pages, in the order of their memory. A run
-// fetches a piece, as many tiles of a page as the kernel takes at once. Where those don't divide a page's tiles, there
-// are more runs than pieces; the last fetch something of the last page.
-class FetchStream {
- public:
-  // From the first_piece-th piece on.
-  FetchStream(const std::byte* const* pages, int64_t page_count, int64_t page_pieces, int64_t piece_bytes,
-              int64_t first_piece)
-      : page_(pages + std::min(first_piece / page_pieces, page_count - 1)),
-        last_page_(pages + page_count - 1),
-        page_pieces_(page_pieces),
-        piece_bytes_(piece_bytes),
-        piece_(first_piece % page_pieces) {}
-
-  [[nodiscard]] HWY_INLINE const std::byte* next() {
-    const std::byte* piece = *page_ + piece_ * piece_bytes_;
-    if (++piece_ == page_pieces_) {
-      piece_ = 0;
-      if (page_ != last_page_) ++page_;
-    }
-    return piece;
-  }
-
- private:
-  const std::byte* const* page_;
-  const std::byte* const* last_page_;
-  int64_t page_pieces_;
-  int64_t piece_bytes_;
-  int64_t piece_;
-};
-
-// The runs of one product, whose k's follow each other: more than one where values lie in several pages.
-struct TileRuns {
-  const TileRun* runs;
-  int64_t count;
-  FetchStream* stream;  // instead of what lies ahead; or null
-  int64_t group;        // as a panel's
-  int64_t chain;        // k's after which the sums start afresh and are added to what is there; for plain types
-};
-
-// Where a kernel is in its tiles, and in what it fetches.
+// Where a kernel is in the tiles that it takes at once, and in what it fetches.
 template <class Element, int kTiles>
 struct TileCursor {
   static constexpr size_t kLow = kTiles == 1 ? 1 : kTiles / 2;
@@ -130,11 +92,11 @@ struct TileCursor {
   const std::byte* next_high;
   size_t tile_bytes;
 
-  HWY_INLINE TileCursor(const TileRun& run, int64_t first_tile, FetchStream* stream)
+  HWY_INLINE TileCursor(const TileRun& run, int64_t first_tile)
       : low(run.low + first_tile * run.tile_bytes),
         high(run.high + first_tile * run.tile_bytes),
-        next_low(stream == nullptr ? low + run.ahead_low : stream->next()),
-        next_high(stream == nullptr ? high + run.ahead_high : next_low + kLow * static_cast<size_t>(run.tile_bytes)),
+        next_low(low + run.ahead_low),
+        next_high(high + run.ahead_high),
         tile_bytes(static_cast<size_t>(run.tile_bytes)) {}
 
   HWY_INLINE const std::byte* at(size_t tile) const {
@@ -216,36 +178,40 @@ HWY_INLINE void add_plain(const float* HWY_RESTRICT a, TileCursor<Element, kTile
   }
 }
 
-// kRows rows of A (kBlock floats apart) times kTiles tiles of B, from `first_tile` of the runs on. C's rows are
-// c_stride floats apart, its tiles 16.
+// kRows rows of A (kBlock floats apart) times kTiles tiles of B, from `tile` on. C's rows are c_stride floats apart.
 template <class Element, int kRows, int kTiles>
-HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRuns& all, int64_t first_tile, Sum mode,
-                                 float* HWY_RESTRICT c, size_t c_stride) {
+HWY_INLINE void multiply_tile(const float* HWY_RESTRICT a, const TileRun& run, int64_t tile, Sum mode,
+                              float* HWY_RESTRICT c, size_t c_stride) {
+  TileCursor<Element, kTiles> b(run, tile);
+  const auto depth = static_cast<size_t>(run.depth);
   Accumulators<Element, kRows, kTiles> accumulators;
   accumulators.begin(mode, c, c_stride);
-  for (const TileRun* run = all.runs; run < all.runs + all.count; ++run) {
-    TileCursor<Element, kTiles> b(*run, first_tile, all.stream);
-    const auto depth = static_cast<size_t>(run->depth);
-    if constexpr (Element::kGrouped) {
-      add_groups(a, b, depth, static_cast<size_t>(all.group), accumulators);
-    } else {
-      const auto chain = static_cast<size_t>(all.chain);
-      for (size_t done = 0;;) {
-        const size_t count = std::min(chain, depth - done);
-        add_plain(a + done, b, count, accumulators);
-        done += count;
-        if (done == depth) break;
-        accumulators.end(mode, c, c_stride);
-        accumulators.begin(Sum::start, c, c_stride);
-        mode = Sum::add;
-      }
+  if constexpr (Element::kGrouped) {
+    add_groups(a, b, depth, static_cast<size_t>(run.group), accumulators);
+  } else {
+    const auto chain = static_cast<size_t>(run.chain);
+    for (size_t done = 0;;) {
+      const size_t count = std::min(chain, depth - done);
+      add_plain(a + done, b, count, accumulators);
+      done += count;
+      if (done == depth) break;
+      accumulators.end(mode, c, c_stride);
+      accumulators.begin(Sum::start, c, c_stride);
+      mode = Sum::add;
     }
-    a += depth;
   }
   accumulators.end(mode, c, c_stride);
 }
 
-using MultiplyTiles = void (*)(const float*, const TileRuns&, int64_t, Sum, float*, size_t);
+// The same for tiles first..end-1, kTiles at once. C's tiles are kTile floats apart.
+template <class Element, int kRows, int kTiles>
+HWY_NOINLINE void multiply_tiles(const float* HWY_RESTRICT a, const TileRun& run, int64_t first, int64_t end, Sum mode,
+                                 float* HWY_RESTRICT c, size_t c_stride) {
+  for (int64_t tile = first; tile < end; tile += kTiles)
+    multiply_tile<Element, kRows, kTiles>(a, run, tile, mode, c + tile * kTile, c_stride);
+}
+
+using MultiplyTiles = void (*)(const float*, const TileRun&, int64_t, int64_t, Sum, float*, size_t);
 
 // The kernels for a number of rows: `wide` takes tiles_for(rows) tiles at once, `narrow` one.
 struct RowKernels {
@@ -310,60 +276,22 @@ struct CacheKernels {
 // Sums that never start afresh within a block.
 inline constexpr int64_t kOneChain = kBlock;
 
-HWY_INLINE TileRun run_of(const PanelView& panel, int64_t depth, const RowKernels& kernels) {
-  const std::byte* high = panel.data + kernels.tiles / 2 * panel.tile_bytes;
-  return {panel.data, high, panel.ahead, panel.ahead, panel.tile_bytes, depth};
-}
-
-HWY_INLINE void run_kernels(const RowKernels& kernels, const float* a, const TileRuns& runs, int64_t tile_count,
-                            Sum mode, float* c, size_t c_stride) {
-  int64_t tile = 0;
-  for (; tile + kernels.tiles <= tile_count; tile += kernels.tiles)
-    kernels.wide(a, runs, tile, mode, c + tile * kTile, c_stride);
-  for (; tile < tile_count; ++tile) kernels.narrow(a, runs, tile, mode, c + tile * kTile, c_stride);
-}
-
 // `rows` rows (at most kMaxRows) times `tile_count` tiles. The chains of sums over k start afresh after `chain` k's.
 template <class Kernels>
 HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
                          int64_t chain, Sum mode, float* c, size_t c_stride) {
   const RowKernels& kernels = Kernels::of(panel.type, rows);
-  const TileRun run = run_of(panel, depth, kernels);
-  run_kernels(kernels, a, {.runs = &run, .count = 1, .stream = nullptr, .group = panel.group, .chain = chain},
-              tile_count, mode, c, c_stride);
-}
-
-// Panels that follow each other along k.
-struct PanelPart {
-  PanelView panel;
-  int64_t depth = 0;
-};
-inline constexpr int64_t kMostParts = kBlock / kTile;
-
-// As many panels, of `tiles` tiles each, that are fetched meanwhile; or null. The product's own tiles begin at
-// `first_tile` of the same.
-struct NextPanels {
-  const std::byte* const* panels = nullptr;
-  int64_t tiles = 0;
-  int64_t first_tile = 0;
-};
-
-// The same for at most kMostParts parts of a plain type, one chain through all.
-HWY_INLINE void multiply_parts(const float* a, int64_t rows, const PanelPart* parts, int64_t part_count,
-                               int64_t tile_count, const NextPanels& next, Sum mode, float* c, size_t c_stride) {
-  const PanelView& first = parts[0].panel;
-  const RowKernels& kernels = CacheKernels::of(first.type, rows);
-  TileRun runs[kMostParts];
-  for (int64_t i = 0; i < part_count; ++i) runs[i] = run_of(parts[i].panel, parts[i].depth, kernels);
-  FetchStream stream(next.panels, part_count, std::max<int64_t>(1, next.tiles / kernels.tiles),
-                     kernels.tiles * first.tile_bytes, next.first_tile / kernels.tiles * part_count);
-  run_kernels(kernels, a,
-              {.runs = runs,
-               .count = part_count,
-               .stream = next.panels == nullptr ? nullptr : &stream,
-               .group = 0,
-               .chain = kOneChain},
-              tile_count, mode, c, c_stride);
+  const TileRun run{.low = panel.data,
+                    .high = panel.data + kernels.tiles / 2 * panel.tile_bytes,
+                    .ahead_low = panel.ahead,
+                    .ahead_high = panel.ahead,
+                    .tile_bytes = panel.tile_bytes,
+                    .depth = depth,
+                    .group = panel.group,
+                    .chain = chain};
+  const int64_t wide = tile_count / kernels.tiles * kernels.tiles;
+  if (wide > 0) kernels.wide(a, run, 0, wide, mode, c, c_stride);
+  if (wide < tile_count) kernels.narrow(a, run, wide, tile_count, mode, c, c_stride);
 }
 
 // The same for four tiles, of which two lie in each of two pages.
@@ -375,8 +303,15 @@ HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& lo
     multiply<CacheKernels>(a, rows, high, 2, depth, chain, mode, c + 2 * kTile, c_stride);
     return;
   }
-  const TileRun run{low.data, high.data, low.ahead, high.ahead, low.tile_bytes, depth};
-  kernels.wide(a, {.runs = &run, .count = 1, .stream = nullptr, .group = 0, .chain = chain}, 0, mode, c, c_stride);
+  const TileRun run{.low = low.data,
+                    .high = high.data,
+                    .ahead_low = low.ahead,
+                    .ahead_high = high.ahead,
+                    .tile_bytes = low.tile_bytes,
+                    .depth = depth,
+                    .group = 0,
+                    .chain = chain};
+  kernels.wide(a, run, 0, kernels.tiles, mode, c, c_stride);
 }
 
 }  // namespace regard::kernels::HWY_NAMESPACE

@@ -23,8 +23,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace regard::kernels::HWY_NAMESPACE {
 
-// Tiles of keys that are scored at once.
-constexpr int64_t kScoreTiles = 4;
+// Tiles of keys or values that go through the kernel at once. Where several row tiles pass by them, one of these
+// fetches what comes next at their place.
+constexpr int64_t kTilesAtOnce = 4;
 
 // Rows of a unit that pass by the keys together.
 struct RowTile {
@@ -230,6 +231,7 @@ class UnitKernel {
     return std::min((group + parts - 1) / parts, group - row % group);
   }
 
+  [[nodiscard]] bool alone(const RowTile& tile) const { return tile.rows == rows_; }
   // All rows pass by the same panels: one tile of rows fetches what comes next, the `part`-th part by another tile.
   [[nodiscard]] bool fetches(const RowTile& tile, int64_t part) const {
     const int64_t tile_count = rows_ / tile.rows;
@@ -260,26 +262,29 @@ class UnitKernel {
     KeyRange all;
     for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) all = all.unite(memory_.seen[row]);
     const int64_t end = tiles(all.last + 1);
-    const Segment* segment = keys.segments;
+    const KeyRun* run = keys.keys.begin();
     for (int64_t first = all.first / kTile; first < end;) {
-      while (first * kTile >= segment->first + segment->count) ++segment;
-      const int64_t here = (segment->first + segment->count) / kTile - first;
-      const int64_t wanted = std::min<int64_t>(kScoreTiles, end - first);
-      const bool fetching = fetches(tile, first / kScoreTiles);
-      const bool splits = here == 2 && wanted == 4 && segment[1].count >= 2 * kTile && !layout_.pairs;
-      const PanelView low = keys_from(*segment, first, fetching);
+      while (first * kTile >= run->first + run->count) ++run;
+      const int64_t here = std::min<int64_t>((run->first + run->count) / kTile, end) - first;
+      const bool fetching = fetches(tile, first / kTilesAtOnce);
+      const PanelView low = keys_from(*run, first, fetching);
       float* out = memory_.scores + first * kTile;
-      if (splits)
-        score_split_keys(low, keys_from(segment[1], first + 2, fetching), tile, out);
-      else
-        score_keys(low, std::min(here, wanted), tile, out);
-      first += splits ? wanted : std::min(here, wanted);
+      const bool splits = here == 2 && first + kTilesAtOnce <= end && run[1].count >= 2 * kTile && !layout_.pairs;
+      if (splits) {
+        score_split_keys(low, keys_from(run[1], first + 2, fetching), tile, out);
+        first += kTilesAtOnce;
+      } else {
+        const int64_t count = std::min(
+            here, alone(tile) ? std::max<int64_t>(kTilesAtOnce, here / kTilesAtOnce * kTilesAtOnce) : kTilesAtOnce);
+        score_keys(low, count, tile, out);
+        first += count;
+      }
     }
   }
 
-  // A segment's keys from a tile of the block on.
-  [[nodiscard]] static PanelView keys_from(const Segment& segment, int64_t tile, bool fetching) {
-    PanelView panel = segment.keys.from(tile - segment.first / kTile, 0);
+  // A run's keys from a tile of the block on.
+  [[nodiscard]] static PanelView keys_from(const KeyRun& run, int64_t tile, bool fetching) {
+    PanelView panel = run.panel.from(tile - run.first / kTile, 0);
     if (!fetching) panel.ahead = 0;
     return panel;
   }
@@ -311,11 +316,13 @@ class UnitKernel {
   // weighted[row] = sum over the row's visible keys of weight * value, in order of position. Only visible keys are
   // touched: what a masked slot holds, even NaN, changes nothing.
   void add_values(const BlockKeys& keys, const RowTile& tile, float* weighted) const {
-    // As many value tiles at a time as the kernel takes.
-    constexpr int64_t kValueTiles = 4;
-    for (int64_t first = 0; first < tiles(shape_.v_head_dim); first += kValueTiles) {
-      const int64_t tile_count = std::min(kValueTiles, tiles(shape_.v_head_dim) - first);
-      const bool fetching = fetches(tile, first / kValueTiles);
+    // A row tile alone takes a page's values from end to end, which is how memory likes to be read. Several share what
+    // is to be fetched.
+    const int64_t all = tiles(shape_.v_head_dim);
+    const int64_t at_once = alone(tile) ? all : kTilesAtOnce;
+    for (int64_t first = 0; first < all; first += at_once) {
+      const int64_t tile_count = std::min(at_once, all - first);
+      const bool fetching = fetches(tile, first / at_once);
       for (int64_t row = 0; row < tile.rows;) {
         int64_t count = 0;
         while (row + count < tile.rows && !memory_.seen[tile.row + row + count].empty()) ++count;
@@ -385,31 +392,18 @@ class UnitKernel {
       for (int64_t r = 0; r < at.rows; ++r) std::fill_n(out + r * layout_.value_width, at.tiles * kTile, 0.0F);
       return;
     }
-    if (layout_.pairs) return add_pairs(keys, at, part, mode, out);
-    PanelPart parts[kMostParts];
-    int64_t count = 0;
-    for (int s = 0; s < keys.count; ++s) {
-      const Segment& segment = keys.segments[s];
-      const KeyRange own = part.intersect(segment.range());
+    for (const KeyRun& run : keys.values) {
+      const KeyRange own = part.intersect(run.range());
       if (own.empty()) continue;
-      parts[count] = {segment.values.from(at.tile, own.first - segment.first), own.size()};
-      parts[count++].panel.ahead = 0;
-    }
-    const NextPanels next{
-        .panels = at.fetching ? keys.next_values : nullptr, .tiles = tiles(shape_.v_head_dim), .first_tile = at.tile};
-    multiply_parts(memory_.scores + at.row * kBlock + part.first, at.rows, parts, count, at.tiles, next, mode, out,
-                   static_cast<size_t>(layout_.value_width));
-  }
-
-  void add_pairs(const BlockKeys& keys, const ValueTile& at, KeyRange part, Sum mode, float* out) const {
-    for (int s = 0; s < keys.count; ++s) {
-      const Segment& segment = keys.segments[s];
-      const KeyRange own = part.intersect(segment.range());
-      if (own.empty()) continue;
-      PanelView values = segment.values.from(at.tile, 0);
+      PanelView values = run.panel.from(at.tile, 0);
       if (!at.fetching) values.ahead = 0;
-      multiply_bf16({memory_.bf16_weights + at.row * kBlock + segment.first, at.rows}, values, at.tiles,
-                    own.first - segment.first, own.last - segment.first, mode, out, layout_.value_width);
+      if (layout_.pairs)
+        multiply_bf16({memory_.bf16_weights + at.row * kBlock + run.first, at.rows}, values, at.tiles,
+                      own.first - run.first, own.last - run.first, mode, out, layout_.value_width);
+      else
+        multiply<CacheKernels>(memory_.scores + at.row * kBlock + own.first, at.rows,
+                               values.from(0, own.first - run.first), at.tiles, own.size(), kOneChain, mode, out,
+                               static_cast<size_t>(layout_.value_width));
       mode = Sum::resume;
     }
   }
