@@ -78,9 +78,9 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
       .mask = mask, .all = storage == KvStorage::contiguous || !has_reach, .speculation = filled.speculation_length};
   const int64_t pages = pages_of_pool(filled, retention);
   const int64_t own = pages_of_slot(filled, retention);
-  // A slot that keeps its pages for ever has all side by side; others as many as are read at once.
+  // A slot that keeps its pages for ever has all side by side; others at least as many as are read at once.
   const int64_t at_once = std::max<int64_t>(1, kernels::kBlock / filled.page_size);
-  const int64_t group = storage == KvStorage::contiguous ? own : std::min(own, at_once);
+  const int64_t stretch = storage == KvStorage::contiguous ? own : std::min(own, at_once);
   const auto store = [&](PanelSide side, const std::optional<KvFormat>& format, int64_t width) {
     return PageStore(
         side, format.value_or(KvFormat{.dtype = *filled.dtype}),
@@ -91,7 +91,7 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
                                          .retention = retention,
                                          .keys = store(PanelSide::keys, filled.keys, layer.head_dim),
                                          .values = store(PanelSide::values, filled.values, layer.v_head_dim),
-                                         .pool = PagePool(pages, group),
+                                         .pool = PagePool(pages, stretch),
                                          .slots = std::vector<Slot>(static_cast<size_t>(filled.slots)),
                                          .kv_heads = layer.num_key_value_heads,
                                          .head_dim = layer.head_dim,

@@ -135,7 +135,7 @@ struct KvCache::State {
   // Whoever writes to a page that others hold too gets a copy.
   void make_own(int32_t& page) {
     if (pool.holders(page) == 1) return;
-    const int32_t copy = pool.take_after(-1);
+    const int32_t copy = pool.take_after(-1, 1);
     keys.copy_page(page, copy);
     values.copy_page(page, copy);
     pool.set_written(copy, pool.written(page));
@@ -162,8 +162,9 @@ struct KvCache::State {
                         to % page_size());
   }
   void take_pages(Slot& slot, int64_t end_page) {
+    const int64_t length = end_page - slot.first_page;
     while (slot.end_page() < end_page)
-      slot.table.push_back(pool.take_after(slot.table.empty() ? -1 : slot.table.back()));
+      slot.table.push_back(pool.take_after(slot.table.empty() ? -1 : slot.table.back(), length));
   }
   // Pages for tokens first..first+count-1, which follow what the slot holds.
   void make_room(Slot& slot, int64_t first, int64_t count) {

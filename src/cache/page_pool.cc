@@ -1,5 +1,7 @@
 #include "cache/page_pool.h"
 
+#include <algorithm>
+
 namespace regard {
 namespace {
 
@@ -13,31 +15,41 @@ void remove(std::vector<int32_t>& all, int32_t place, PlaceOf place_of) {
 
 }  // namespace
 
-PagePool::PagePool(int64_t pages, int64_t group)
-    : group_(static_cast<int32_t>(group)),
-      pages_(static_cast<size_t>(pages)),
-      groups_(static_cast<size_t>((pages + group - 1) / group)) {
+PagePool::PagePool(int64_t pages, int64_t shortest) : pages_(static_cast<size_t>(pages)) {
+  int64_t length = shortest;
+  for (Stretches& kind : stretches_) {
+    kind.length = static_cast<int32_t>(std::min(length, pages));
+    kind.all.resize(static_cast<size_t>((pages + kind.length - 1) / kind.length));
+    kind.free.reserve(kind.all.size());
+    length *= 4;
+  }
   free_.reserve(pages_.size());
-  free_groups_.reserve(groups_.size());
-  for (int32_t page = 0; page < static_cast<int32_t>(pages); ++page) ++group_of(page).pages;
+  for (int32_t page = 0; page < static_cast<int32_t>(pages); ++page)
+    for (Stretches& kind : stretches_) ++kind.of(page).pages;
   // Low pages go first: a pool that is not full touches little memory.
   for (auto page = static_cast<int32_t>(pages) - 1; page >= 0; --page) add_free(page);
 }
 
-int32_t PagePool::take_after(int32_t previous) {
+int32_t PagePool::take_after(int32_t previous, int64_t length) {
   const int32_t next = previous + 1;
-  const bool goes_on = next % group_ != 0 && next < static_cast<int32_t>(size()) && holders(next) == 0;
-  const int32_t page = goes_on ? next : free_groups_.empty() ? free_.back() : free_groups_.back() * group_;
+  const bool goes_on = previous >= 0 && next < static_cast<int32_t>(size()) && holders(next) == 0;
+  const int32_t page = goes_on ? next : new_beginning(length);
   take(page);
   return page;
 }
 
+int32_t PagePool::new_beginning(int64_t length) const {
+  for (size_t kind = stretches_.size(); kind-- > 0;) {
+    const Stretches& stretches = stretches_[kind];
+    const bool fits = kind == 0 || stretches.length <= length;
+    if (fits && !stretches.free.empty()) return stretches.free.back() * stretches.length;
+  }
+  return free_.back();
+}
+
 void PagePool::take(int32_t page) {
   remove(free_, at(page).place, [&](int32_t moved) -> int32_t& { return at(moved).place; });
-  Group& group = group_of(page);
-  if (group.free-- == group.pages)
-    remove(free_groups_, group.place,
-           [&](int32_t moved) -> int32_t& { return groups_[static_cast<size_t>(moved)].place; });
+  for (Stretches& kind : stretches_) kind.take(page);
   at(page).holders = 1;
 }
 
@@ -50,10 +62,20 @@ void PagePool::release(int32_t page) {
 void PagePool::add_free(int32_t page) {
   at(page).place = static_cast<int32_t>(free_.size());
   free_.push_back(page);
-  Group& group = group_of(page);
-  if (++group.free < group.pages) return;
-  group.place = static_cast<int32_t>(free_groups_.size());
-  free_groups_.push_back(page / group_);
+  for (Stretches& kind : stretches_) kind.add_free(page);
+}
+
+void PagePool::Stretches::take(int32_t page) {
+  Stretch& stretch = of(page);
+  if (stretch.free-- == stretch.pages)
+    remove(free, stretch.place, [&](int32_t moved) -> int32_t& { return all[static_cast<size_t>(moved)].place; });
+}
+
+void PagePool::Stretches::add_free(int32_t page) {
+  Stretch& stretch = of(page);
+  if (++stretch.free < stretch.pages) return;
+  stretch.place = static_cast<int32_t>(free.size());
+  free.push_back(page / length);
 }
 
 void PagePool::keep(int32_t page) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -9,12 +10,13 @@ namespace regard {
 // Who holds which pages. A page that nobody holds is free; how far it was written is forgotten when it becomes free, so
 // that nobody can share what its next owner has not written.
 //
-// Pages of a group lie side by side. A sequence takes them one after the other, and while there are groups of which
-// every page is free, another sequence begins one of its own: memory gives longer runs faster (docs/caches.md).
+// A sequence takes pages that lie side by side as long as it can: memory gives longer runs faster (docs/caches.md).
+// Where it can't go on, it begins in a stretch of pages that are all free, so that there is room behind it: the longer
+// the sequence, the longer the stretch, up to sixteen times the shortest.
 class PagePool {
  public:
-  // The last group may be shorter than `group` pages.
-  PagePool(int64_t pages, int64_t group);
+  // Stretches have `shortest` pages or more; the last of a pool may have fewer.
+  PagePool(int64_t pages, int64_t shortest);
 
   [[nodiscard]] int64_t size() const { return static_cast<int64_t>(pages_.size()); }
   [[nodiscard]] int64_t free() const { return static_cast<int64_t>(free_.size()); }
@@ -25,8 +27,9 @@ class PagePool {
   [[nodiscard]] int64_t written(int32_t page) const { return at(page).written; }
   void set_written(int32_t page, int64_t tokens) { at(page).written = static_cast<int32_t>(tokens); }
 
-  // A free page for the sequence whose last page is `previous` (-1: it has none); there has to be one.
-  [[nodiscard]] int32_t take_after(int32_t previous);
+  // A free page for the sequence whose last page is `previous` (-1: it has none) and that has, or will have, `length`
+  // pages; there has to be a free one.
+  [[nodiscard]] int32_t take_after(int32_t previous, int64_t length);
   // That page, which has to be free.
   void take(int32_t page);
   void retain(int32_t page) { ++at(page).holders; }
@@ -42,22 +45,30 @@ class PagePool {
     int32_t written = 0;
     int32_t place = 0;  // in free_, while it is free
   };
-  struct Group {
+  struct Stretch {
     int32_t pages = 0;
     int32_t free = 0;
-    int32_t place = 0;  // in free_groups_, while all its pages are free
+    int32_t place = 0;  // in its kind's `free`, while all its pages are free
+  };
+  // The pool, cut into stretches of one length.
+  struct Stretches {
+    int32_t length = 0;
+    std::vector<Stretch> all;
+    std::vector<int32_t> free;  // those of which every page is, the next one last
+
+    [[nodiscard]] Stretch& of(int32_t page) { return all[static_cast<size_t>(page / length)]; }
+    void take(int32_t page);
+    void add_free(int32_t page);
   };
   [[nodiscard]] const Page& at(int32_t page) const { return pages_[static_cast<size_t>(page)]; }
   [[nodiscard]] Page& at(int32_t page) { return pages_[static_cast<size_t>(page)]; }
 
   void add_free(int32_t page);
-  [[nodiscard]] Group& group_of(int32_t page) { return groups_[static_cast<size_t>(page / group_)]; }
+  [[nodiscard]] int32_t new_beginning(int64_t length) const;
 
-  int32_t group_;
   std::vector<Page> pages_;
-  std::vector<Group> groups_;
-  std::vector<int32_t> free_;         // the next one last
-  std::vector<int32_t> free_groups_;  // the same
+  std::array<Stretches, 3> stretches_;  // of lengths that grow by the factor 4
+  std::vector<int32_t> free_;           // the next one last
 };
 
 }  // namespace regard

@@ -274,8 +274,8 @@ class UnitKernel {
         score_split_keys(low, keys_from(run[1], first + 2, fetching), tile, out);
         first += kTilesAtOnce;
       } else {
-        const int64_t count = std::min(
-            here, alone(tile) ? std::max<int64_t>(kTilesAtOnce, here / kTilesAtOnce * kTilesAtOnce) : kTilesAtOnce);
+        const int64_t whole = here / kTilesAtOnce * kTilesAtOnce;
+        const int64_t count = whole == 0 ? here : alone(tile) ? whole : kTilesAtOnce;
         score_keys(low, count, tile, out);
         first += count;
       }

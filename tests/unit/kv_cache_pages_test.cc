@@ -60,6 +60,26 @@ TEST(KvCachePages, APoolThatIsNotFullGivesASequenceSuccessivePages) {
   }
 }
 
+// Sequences that grow in turns: where one can't go on behind its last page, it finds a run of at least a quarter of
+// what it has (of 256 tokens at the least, of 4096 at the most), so that a long one lies in few pieces.
+TEST(KvCachePages, LongerSequencesLieInLongerRuns) {
+  constexpr int64_t kLength = 12288;
+  KvCache cache = paged_cache({.slots = 3, .capacity = kLength, .page_size = 32, .pages = 3 * kLength / 32 * 4 / 3});
+  for (int64_t first = 0; first < kLength; first += 32)
+    for (int64_t slot = 0; slot < 3; ++slot) append(cache, slot, first, 32);
+  for (int64_t slot = 0; slot < 3; ++slot) {
+    SCOPED_TRACE(slot);
+    const Pages pages = cache.page_table(slot);
+    for (size_t begin = 0; begin < pages.size();) {
+      size_t end = begin + 1;
+      while (end < pages.size() && pages[end] == pages[end - 1] + 1) ++end;
+      const size_t least = std::clamp<size_t>(begin / 4, 256 / 32, 4096 / 32);
+      EXPECT_TRUE(end == pages.size() || end - begin >= least) << "pages " << begin << " to " << end;
+      begin = end;
+    }
+  }
+}
+
 // A contiguous slot has all its pages side by side, also where they are no whole groups of 256 tokens.
 TEST(KvCachePages, AContiguousSlotIsOneRunOfPages) {
   KvCache cache = KvCache::contiguous({.slots = 3, .capacity = 288, .page_size = 32}, two_head_layer());
