@@ -177,11 +177,13 @@ class KeyFinder {
     }
   }
 
-  // The scales of the block's tokens, by key: where they lie, or side by side in `memory` if they lie in several runs.
+  // The scales of the block's tokens, by key: where they lie, or put side by side in `memory` if they don't lie so.
   [[nodiscard]] static const float* join_scales(const KeyRuns& runs, float* memory) {
     const KeyRun& first = *runs.begin();
     if (first.scales == nullptr) return nullptr;
-    if (runs.size() == 1) return first.scales - first.first;
+    const float* scales = first.scales - first.first;
+    const auto follows = [&](const KeyRun& run) { return run.scales == scales + run.first; };
+    if (std::ranges::all_of(runs, follows)) return scales;
     for (const KeyRun& run : runs) std::copy_n(run.scales, run.count, memory + run.first);
     return memory;
   }
