@@ -14,7 +14,7 @@ using Unit = AttendWork::Unit;
 using Piece = AttendWork::Piece;
 
 /// Scores are sums over head_dim that start afresh at multiples of this: an error in a score goes through exp, so their
-/// chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 3 % of the time.
+/// chains are shorter than a projection's. 32 halves the error of one chain over 128 and costs 1 to 3 % of the time.
 inline constexpr int64_t kScoreChain = 32;
 static_assert(kBlock % kScoreChain == 0);
 
