@@ -32,7 +32,11 @@ PagePool::PagePool(int64_t pages, int64_t shortest) : pages_(static_cast<size_t>
 
 int32_t PagePool::take_after(int32_t previous, int64_t length) {
   const int32_t next = previous + 1;
-  const bool goes_on = previous >= 0 && next < static_cast<int32_t>(size()) && holders(next) == 0;
+  // What never holds more than a stretch, as a small window does, stays with a few of them: it would wander through the
+  // whole pool and touch all its memory.
+  const int32_t shortest = stretches_.front().length;
+  const bool within = next % shortest != 0 || length > shortest;
+  const bool goes_on = previous >= 0 && within && next < static_cast<int32_t>(size()) && holders(next) == 0;
   const int32_t page = goes_on ? next : new_beginning(length);
   take(page);
   return page;

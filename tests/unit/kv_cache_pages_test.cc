@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <set>
 #include <string>
@@ -64,7 +65,7 @@ TEST(KvCachePages, APoolThatIsNotFullGivesASequenceSuccessivePages) {
 // what it has (of 256 tokens at the least, of 4096 at the most), so that a long one lies in few pieces.
 TEST(KvCachePages, LongerSequencesLieInLongerRuns) {
   constexpr int64_t kLength = 12288;
-  KvCache cache = paged_cache({.slots = 3, .capacity = kLength, .page_size = 32, .pages = 3 * kLength / 32 * 4 / 3});
+  KvCache cache = paged_cache({.slots = 3, .capacity = kLength, .page_size = 32, .pages = 4 * kLength / 32});
   for (int64_t first = 0; first < kLength; first += 32)
     for (int64_t slot = 0; slot < 3; ++slot) append(cache, slot, first, 32);
   for (int64_t slot = 0; slot < 3; ++slot) {
@@ -78,6 +79,17 @@ TEST(KvCachePages, LongerSequencesLieInLongerRuns) {
       begin = end;
     }
   }
+}
+
+// A window moves on over few pages, however many a pool has: it would bring all their memory to life.
+TEST(KvCachePages, ASmallWindowStaysWithFewPages) {
+  KvCache cache = KvCache::ring({.slots = 32, .capacity = 4096, .page_size = 16}, two_head_layer(32));
+  std::set<int32_t> touched;
+  for (int64_t first = 0; first < 4096; first += 16) {
+    append(cache, 0, first, 16);
+    for (const int32_t page : cache.page_table(0)) touched.insert(page);
+  }
+  EXPECT_LT(touched.size(), static_cast<size_t>(cache.pages() / 8));
 }
 
 // A contiguous slot has all its pages side by side, also where they are no whole groups of 256 tokens.
