@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <random>
 
 #include "decoder/utf8.h"
@@ -99,16 +98,14 @@ TEST(TokenizerGolden, SmolLM2LosesNothingButTheBytesItLacks) {
   }
 }
 
-// A word of a million letters is one list of merges, and no quadratic work.
+// A word of four million letters is one list of merges, and no quadratic work, which would outlast the tests' time
+// limit.
 TEST(TokenizerGolden, LongTextsTakeTimeInProportion) {
   const auto tokenizer = Tokenizer::from_json(golden::read_file(golden::path("tiny_tokenizer_llama3.json")));
   for (const std::string_view piece : {"a", " ", "<", "\n", "!", "é", "the ", "1", "<|eot_id|>"}) {
     std::string text;
-    while (text.size() < 1'000'000) text += piece;
-    const auto start = std::chrono::steady_clock::now();
+    while (text.size() < 4'000'000) text += piece;
     EXPECT_FALSE(tokenizer.encode(text, Tokenizer::Bos::never).empty());
-    // Some 0.3 s where it is slowest; quadratic work would take minutes. Sanitizers are ten times slower.
-    EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(), 20) << piece;
   }
 }
 

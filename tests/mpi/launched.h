@@ -18,7 +18,7 @@ using Words = std::vector<std::string>;
 using Clock = std::chrono::steady_clock;
 
 // How long ranks may take to end once one of them has failed.
-inline constexpr std::chrono::seconds kSoon{10};
+inline constexpr std::chrono::seconds kSoon{60};
 
 // The launcher's words for several programs, whose ranks come one after the other.
 inline Words launch_words(const std::vector<Words>& programs) {

@@ -1,6 +1,7 @@
 #include "regard/saved_sequence.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,7 +11,6 @@
 #include <functional>
 #include <limits>
 #include <map>
-#include <thread>
 
 #include "regard/checkpoint.h"
 #include "regard/error.h"
@@ -408,7 +408,25 @@ TEST(SavedSequence, SavesOnlyWholeSequences) {
   EXPECT_ERROR(save_sequence(folder.file("none/x"), layers, 0, ids(2)), "can't be written");
 }
 
-// A child saves two sequences in turn until it is killed: what is there afterwards is one of them, whole.
+// Runs `work` in a child that the kernel kills when it writes past this many bytes of a file; its wait status.
+template <typename Work>
+int killed_past(rlim_t bytes, const Work& work) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit no_core = {.rlim_cur = 0, .rlim_max = 0};
+    const rlimit file_size = {.rlim_cur = bytes, .rlim_max = bytes};
+    setrlimit(RLIMIT_CORE, &no_core);
+    setrlimit(RLIMIT_FSIZE, &file_size);
+    std::signal(SIGXFSZ, SIG_DFL);
+    work();
+    _exit(0);
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return status;
+}
+
+// The first save that is not killed replaces the file; until then the sequence saved before is there, whole.
 TEST(SavedSequence, AKilledSaveLeavesAWholeFile) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
@@ -416,27 +434,25 @@ TEST(SavedSequence, AKilledSaveLeavesAWholeFile) {
   auto layers = one(KvStorage::contiguous, options, two_head_layer());
   fill(layers, 0, 2000, 5);
   fill(layers, 1, 3000, 6);
+  save_sequence(path, layers, 1, ids(3000));
+  const auto size = static_cast<int64_t>(std::filesystem::file_size(path));
   save_sequence(path, layers, 0, ids(2000));
-  int64_t killed_halfway = 0;
-  for (int64_t i = 0; i < 30; ++i) {
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0)
-      for (int64_t slot = 1;; slot = 1 - slot) save_sequence(path, layers, slot, ids(layers[0].length(slot)));
-    std::this_thread::sleep_for(std::chrono::microseconds(1500 + 700 * i));
-    kill(child, SIGKILL);
-    waitpid(child, nullptr, 0);
+  for (const int64_t written : {int64_t{0}, int64_t{1}, int64_t{100}, int64_t{5000}, size / 2, size - 1, size}) {
+    SCOPED_TRACE(written);
+    const bool killed = written < size;
+    const int status = killed_past(static_cast<rlim_t>(written), [&] { save_sequence(path, layers, 1, ids(3000)); });
+    EXPECT_EQ(WIFSIGNALED(status) && WTERMSIG(status) == SIGXFSZ, killed);
     for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
       if (entry.path() != path) {
-        ++killed_halfway;
+        EXPECT_TRUE(killed);
+        EXPECT_EQ(static_cast<int64_t>(entry.file_size()), written);
         std::filesystem::remove(entry.path());
       }
     auto restored = one(KvStorage::contiguous, options, two_head_layer());
-    const auto tokens = restore_sequence(path, restored, 0);
-    const int64_t slot = tokens.size() == 2000 ? 0 : 1;
+    const int64_t slot = killed ? 0 : 1;
+    EXPECT_EQ(restore_sequence(path, restored, 0), ids(layers[0].length(slot)));
     expect_equal(layers[0], slot, restored[0], 0, layers[0].length(slot));
   }
-  EXPECT_GT(killed_halfway, 0) << "no kill came while a file was written";
 }
 
 }  // namespace
