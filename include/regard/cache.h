@@ -132,8 +132,11 @@ class KvCache {
   void truncate(int64_t slot, int64_t length);
   /// Of the tokens from `first_position` on keeps only those with these indices, counted from there, moves them
   /// together and forgets the rest: the accepted tokens of a draft or of a token tree [KV-9]. Throws Error, before
-  /// anything moves, for indices that do not rise or are not stored.
+  /// anything moves, for indices that do not rise or are not stored, where the next token would need one that is not
+  /// held any more, and where the pool lacks pages for copies of shared ones.
   void accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices);
+  /// Throws Error where `accept` would, and changes nothing: for several layers that accept the same or none.
+  void check_accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices) const;
 
   /// Makes `to`, which has to be empty, a sequence with the first `length` tokens of `from`. Pools share the pages, and
   /// whoever writes to a shared page first gets a copy; others copy. Throws Error for a slot that is in use, tokens

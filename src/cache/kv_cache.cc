@@ -62,6 +62,13 @@ int64_t pages_of_pool(const KvCacheOptions& options, const Retention& retention)
   return std::min(pages + spare, options.slots * ((options.capacity + options.page_size - 1) / options.page_size));
 }
 
+// Accepted tokens, from the first on, that lie where they belong.
+int64_t staying_of(std::span<const int64_t> indices) {
+  int64_t staying = 0;
+  while (staying < std::ssize(indices) && indices[static_cast<size_t>(staying)] == staying) ++staying;
+  return staying;
+}
+
 }  // namespace
 
 KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
@@ -95,7 +102,8 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
                                          .slots = std::vector<Slot>(static_cast<size_t>(filled.slots)),
                                          .kv_heads = layer.num_key_value_heads,
                                          .head_dim = layer.head_dim,
-                                         .v_head_dim = layer.v_head_dim});
+                                         .v_head_dim = layer.v_head_dim,
+                                         .notes = RehearsalNotes(pages, filled.slots)});
   for (Slot& slot : state_->slots) {
     if (state_->fixed() || !retention.all) slot.table.reserve(static_cast<size_t>(own));
     if (state_->fixed()) state_->take_pages(slot, own);
@@ -193,9 +201,9 @@ void KvCache::truncate(int64_t slot, int64_t length) {
   state_->drop_after(found, length);
 }
 
-void KvCache::accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices) {
+void KvCache::check_accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices) const {
   State& s = *state_;
-  Slot& found = s.at(slot);
+  const Slot& found = s.at(slot);
   const auto count = static_cast<int64_t>(indices.size());
   s.require_stored(slot, first_position, 0);
   int64_t previous = -1;
@@ -205,13 +213,22 @@ void KvCache::accept(int64_t slot, int64_t first_position, std::span<const int64
     previous = index;
   }
   s.require_continues(slot, found.first_page, first_position + count);
-  int64_t staying = 0;
-  while (staying < count && indices[static_cast<size_t>(staying)] == staying) ++staying;
   // Accepted tokens that stay where they are may have left the window already.
-  if (staying < count) {
-    s.require_stored(slot, first_position + staying, 1);
-    s.make_own(slot, first_position + staying, first_position + count);
-  }
+  const int64_t staying = staying_of(indices);
+  if (staying == count) return;
+  s.require_stored(slot, first_position + staying, 1);
+  const int64_t copies = s.shared_pages(found, first_position + staying, first_position + count);
+  require(copies <= s.pool.free(), "cache: slot {} needs {} pages of its own to accept tokens, but {} are free", slot,
+          copies, s.pool.free());
+}
+
+void KvCache::accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices) {
+  check_accept(slot, first_position, indices);
+  State& s = *state_;
+  Slot& found = s.at(slot);
+  const auto count = static_cast<int64_t>(indices.size());
+  const int64_t staying = staying_of(indices);
+  if (staying < count) s.make_own(found, first_position + staying, first_position + count);
   for (int64_t i = staying; i < count; ++i)
     s.move_token(found, first_position + indices[static_cast<size_t>(i)], first_position + i);
   s.drop_after(found, first_position + count);

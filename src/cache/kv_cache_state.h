@@ -96,11 +96,19 @@ struct KvCache::State {
     slot.last_check = checks;
   }
 
+  [[nodiscard]] int64_t pages_spanned(std::span<const Span> spans) const {
+    int64_t pages = 0;
+    for (const Span& span : spans)
+      if (span.slot != -1) pages += pages_of(span.first_position + span.count) - span.first_position / page_size();
+    return pages;
+  }
   int64_t missing_pages(std::span<const Span> spans, int64_t tokens_at_once) {
     require(tokens_at_once >= 1, "cache: tokens_at_once is {}, expected 1 or more", tokens_at_once);
     ++checks;
     for (const Span& span : spans) check_span(span);
-    return fixed() ? 0 : regard::missing_pages(retention, pool, page_size(), slots, spans, tokens_at_once, notes);
+    // The usual case: there are enough if every span took all its pages anew.
+    if (fixed() || pages_spanned(spans) <= pool.free()) return 0;
+    return regard::missing_pages(retention, pool, page_size(), slots, spans, tokens_at_once, notes);
   }
   void check(std::span<const Span> spans, int64_t tokens_at_once) {
     const int64_t missing = missing_pages(spans, tokens_at_once);
@@ -142,16 +150,15 @@ struct KvCache::State {
     pool.release(page);
     page = copy;
   }
-  // The pages of positions first..end-1 of a slot; throws Error, before anything changes, where copies lack pages.
-  void make_own(int64_t slot, int64_t first, int64_t end) {
-    Slot& found = at(slot);
-    const int64_t first_page = first / page_size();
-    const int64_t end_page = pages_of(end);
-    int64_t copies = 0;
-    for (int64_t page = first_page; page < end_page; ++page) copies += pool.holders(found.page(page)) > 1 ? 1 : 0;
-    require(copies <= pool.free(), "cache: slot {} needs {} pages of its own to accept tokens, but {} are free", slot,
-            copies, pool.free());
-    for (int64_t page = first_page; page < end_page; ++page) make_own(found.page(page));
+  // The pages of positions first..end-1 of a slot, and how many of them others hold too.
+  void make_own(Slot& slot, int64_t first, int64_t end) {
+    for (int64_t page = first / page_size(); page < pages_of(end); ++page) make_own(slot.page(page));
+  }
+  [[nodiscard]] int64_t shared_pages(const Slot& slot, int64_t first, int64_t end) const {
+    int64_t shared = 0;
+    for (int64_t page = first / page_size(); page < pages_of(end); ++page)
+      shared += pool.holders(slot.page(page)) > 1 ? 1 : 0;
+    return shared;
   }
   // kv_cache_stored.cc
   void check_stored(const StoredTokens& tokens, int64_t count) const;

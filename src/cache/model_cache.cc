@@ -8,24 +8,16 @@
 namespace regard {
 
 struct ModelCache::State {
-  struct Sequence {
-    bool open = false;
-    uint64_t salt = 0;
-    int64_t committed_pages = 0;
-  };
-
   std::vector<KvCache> layers;
-  std::vector<Sequence> sequences;
+  std::vector<bool> open;           // by slot
   std::vector<int64_t> free_slots;  // the next one last
   std::optional<PrefixTree> tree;
   Stats stats;
 
   void require_open(int64_t slot) const {
-    require(slot >= 0 && slot < static_cast<int64_t>(sequences.size()) && at(slot).open,
+    require(slot >= 0 && slot < static_cast<int64_t>(open.size()) && open[static_cast<size_t>(slot)],
             "model cache: no sequence is open in slot {}", slot);
   }
-  [[nodiscard]] const Sequence& at(int64_t slot) const { return sequences[static_cast<size_t>(slot)]; }
-  [[nodiscard]] Sequence& at(int64_t slot) { return sequences[static_cast<size_t>(slot)]; }
   // That every layer can go on after `length` tokens: so that none has changed when another one refuses.
   void require_continues(int64_t slot, int64_t length) const {
     const int64_t stored = layers[0].length(slot);
@@ -40,7 +32,7 @@ struct ModelCache::State {
     if (free_slots.empty()) return std::nullopt;
     const int64_t slot = free_slots.back();
     free_slots.pop_back();
-    at(slot) = {.open = true};
+    open[static_cast<size_t>(slot)] = true;
     return slot;
   }
   [[nodiscard]] int64_t pages_in_use(const KvCache& layer) const { return layer.pages() - layer.free_pages(); }
@@ -66,7 +58,7 @@ ModelCache::ModelCache(std::vector<KvCache> layers, bool prefixes) : state_(std:
   }
   State& s = *state_;
   s.layers = std::move(layers);
-  s.sequences.resize(static_cast<size_t>(s.layers[0].slots()));
+  s.open.resize(static_cast<size_t>(s.layers[0].slots()));
   for (int64_t slot = s.layers[0].slots() - 1; slot >= 0; --slot) s.free_slots.push_back(slot);
   if (prefixes) s.tree.emplace(s.layers);
 }
@@ -89,10 +81,8 @@ std::optional<ModelCache::Opened> ModelCache::open(std::span<const int32_t> toke
   State& s = *state_;
   const std::optional<int64_t> slot = s.take_slot();
   if (!slot) return std::nullopt;
-  s.at(*slot).salt = salt;
   Opened opened{.slot = *slot, .length = 0};
-  if (s.tree && !tokens.empty()) opened.length = s.tree->share(*slot, tokens.first(tokens.size() - 1), salt);
-  s.at(*slot).committed_pages = opened.length / s.layers[0].page_size();
+  if (s.tree) opened.length = s.tree->open(*slot, tokens.first(tokens.empty() ? 0 : tokens.size() - 1), salt);
   s.stats.asked_tokens += static_cast<int64_t>(tokens.size());
   s.stats.shared_tokens += opened.length;
   return opened;
@@ -102,8 +92,8 @@ void ModelCache::close(int64_t slot) {
   State& s = *state_;
   s.require_open(slot);
   for (KvCache& layer : s.layers) layer.truncate(slot, 0);
-  if (s.tree) s.tree->note_release();
-  s.at(slot).open = false;
+  if (s.tree) s.tree->go_back(slot, 0);
+  s.open[static_cast<size_t>(slot)] = false;
   s.free_slots.push_back(slot);
 }
 
@@ -114,8 +104,7 @@ std::optional<int64_t> ModelCache::fork(int64_t slot, int64_t length) {
   const std::optional<int64_t> to = s.take_slot();
   if (!to) return std::nullopt;
   for (KvCache& layer : s.layers) layer.fork(slot, *to, length);
-  s.at(*to).salt = s.at(slot).salt;
-  s.at(*to).committed_pages = std::min(s.at(slot).committed_pages, length / s.layers[0].page_size());
+  if (s.tree) s.tree->fork(slot, *to, length);
   return to;
 }
 
@@ -124,15 +113,15 @@ void ModelCache::truncate(int64_t slot, int64_t length) {
   s.require_open(slot);
   s.require_continues(slot, length);
   for (KvCache& layer : s.layers) layer.truncate(slot, length);
-  if (s.tree) s.tree->note_release();
-  s.at(slot).committed_pages = std::min(s.at(slot).committed_pages, length / s.layers[0].page_size());
+  if (s.tree) s.tree->go_back(slot, length);
 }
 
 void ModelCache::accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices) {
   State& s = *state_;
   s.require_open(slot);
+  for (const KvCache& layer : s.layers) layer.check_accept(slot, first_position, indices);
   for (KvCache& layer : s.layers) layer.accept(slot, first_position, indices);
-  s.at(slot).committed_pages = std::min(s.at(slot).committed_pages, first_position / s.layers[0].page_size());
+  if (s.tree) s.tree->go_back(slot, first_position);
 }
 
 void ModelCache::commit(int64_t slot, std::span<const int32_t> tokens) {
@@ -144,10 +133,8 @@ void ModelCache::commit(int64_t slot, std::span<const int32_t> tokens) {
             slot, s.layers[i].length(slot), i, stored);
   require(static_cast<int64_t>(tokens.size()) >= stored, "model cache: {} tokens are committed, but slot {} holds {}",
           tokens.size(), slot, stored);
-  const int64_t pages = stored / s.layers[0].page_size();
-  if (!s.tree || pages == s.at(slot).committed_pages) return;
-  s.tree->insert(slot, tokens.first(static_cast<size_t>(stored)), s.at(slot).salt);
-  s.at(slot).committed_pages = pages;
+  if (!s.tree || s.tree->pages_of(slot) == stored / s.layers[0].page_size()) return;
+  s.tree->insert(slot, tokens.first(static_cast<size_t>(stored)));
 }
 
 bool ModelCache::make_room(std::span<const Span> spans) {

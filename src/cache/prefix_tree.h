@@ -18,22 +18,28 @@ namespace regard {
 class PrefixTree {
  public:
   // The layers have to outlive the tree.
-  explicit PrefixTree(std::span<KvCache> layers) : layers_(layers), all_in_use_(layers.size(), false) {}
+  explicit PrefixTree(std::span<KvCache> layers)
+      : layers_(layers), places_(static_cast<size_t>(layers.front().slots())), all_in_use_(layers.size(), false) {}
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
 
   [[nodiscard]] int64_t pages() const { return static_cast<int64_t>(recent_.size()); }
   [[nodiscard]] int64_t evicted() const { return evicted_; }
 
-  // Gives an empty slot the longest prefix of the tokens that all layers can go on from; returns its length.
-  int64_t share(int64_t slot, std::span<const int32_t> tokens, uint64_t salt);
-  // Takes in the whole pages of a slot that holds these tokens.
-  void insert(int64_t slot, std::span<const int32_t> tokens, uint64_t salt);
+  // Begins a sequence in an empty slot, with the longest prefix of the tokens that all layers can go on from; returns
+  // its length.
+  int64_t open(int64_t slot, std::span<const int32_t> tokens, uint64_t salt);
+  // How many of the sequence's pages, from its first on, the tree has.
+  [[nodiscard]] int64_t pages_of(int64_t slot) const { return at(slot).pages; }
+  // Takes in the whole pages of a slot that holds these tokens. Pages that it has are not looked at again.
+  void insert(int64_t slot, std::span<const int32_t> tokens);
+  // Begins a sequence that has the first `length` tokens of another.
+  void fork(int64_t from, int64_t to, int64_t length);
+  // Tells that the slot has kept the first `length` tokens alone: pages of the tree may be its own again.
+  void go_back(int64_t slot, int64_t length);
   // Lets go of up to `count` pages of a layer that only this tree holds, the least recently used first; returns how
   // many.
   int64_t evict(size_t layer, int64_t count);
-  // Tells that sequences let go of pages: those of the tree may be its own again.
-  void note_release() { std::fill(all_in_use_.begin(), all_in_use_.end(), false); }
 
  private:
   struct Node;
@@ -54,14 +60,26 @@ class PrefixTree {
     Children children;
     const std::vector<int32_t>* tokens = nullptr;  // the key of the parent's children
   };
+  // Where a sequence stands in the tree: a commit goes on from there.
+  struct Place {
+    uint64_t salt = 0;
+    Node* node = nullptr;  // of its last page in the tree
+    int64_t pages = 0;
+  };
+
+  [[nodiscard]] Place& at(int64_t slot) { return places_[static_cast<size_t>(slot)]; }
+  [[nodiscard]] const Place& at(int64_t slot) const { return places_[static_cast<size_t>(slot)]; }
+  [[nodiscard]] int64_t page_size() const { return layers_.front().page_size(); }
 
   [[nodiscard]] bool keeps_all(size_t layer) const { return layers_[layer].first_seen(layers_[layer].capacity()) == 0; }
   [[nodiscard]] bool can_go_on(std::span<Node* const> path) const;
   Node* add(Node& parent, std::span<const int32_t> tokens);
   void touch(Node* node);
+  static void go_up(Place& place);
   void erase(Node& node);
 
   std::span<KvCache> layers_;
+  std::vector<Place> places_;  // by slot
   std::unordered_map<uint64_t, Node> roots_;
   std::list<Node*> recent_;       // the most recently used first; parents before their children
   std::vector<bool> all_in_use_;  // by layer that keeps all: since the last release, an eviction found too little

@@ -12,8 +12,6 @@ class Rehearsal {
             RehearsalNotes& notes)
       : retention_(retention), pool_(pool), page_size_(page_size), spans_(spans), free_(pool.free()), notes_(notes) {
     notes_.held.resize(spans.size());
-    notes_.given_back.resize(static_cast<size_t>(pool.size()));
-    notes_.touched.reserve(static_cast<size_t>(pool.size()));
   }
   Rehearsal(const Rehearsal&) = delete;
   Rehearsal& operator=(const Rehearsal&) = delete;

@@ -21,6 +21,11 @@ struct PageRange {
 
 // What a rehearsal notes; kept for the next one, so that steady calls allocate nothing.
 struct RehearsalNotes {
+  RehearsalNotes(int64_t pages, int64_t slots) : given_back(static_cast<size_t>(pages)) {
+    held.reserve(static_cast<size_t>(slots));
+    touched.reserve(given_back.size());
+  }
+
   std::vector<PageRange> held;      // by each span's slot
   std::vector<int32_t> given_back;  // how many have let go of each page of the pool
   std::vector<int32_t> touched;     // the pages of which somebody has

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "support/error_of.h"
-#include "support/numbers.h"
+#include "support/text_cache.h"
 
 namespace regard {
 namespace {
@@ -45,46 +45,8 @@ std::vector<int32_t> text(int64_t count, int32_t first = 0) {
   return tokens;
 }
 
-// Key and value of a token follow from all tokens up to it, as in a model.
-float number_of(std::span<const int32_t> tokens, size_t layer) {
-  uint32_t hash = 1 + static_cast<uint32_t>(layer);
-  for (const int32_t token : tokens) hash = hash * 31 + static_cast<uint32_t>(token) + 7;
-  return static_cast<float>(hash % 100'003);
-}
-
-// Runs the tokens that the slot does not hold yet, at most `at_once` a call, with a commit after each.
 void run(ModelCache& cache, int64_t slot, std::span<const int32_t> tokens, int64_t at_once = 1000) {
-  while (cache.length(slot) < static_cast<int64_t>(tokens.size())) {
-    const int64_t first = cache.length(slot);
-    const int64_t count = std::min(at_once, static_cast<int64_t>(tokens.size()) - first);
-    const Span span{.slot = slot, .first_position = first, .count = count};
-    ASSERT_TRUE(cache.make_room({&span, 1}));
-    for (size_t i = 0; i < cache.layers().size(); ++i) {
-      Tensor rows(DType::f32, {count, 1, 4});
-      for (int64_t t = 0; t < count; ++t)
-        for (float& x : rows.view()[t].elements<float>())
-          x = number_of(tokens.first(static_cast<size_t>(first + t + 1)), i);
-      cache.layers()[i].append(span, rows, rows);
-      cache.layers()[i].trim(slot);
-    }
-    cache.commit(slot, tokens);
-  }
-}
-
-// "" if every layer holds what the next token sees, and that is what these tokens give.
-std::string wrong_contents(ModelCache& cache, int64_t slot, std::span<const int32_t> tokens) {
-  const auto length = static_cast<int64_t>(tokens.size());
-  for (size_t i = 0; i < cache.layers().size(); ++i) {
-    const KvCache& layer = cache.layers()[i];
-    if (layer.length(slot) != length) return "length";
-    for (int64_t t = layer.first_seen(length); t < length; ++t) {
-      const auto [keys, values] = layer.read(slot, t, 1);
-      const float expected = number_of(tokens.first(static_cast<size_t>(t + 1)), i);
-      if (keys.elements<float>()[0] != expected || values.elements<float>()[3] != expected)
-        return "token " + std::to_string(t) + " of layer " + std::to_string(i);
-    }
-  }
-  return "";
+  ASSERT_TRUE(test::run_text(cache, slot, tokens, at_once));
 }
 
 ModelCache::Opened opened(ModelCache& cache, std::span<const int32_t> tokens, uint64_t salt = 0) {
@@ -112,15 +74,15 @@ TEST(ModelCache, SharesTheWholePagesOfACommonPrefix) {
   const auto b = opened(cache, second);
   EXPECT_EQ(b.length, 64);
   EXPECT_EQ(cache.layers()[0].page_of(b.slot, 3), cache.layers()[0].page_of(a.slot, 3));
-  EXPECT_EQ(wrong_contents(cache, b.slot, std::span(second).first(64)), "");
+  EXPECT_EQ(test::wrong_contents(cache, b.slot, std::span(second).first(64)), std::nullopt);
   run(cache, b.slot, second);
-  EXPECT_EQ(wrong_contents(cache, b.slot, second), "");
-  EXPECT_EQ(wrong_contents(cache, a.slot, first), "");
+  EXPECT_EQ(test::wrong_contents(cache, b.slot, second), std::nullopt);
+  EXPECT_EQ(test::wrong_contents(cache, a.slot, first), std::nullopt);
   // Also once its owner is gone.
   cache.close(a.slot);
   const auto c = opened(cache, first);
   EXPECT_EQ(c.length, 96);
-  EXPECT_EQ(wrong_contents(cache, c.slot, std::span(first).first(96)), "");
+  EXPECT_EQ(test::wrong_contents(cache, c.slot, std::span(first).first(96)), std::nullopt);
   EXPECT_EQ(cache.stats().asked_tokens, 300);
   EXPECT_EQ(cache.stats().shared_tokens, 160);
 }
@@ -184,10 +146,10 @@ TEST(ModelCache, KeepsPrefixesThatLiveSequencesUse) {
   pass(cache, text(32, 1000));
   const Span too_much{.slot = opened(cache, text(80, 2000)).slot, .first_position = 0, .count = 80};
   EXPECT_FALSE(cache.make_room({&too_much, 1}));
-  EXPECT_EQ(wrong_contents(cache, sequence.slot, a), "");
+  EXPECT_EQ(test::wrong_contents(cache, sequence.slot, a), std::nullopt);
   const Span fits{.slot = too_much.slot, .first_position = 0, .count = 64};
   EXPECT_TRUE(cache.make_room({&fits, 1}));
-  EXPECT_EQ(wrong_contents(cache, sequence.slot, a), "");
+  EXPECT_EQ(test::wrong_contents(cache, sequence.slot, a), std::nullopt);
 }
 
 // Layers with windows keep only their last pages: a prefix can be taken up where a commit was.
@@ -204,7 +166,7 @@ TEST(ModelCache, PrefixesOfWindowLayersAreTakenUpWhereACommitWas) {
     const auto b = opened(cache, prompt);
     EXPECT_EQ(b.length, shared) << length;
     run(cache, b.slot, prompt);
-    EXPECT_EQ(wrong_contents(cache, b.slot, prompt), "") << length;
+    EXPECT_EQ(test::wrong_contents(cache, b.slot, prompt), std::nullopt) << length;
     cache.close(b.slot);
   }
 }
@@ -228,8 +190,8 @@ TEST(ModelCache, ForksGoTheirOwnWays) {
   auto other = text(35);
   for (int32_t i = 0; i < 20; ++i) other.push_back(500 + i);
   run(cache, *b, other);
-  EXPECT_EQ(wrong_contents(cache, *b, other), "");
-  EXPECT_EQ(wrong_contents(cache, a.slot, tokens), "");
+  EXPECT_EQ(test::wrong_contents(cache, *b, other), std::nullopt);
+  EXPECT_EQ(test::wrong_contents(cache, a.slot, tokens), std::nullopt);
 }
 
 // After a roll back the pages that were committed are still what they were.
@@ -242,10 +204,10 @@ TEST(ModelCache, RollingBackLeavesCommittedPrefixesAlone) {
   auto other = text(20);
   for (int32_t i = 0; i < 44; ++i) other.push_back(700 + i);
   run(cache, a.slot, other);
-  EXPECT_EQ(wrong_contents(cache, a.slot, other), "");
+  EXPECT_EQ(test::wrong_contents(cache, a.slot, other), std::nullopt);
   const auto b = opened(cache, text(65));
   EXPECT_EQ(b.length, 64);
-  EXPECT_EQ(wrong_contents(cache, b.slot, tokens), "");
+  EXPECT_EQ(test::wrong_contents(cache, b.slot, tokens), std::nullopt);
   auto asked = other;
   asked.push_back(1);
   EXPECT_EQ(opened(cache, asked).length, 64);
@@ -260,8 +222,22 @@ TEST(ModelCache, AcceptsTheSameTokensInAllLayers) {
   for (const KvCache& layer : cache.layers()) {
     ASSERT_EQ(layer.length(a.slot), 18);
     const size_t index = static_cast<size_t>(&layer - cache.layers().data());
-    EXPECT_EQ(layer.read(a.slot, 17, 1).first.elements<float>()[0], number_of(std::span(tokens).first(19), index));
+    EXPECT_EQ(layer.read(a.slot, 17, 1).first.elements<float>()[0],
+              test::number_of(std::span(tokens).first(19), index));
   }
+}
+
+// What accepting gives back to the prefixes is memory to spare again.
+TEST(ModelCache, PagesThatAcceptingGivesBackCanBeForgotten) {
+  ModelCache cache = cache_of({.pages = 8});
+  const auto a = opened(cache, text(64));
+  run(cache, a.slot, text(64));
+  const auto b = opened(cache, text(64, 1000));
+  run(cache, b.slot, text(64, 1000));
+  const Span more{.slot = b.slot, .first_position = 64, .count = 48};
+  EXPECT_FALSE(cache.make_room({&more, 1}));
+  cache.accept(a.slot, 16, {});
+  EXPECT_TRUE(cache.make_room({&more, 1}));
 }
 
 TEST(ModelCache, HandsOutEachSlotOnce) {
@@ -286,6 +262,7 @@ TEST(ModelCache, RefusesWhatCannotBe) {
   // Layer 0 could go back so far, but layer 1 not: neither does.
   EXPECT_THAT(error_of([&] { cache.truncate(a.slot, 50); }), HasSubstr("layer 1 only holds"));
   EXPECT_THAT(error_of([&] { (void)cache.fork(a.slot, 50); }), HasSubstr("layer 1 only holds"));
+  EXPECT_THAT(error_of([&] { cache.accept(a.slot, 50, std::vector<int64_t>{0, 1}); }), HasSubstr("can't go on"));
   EXPECT_EQ(cache.layers()[0].length(a.slot), 100);
   EXPECT_EQ(cache.free_slots(), 3);
   EXPECT_THAT(error_of([&] { cache.commit(a.slot, text(99)); }), HasSubstr("99 tokens are committed"));
