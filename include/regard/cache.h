@@ -125,7 +125,8 @@ class KvCache {
   /// A slot of -1 is ignored. Throws Error, before anything is written, where `check` of this span, all at once, would,
   /// or where shapes differ.
   void append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads = Threads(1));
-  /// Gives back the pages that no later token can see; Attention::forward does so by itself.
+  /// Gives back the pages that no later token can see; Attention::forward does so by itself, but see
+  /// `leave_trim_to_owner`.
   void trim(int64_t slot);
   /// Forgets the tokens from `length` on, and with 0 frees the slot. Throws Error if the slot holds fewer, or if the
   /// next token would need one that is not held any more.
@@ -181,6 +182,12 @@ class KvCache {
   void release(int32_t page);
   /// How many hold a page: sequences, and retain calls.
   [[nodiscard]] int64_t holders(int32_t page) const;
+  /// Of the pages that are retained, but that no sequence holds, the one after `previous`, or the first: in the order
+  /// in which sequences let go of them. -1: there is none.
+  [[nodiscard]] int32_t next_unused(int32_t previous = -1) const;
+  /// From now on Attention::forward leaves the trim at its end to whoever shares pages, who has to retain them first.
+  void leave_trim_to_owner();
+  [[nodiscard]] bool owner_trims() const;
   /// Makes an empty slot a sequence of `length` tokens in pages that are in use: a shared prefix. -1 stands for a page
   /// that no later token sees. Throws Error, before anything changes, for a slot in use, pages out of range, free,
   /// named twice, not written as far, too few or too many.

@@ -41,9 +41,9 @@ class Decoder {
   /// One cache a layer, each slot with memory of its own: contiguous, and a ring or chunk where the layer has a window
   /// or chunk. `options.pages` has to be 0. With ranks, this one's part of them.
   [[nodiscard]] std::vector<KvCache> make_caches(const KvCacheOptions& options) const;
-  /// One paged cache a layer, which together take no more than so many bytes: layers with windows or chunks as much as
-  /// their slots can need, the others all the same. Throws Error if that is less than a page for each slot, or with
-  /// several ranks.
+  /// One paged cache a layer, which together take no more than so many bytes: all layers the same number of pages, but
+  /// none more than its slots can need, which is less with windows and chunks. Throws Error if that is less than a page
+  /// for each slot, or, in a layer with a window or chunk, than one sequence needs, and with several ranks.
   [[nodiscard]] std::vector<KvCache> make_paged_caches(const KvCacheOptions& options, int64_t bytes) const;
 
   /// Forgets the tokens of a sequence from `length` on, in every layer, as KvCache::truncate does; with ranks `slot`

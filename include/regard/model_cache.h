@@ -47,13 +47,15 @@ class ModelCache {
   void accept(int64_t slot, int64_t first_position, std::span<const int64_t> indices);
 
   /// Tells what the tokens are that a slot holds, from its first on, so that later sequences can share them: whole
-  /// pages, of a prompt as of generated text. Windows and chunks keep only their last pages, so that there a prefix can
-  /// be taken up where some commit was. Throws Error for fewer tokens than the slot holds.
+  /// pages, of a prompt as of generated text. Layers with windows and chunks give back only then what no later token
+  /// sees, so that the pages of a call of up to KvCache::kTokensAtOnce tokens can all be shared. Throws Error for fewer
+  /// tokens than the slot holds.
   void commit(int64_t slot, std::span<const int32_t> tokens);
 
-  /// Whether these spans can be appended; for that, cached prefixes that no sequence uses are forgotten, the least
-  /// recently used first. Changes nothing else. Throws Error for what KvCache::check refuses for other reasons.
-  [[nodiscard]] bool make_room(std::span<const Span> spans);
+  /// Whether these spans can be appended, so many tokens at a time (KvCache::check; all at once where a call has token
+  /// trees); for that, cached prefixes that no sequence uses are forgotten, the least recently used first. Changes
+  /// nothing else. Throws Error for what KvCache::check refuses for other reasons.
+  [[nodiscard]] bool make_room(std::span<const Span> spans, int64_t tokens_at_once = KvCache::kTokensAtOnce);
 
   struct Stats {
     int64_t asked_tokens = 0;   ///< of all sequences opened

@@ -21,6 +21,14 @@ constexpr int64_t kPieceTokens = KvCache::kTokensAtOnce;
 
 }  // namespace
 
+int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t tokens) {
+  // Where queries see later tokens, all keys have to be there first; and trees are not cut.
+  if (!config.is_causal || has_trees) return std::max<int64_t>(1, tokens);
+  // Caches with windows have no room for more.
+  const int64_t asked = config.inference.windowed_context_encoding_size;
+  return asked > 0 ? std::min(asked, KvCache::kTokensAtOnce) : KvCache::kTokensAtOnce;
+}
+
 AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
                              const RankPlace* place)
     : layer_(attention),
@@ -199,13 +207,6 @@ void AttentionCall::make_outputs() {
   if (!input_.residual.empty()) output_.residual = convert(input_.residual, dtype);
 }
 
-int64_t AttentionCall::piece_tokens() const {
-  // Where queries see later tokens, all keys have to be there first; and trees are not cut.
-  if (!config_.is_causal || !input_.active_masks.empty()) return std::max<int64_t>(1, tokens_);
-  const int64_t asked = config_.inference.windowed_context_encoding_size;
-  return asked > 0 ? asked : kPieceTokens;
-}
-
 template <class Visit>
 void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
   int64_t before = 0;
@@ -232,8 +233,10 @@ void AttentionCall::run_piece(const Piece& piece) {
   prepare(piece, {.q = q, .k = k, .v = v});
   append(piece, k, v);
   attend(piece, q, attended);
+  // The owner looks at what the last piece leaves; earlier ones have to make room for it.
+  const bool leave_trim = cache_->owner_trims() && piece.first + piece.count == tokens_;
   for_each_part(piece, [&](size_t, int64_t, const Span& part) {
-    if (part.slot != -1) cache_->trim(part.slot);
+    if (part.slot != -1 && !leave_trim) cache_->trim(part.slot);
   });
   hidden_output_->write(piece.first, attended);
 }

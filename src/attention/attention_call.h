@@ -12,6 +12,9 @@
 
 namespace regard {
 
+// How many of a call's tokens are appended to the cache at once, before any of them is attended to.
+[[nodiscard]] int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t tokens);
+
 // One rank's work in a call on packed tokens that all ranks of its row share: checks everything first, then works
 // through the tokens in pieces, so that scratch memory does not grow with the length of a prompt. Schedule invariance
 // makes the pieces invisible.
@@ -36,7 +39,7 @@ class AttentionCall {
   void resolve_angles();
   void find_angles(const Piece& piece);
   void make_outputs();
-  [[nodiscard]] int64_t piece_tokens() const;
+  [[nodiscard]] int64_t piece_tokens() const { return tokens_at_once(config_, !input_.active_masks.empty(), tokens_); }
 
   void run_piece(const Piece& piece);
   [[nodiscard]] ConstTensorView normed_input(const Piece& piece);

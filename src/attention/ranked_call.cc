@@ -174,11 +174,7 @@ void RankedCall::check_cache() const {
             "attention: a span begins at position {}, but its slot holds less", span.first_position);
     own.push_back(span);
   }
-  const bool at_once = !config.is_causal || !input_.active_masks.empty();
-  const int64_t asked = config.inference.windowed_context_encoding_size;
-  input_.cache->check(own_parts(share, own), at_once     ? std::max<int64_t>(1, tokens_)
-                                             : asked > 0 ? asked
-                                                         : KvCache::kTokensAtOnce);
+  input_.cache->check(own_parts(share, own), tokens_at_once(config, !input_.active_masks.empty(), tokens_));
 }
 
 AttentionOutput RankedCall::run() {

@@ -51,6 +51,14 @@ int64_t KvCache::holders(int32_t page) const {
   return state_->pool.holders(page);
 }
 
+int32_t KvCache::next_unused(int32_t previous) const {
+  if (previous != -1) state_->require_held_page(previous);
+  return state_->pool.next_unused(previous);
+}
+
+void KvCache::leave_trim_to_owner() { state_->owner_trims = true; }
+bool KvCache::owner_trims() const { return state_->owner_trims; }
+
 void KvCache::share(int64_t slot, std::span<const int32_t> pages, int64_t length) {
   State& s = *state_;
   s.require_pool("sharing");

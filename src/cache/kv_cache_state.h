@@ -27,6 +27,7 @@ struct KvCache::State {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t v_head_dim = 0;
+  bool owner_trims = false;
   uint64_t checks = 0;  // made so far
   RehearsalNotes notes;
 
@@ -130,7 +131,14 @@ struct KvCache::State {
       release_pages(slot, end, slot.end_page());
       slot.table.resize(static_cast<size_t>(end - slot.first_page));
     }
+    forget_written(slot, length);
     if (length == 0) slot.first_page = 0;
+  }
+  // Nobody can share what the only holder of a page has forgotten.
+  void forget_written(const Slot& slot, int64_t length) {
+    const int64_t page = length / page_size();
+    if (length % page_size() == 0 || page < slot.first_page || pool.holders(slot.page(page)) > 1) return;
+    pool.set_written(slot.page(page), std::min(pool.written(slot.page(page)), length % page_size()));
   }
   void drop_before(Slot& slot, int64_t position) {
     if (retention.all) return;

@@ -9,6 +9,7 @@ namespace regard {
 
 struct ModelCache::State {
   std::vector<KvCache> layers;
+  std::vector<KvCache*> trimmed;    // those that give pages back, after a commit
   std::vector<bool> open;           // by slot
   std::vector<int64_t> free_slots;  // the next one last
   std::optional<PrefixTree> tree;
@@ -34,6 +35,10 @@ struct ModelCache::State {
     free_slots.pop_back();
     open[static_cast<size_t>(slot)] = true;
     return slot;
+  }
+  void give_slot(int64_t slot) {
+    open[static_cast<size_t>(slot)] = false;
+    free_slots.push_back(slot);
   }
   [[nodiscard]] int64_t pages_in_use(const KvCache& layer) const { return layer.pages() - layer.free_pages(); }
   [[nodiscard]] const KvCache& fullest() const {
@@ -61,6 +66,11 @@ ModelCache::ModelCache(std::vector<KvCache> layers, bool prefixes) : state_(std:
   s.open.resize(static_cast<size_t>(s.layers[0].slots()));
   for (int64_t slot = s.layers[0].slots() - 1; slot >= 0; --slot) s.free_slots.push_back(slot);
   if (prefixes) s.tree.emplace(s.layers);
+  for (KvCache& layer : s.layers)
+    if (prefixes && layer.first_seen(layer.capacity()) > 0) {
+      layer.leave_trim_to_owner();
+      s.trimmed.push_back(&layer);
+    }
 }
 
 ModelCache::ModelCache(ModelCache&&) noexcept = default;
@@ -93,8 +103,7 @@ void ModelCache::close(int64_t slot) {
   s.require_open(slot);
   for (KvCache& layer : s.layers) layer.truncate(slot, 0);
   if (s.tree) s.tree->go_back(slot, 0);
-  s.open[static_cast<size_t>(slot)] = false;
-  s.free_slots.push_back(slot);
+  s.give_slot(slot);
 }
 
 std::optional<int64_t> ModelCache::fork(int64_t slot, int64_t length) {
@@ -103,7 +112,13 @@ std::optional<int64_t> ModelCache::fork(int64_t slot, int64_t length) {
   s.require_continues(slot, length);
   const std::optional<int64_t> to = s.take_slot();
   if (!to) return std::nullopt;
-  for (KvCache& layer : s.layers) layer.fork(slot, *to, length);
+  try {
+    for (KvCache& layer : s.layers) layer.fork(slot, *to, length);
+  } catch (...) {
+    for (KvCache& layer : s.layers) layer.truncate(*to, 0);
+    s.give_slot(*to);
+    throw;
+  }
   if (s.tree) s.tree->fork(slot, *to, length);
   return to;
 }
@@ -133,14 +148,15 @@ void ModelCache::commit(int64_t slot, std::span<const int32_t> tokens) {
             slot, s.layers[i].length(slot), i, stored);
   require(static_cast<int64_t>(tokens.size()) >= stored, "model cache: {} tokens are committed, but slot {} holds {}",
           tokens.size(), slot, stored);
-  if (!s.tree || s.tree->pages_of(slot) == stored / s.layers[0].page_size()) return;
-  s.tree->insert(slot, tokens.first(static_cast<size_t>(stored)));
+  if (s.tree && s.tree->pages_of(slot) != stored / s.layers[0].page_size())
+    s.tree->insert(slot, tokens.first(static_cast<size_t>(stored)));
+  for (KvCache* layer : s.trimmed) layer->trim(slot);
 }
 
-bool ModelCache::make_room(std::span<const Span> spans) {
+bool ModelCache::make_room(std::span<const Span> spans, int64_t tokens_at_once) {
   State& s = *state_;
   for (size_t i = 0; i < s.layers.size(); ++i) {
-    const int64_t missing = s.layers[i].missing_pages(spans);
+    const int64_t missing = s.layers[i].missing_pages(spans, tokens_at_once);
     if (missing > 0 && (!s.tree || s.tree->evict(i, missing) < missing)) return false;
   }
   return true;

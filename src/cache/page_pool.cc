@@ -57,10 +57,34 @@ void PagePool::take(int32_t page) {
   at(page).holders = 1;
 }
 
+void PagePool::retain(int32_t page) {
+  ++at(page).holders;
+  note_use(page);
+}
+
 void PagePool::release(int32_t page) {
-  if (--at(page).holders > 0) return;
+  --at(page).holders;
+  note_use(page);
+  if (at(page).holders > 0) return;
   at(page).written = 0;
   add_free(page);
+}
+
+// Puts a page among the unused, as the newest, or takes it out.
+void PagePool::note_use(int32_t page) {
+  Page& p = at(page);
+  const bool unused = p.holders > 0 && p.holders == p.keepers;
+  if (unused == p.unused) return;
+  p.unused = unused;
+  if (unused) {
+    p.older = newest_;
+    p.newer = -1;
+    newer_than(newest_) = page;
+    newest_ = page;
+  } else {
+    newer_than(p.older) = p.newer;
+    older_than(p.newer) = p.older;
+  }
 }
 
 void PagePool::add_free(int32_t page) {
@@ -83,8 +107,8 @@ void PagePool::Stretches::add_free(int32_t page) {
 }
 
 void PagePool::keep(int32_t page) {
-  retain(page);
   ++at(page).keepers;
+  retain(page);
 }
 
 void PagePool::unkeep(int32_t page) {

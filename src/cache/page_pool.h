@@ -32,11 +32,15 @@ class PagePool {
   [[nodiscard]] int32_t take_after(int32_t previous, int64_t length);
   // That page, which has to be free.
   void take(int32_t page);
-  void retain(int32_t page) { ++at(page).holders; }
+  void retain(int32_t page);
   void release(int32_t page);
   // The same for somebody who is no sequence.
   void keep(int32_t page);
   void unkeep(int32_t page);
+
+  // The page after `previous` (-1: the first) of those that are kept, but that no sequence holds, the one that was let
+  // go of longest ago first; -1 if there is none.
+  [[nodiscard]] int32_t next_unused(int32_t previous) const { return previous < 0 ? oldest_ : at(previous).newer; }
 
  private:
   struct Page {
@@ -44,6 +48,10 @@ class PagePool {
     int32_t keepers = 0;
     int32_t written = 0;
     int32_t place = 0;  // in free_, while it is free
+    // Its neighbours among the unused, while it is one of them.
+    int32_t older = -1;
+    int32_t newer = -1;
+    bool unused = false;
   };
   struct Stretch {
     int32_t pages = 0;
@@ -64,11 +72,17 @@ class PagePool {
   [[nodiscard]] Page& at(int32_t page) { return pages_[static_cast<size_t>(page)]; }
 
   void add_free(int32_t page);
+  void note_use(int32_t page);
+  // Of a page's neighbour, or of the list's end where there is none.
+  [[nodiscard]] int32_t& newer_than(int32_t page) { return page < 0 ? oldest_ : at(page).newer; }
+  [[nodiscard]] int32_t& older_than(int32_t page) { return page < 0 ? newest_ : at(page).older; }
   [[nodiscard]] int32_t new_beginning(int64_t length) const;
 
   std::vector<Page> pages_;
   std::array<Stretches, 3> stretches_;  // of lengths that grow by the factor 4
   std::vector<int32_t> free_;           // the next one last
+  int32_t oldest_ = -1;                 // of the unused
+  int32_t newest_ = -1;
 };
 
 }  // namespace regard

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 namespace regard {
 
@@ -11,6 +12,17 @@ size_t PrefixTree::Hash::operator()(std::span<const int32_t> tokens) const {
 
 bool PrefixTree::Equal::operator()(std::span<const int32_t> a, std::span<const int32_t> b) const {
   return std::ranges::equal(a, b);
+}
+
+// Level by level, as a long text is a deep tree.
+PrefixTree::~PrefixTree() {
+  std::vector<Children> left;
+  for (auto& [salt, root] : roots_) left.push_back(std::move(root.children));
+  while (!left.empty()) {
+    const Children level = std::move(left.back());
+    left.pop_back();
+    for (const auto& [tokens, node] : level) left.push_back(std::move(node->children));
+  }
 }
 
 // Whether every layer holds what the token after these pages sees.
@@ -37,7 +49,6 @@ int64_t PrefixTree::open(int64_t slot, std::span<const int32_t> tokens, uint64_t
   }
   while (!path.empty() && !can_go_on(path)) path.pop_back();
   if (path.empty()) return 0;
-  touch(path.back());
   const auto length = static_cast<int64_t>(path.size() * page_tokens);
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     std::vector<int32_t> pages(path.size(), -1);
@@ -53,7 +64,11 @@ int64_t PrefixTree::open(int64_t slot, std::span<const int32_t> tokens, uint64_t
 void PrefixTree::insert(int64_t slot, std::span<const int32_t> tokens) {
   const auto page_tokens = static_cast<size_t>(page_size());
   Place& place = at(slot);
-  if (place.pages == 0) place.node = &roots_[place.salt];
+  go_up_to_common(place, tokens);
+  if (place.pages == 0) {
+    place.node = &roots_[place.salt];
+    place.node->salt = place.salt;
+  }
   tokens = tokens.subspan(static_cast<size_t>(place.pages) * page_tokens);
   for (; tokens.size() >= page_tokens; tokens = tokens.subspan(page_tokens)) {
     Node& parent = *place.node;
@@ -61,14 +76,25 @@ void PrefixTree::insert(int64_t slot, std::span<const int32_t> tokens) {
     place.node = child == parent.children.end() ? add(parent, tokens.first(page_tokens)) : child->second.get();
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
       const int32_t own = layers_[layer].page_of(slot, place.pages);
-      int32_t& known = place.node->pages[layer];
-      if (known >= 0 || own < 0) continue;
-      layers_[layer].retain(own);
-      known = own;
+      if (place.node->pages[layer] < 0 && own >= 0) take_in(*place.node, layer, own);
     }
     ++place.pages;
   }
-  touch(place.node);
+}
+
+// Whoever appended below its length has other tokens now.
+void PrefixTree::go_up_to_common(Place& place, std::span<const int32_t> tokens) {
+  Place common = place;
+  for (Place at = place; at.pages > 0; go_up(at)) {
+    const auto page_tokens = at.node->tokens->size();
+    const auto first = static_cast<size_t>(at.pages - 1) * page_tokens;
+    if (first + page_tokens <= tokens.size() &&
+        std::ranges::equal(tokens.subspan(first, page_tokens), *at.node->tokens))
+      continue;
+    common = at;
+    go_up(common);
+  }
+  place = common;
 }
 
 void PrefixTree::fork(int64_t from, int64_t to, int64_t length) {
@@ -78,7 +104,6 @@ void PrefixTree::fork(int64_t from, int64_t to, int64_t length) {
 
 void PrefixTree::go_back(int64_t slot, int64_t length) {
   while (at(slot).pages > length / page_size()) go_up(at(slot));
-  std::fill(all_in_use_.begin(), all_in_use_.end(), false);
 }
 
 void PrefixTree::go_up(Place& place) {
@@ -93,47 +118,62 @@ PrefixTree::Node* PrefixTree::add(Node& parent, std::span<const int32_t> tokens)
   node->parent = &parent;
   node->pages.assign(layers_.size(), -1);
   node->tokens = &place->first;
-  node->place = recent_.insert(recent_.begin(), node);
+  ++pages_;
   return node;
 }
 
-// From the node up to the root: the more pages a prefix has, the earlier it may go.
-void PrefixTree::touch(Node* node) {
-  for (; node->parent != nullptr; node = node->parent) recent_.splice(recent_.begin(), recent_, node->place);
+void PrefixTree::take_in(Node& node, size_t layer, int32_t page) {
+  layers_[layer].retain(page);
+  node.pages[layer] = page;
+  node_of(layer, page) = &node;
 }
 
-void PrefixTree::erase(Node& node) {
-  // Sequences stand at pages that are not theirs where another one had computed the same.
-  for (Place& place : places_)
-    if (place.node == &node) go_up(place);
-  for (size_t layer = 0; layer < layers_.size(); ++layer)
-    if (node.pages[layer] >= 0) layers_[layer].release(node.pages[layer]);
-  recent_.erase(node.place);
-  Children& siblings = node.parent->children;
-  siblings.erase(siblings.find(*node.tokens));
+void PrefixTree::let_go(Node& node, size_t layer) {
+  const int32_t page = std::exchange(node.pages[layer], -1);
+  if (page < 0) return;
+  node_of(layer, page) = nullptr;
+  layers_[layer].release(page);
+}
+
+// Erases a node without children, and those before it that are left without children and pages: where all layers have
+// windows or chunks, nodes lose one page after the other.
+void PrefixTree::erase(Node* node) {
+  do {
+    for (size_t layer = 0; layer < layers_.size(); ++layer) let_go(*node, layer);
+    // Sequences stand at pages that are not theirs where another one had computed the same.
+    for (Place& place : places_)
+      if (place.node == node) go_up(place);
+    --pages_;
+    Node* const parent = node->parent;
+    parent->children.erase(parent->children.find(*node->tokens));
+    node = parent;
+  } while (node->parent != nullptr && is_empty(*node));
+  if (node->parent == nullptr && node->children.empty()) roots_.erase(node->salt);
+}
+
+bool PrefixTree::is_empty(const Node& node) {
+  return node.children.empty() && std::ranges::all_of(node.pages, [](int32_t page) { return page < 0; });
 }
 
 int64_t PrefixTree::evict(size_t layer, int64_t count) {
   const bool needed = keeps_all(layer);
+  KvCache& cache = layers_[layer];
   int64_t freed = 0;
-  if (all_in_use_[layer]) return 0;
-  for (auto place = recent_.end(); place != recent_.begin() && freed < count;) {
-    Node& node = **--place;
-    const int32_t page = node.pages[layer];
-    if (page < 0 || layers_[layer].holders(page) > 1 || (needed && !node.children.empty())) continue;
+  int32_t page = cache.next_unused();
+  while (page >= 0 && freed < count) {
+    Node* const node = node_of(layer, page);
+    // Others may retain pages too. And a sequence may still hold the pages that follow, if it computed this one itself.
+    if (node == nullptr || cache.holders(page) > 1 || (needed && !node->children.empty())) {
+      page = cache.next_unused(page);
+      continue;
+    }
     ++freed;
     ++evicted_;
-    if (needed) {
-      // Without this layer's page the others are of no use.
-      ++place;
-      erase(node);
-    } else {
-      layers_[layer].release(page);
-      node.pages[layer] = -1;
-    }
+    let_go(*node, layer);
+    // Without the page of a layer that keeps all, the others are of no use.
+    if (needed || is_empty(*node)) erase(node);
+    page = cache.next_unused();
   }
-  // The next call need not look through them all again.
-  all_in_use_[layer] = needed && freed < count;
   return freed;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 
+#include "attention/attention_call.h"
 #include "families/family.h"
 #include "kernels/cache_rows.h"
 #include "kernels/rows.h"
@@ -189,36 +190,42 @@ std::vector<KvCache> Decoder::make_caches(const KvCacheOptions& options) const {
 std::vector<KvCache> Decoder::make_paged_caches(const KvCacheOptions& options, int64_t bytes) const {
   require(ranks_.size() == 1, "decoder: paged caches of a size in bytes are asked for over {} ranks, expected 1",
           ranks_.size());
-  std::vector<std::optional<KvCache>> caches(layers_.size());
-  int64_t left = bytes;
-  int64_t bytes_of_row = 0;  // a page of every layer that keeps all tokens
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const AttentionConfig& config = layers_[i].attention.config();
-    // One page costs no memory until it is written: this cache only tells the sizes of the one to come.
+  // Pages that a layer can use: of one sequence with a window, or one page a sequence, up to all that slots can fill.
+  struct Pool {
+    int64_t page_bytes, least, most;
+    [[nodiscard]] int64_t pages(int64_t count) const { return std::clamp(count, least, most); }
+  };
+  std::vector<Pool> pools;
+  for (const Layer& layer : layers_) {
+    const AttentionConfig& config = layer.attention.config();
+    // Memory is only touched as it is written: these caches tell sizes.
+    const KvCache all = KvCache::paged(options, config);
     KvCacheOptions one = options;
-    one.pages = 1;
-    const KvCache sample = KvCache::paged(one, config);
-    const int64_t page_bytes = sample.bytes_per_token() * sample.page_size();
-    if (config.sliding_window == 0 && config.attention_chunk_size == 0) {
-      bytes_of_row += page_bytes;
-    } else {
-      caches[i] = KvCache::paged(options, config);
-      left -= caches[i]->pages() * page_bytes;
-    }
+    one.slots = 1;
+    const bool keeps_all = all.first_seen(all.capacity()) == 0;
+    pools.push_back({.page_bytes = all.bytes_per_token() * all.page_size(),
+                     .least = keeps_all ? options.slots : KvCache::paged(one, config).pages(),
+                     .most = all.pages()});
   }
-  std::vector<KvCache> all;
-  KvCacheOptions rest = options;
-  if (bytes_of_row > 0) {
-    // More than all slots can fill would be of no use.
-    const int64_t page_size = options.page_size == 0 ? 32 : options.page_size;
-    rest.pages = std::min(left / bytes_of_row, options.slots * ((options.capacity + page_size - 1) / page_size));
+  const auto bytes_of = [&](int64_t count) {
+    int64_t sum = 0;
+    for (const Pool& pool : pools) sum += pool.pages(count) * pool.page_bytes;
+    return sum;
+  };
+  require(bytes_of(0) <= bytes, "the cache's memory is {} bytes, but {} sequences need at least {}", bytes,
+          options.slots, bytes_of(0));
+  int64_t fits = 0;
+  for (int64_t too_many = std::ranges::max(pools, {}, &Pool::most).most + 1; too_many - fits > 1;) {
+    const int64_t middle = fits + (too_many - fits) / 2;
+    (bytes_of(middle) <= bytes ? fits : too_many) = middle;
   }
-  require(left >= 0 && (bytes_of_row == 0 || rest.pages >= options.slots),
-          "the cache's memory is {} bytes, but {} sequences need at least {}", bytes, options.slots,
-          bytes - left + options.slots * bytes_of_row);
-  for (size_t i = 0; i < layers_.size(); ++i)
-    all.push_back(caches[i] ? std::move(*caches[i]) : KvCache::paged(rest, layers_[i].attention.config()));
-  return all;
+  std::vector<KvCache> caches;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    KvCacheOptions sized = options;
+    sized.pages = pools[i].pages(fits);
+    caches.push_back(KvCache::paged(sized, layers_[i].attention.config()));
+  }
+  return caches;
 }
 
 ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<const Span> spans,
@@ -230,6 +237,9 @@ ConstTensorView Decoder::forward(std::span<const int32_t> tokens, std::span<cons
     require(token >= 0 && token < config_.vocab_size, "decoder: token id is {}, expected 0 to {}", token,
             config_.vocab_size - 1);
   const auto count = static_cast<int64_t>(tokens.size());
+  // No layer's cache changes when a later one's can't. Over ranks all have the same room.
+  for (size_t i = 0; i < layers_.size() && ranks_.size() == 1; ++i)
+    caches[i].check(spans, tokens_at_once(layers_[i].attention.config(), !active_masks.empty(), count));
   Memory& memory = workspace.memory();
   const TensorView hidden = memory.matrix(Memory::Piece::hidden, count, config_.hidden_size);
   run_layers(tokens, spans, active_masks, caches, hidden, workspace);

@@ -82,7 +82,7 @@ void expect_the_attention_of_fresh_caches(const CacheScene& scene, const CacheDr
   }
 }
 
-// Where a token's keys lie, who shares them, and what was there before, changes no bit of its attention.
+// [MASK-14]: where a token's keys lie, who shares them, and what was there before, changes no bit of its attention.
 TEST(CacheOperations, LeaveTheAttentionOfAContiguousCache) {
   Workspace workspace(2);
   for (const auto& [is_long, cases] : {std::pair{false, 2000}, {true, 700}})

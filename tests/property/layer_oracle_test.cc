@@ -8,6 +8,7 @@
 namespace regard::test {
 namespace {
 
+// [KV-44]: the oracle attends to what the cache holds of all tokens, those of the call included.
 TEST(Layers, EqualTheOracleThroughACacheInAnySchedule) {
   check_property(800, [] {
     const auto c = *layer_cases({});

@@ -45,6 +45,7 @@ TEST(Schedule, PrefillInChunksEqualsPrefillAtOnce) {
   });
 }
 
+// [KV-44], [MASK-10]: also with caches of narrow types.
 TEST(Schedule, TokenByTokenEqualsPrefill) {
   check_property(100, [] {
     const auto scene = *scenes(false, 600);
@@ -86,8 +87,8 @@ TEST(Schedule, ABatchOfAnySpansEqualsEachSequenceAlone) {
   });
 }
 
-// A sequence that goes on from another one's pages, with sinks, windows and chunks; both then write to the page that
-// they share.
+// [MASK-8], [MASK-16]: a sequence that goes on from another one's pages, with sinks, windows and chunks; both then
+// write to the page that they share.
 TEST(Schedule, ASharedPrefixEqualsAnOwnOne) {
   check_property(150, [] {
     auto scene = *scenes(false, 700);

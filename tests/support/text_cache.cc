@@ -50,7 +50,6 @@ bool run_text(ModelCache& cache, int64_t slot, std::span<const int32_t> text, in
       numbers.erase(numbers.begin(), numbers.begin() + first);
       return numbers;
     });
-    for (KvCache& layer : cache.layers()) layer.trim(slot);
     cache.commit(slot, text);
   }
   return true;

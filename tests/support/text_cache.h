@@ -13,8 +13,8 @@ namespace regard::test {
 
 // Appends the last token of a text to all layers, which have one KV head of 4.
 void append_token(ModelCache& cache, int64_t slot, int64_t position, std::span<const int32_t> text);
-// Appends the part of the text that the slot does not hold yet, at most `at_once` tokens a call, with a trim and a
-// commit after each; false where there is no room.
+// Appends the part of the text that the slot does not hold yet, at most `at_once` tokens a call, with a commit after
+// each; false where there is no room.
 [[nodiscard]] bool run_text(ModelCache& cache, int64_t slot, std::span<const int32_t> text, int64_t at_once);
 // What is wrong, if not every layer holds what the token after this text sees, with what the text gives.
 [[nodiscard]] std::optional<std::string> wrong_contents(ModelCache& cache, int64_t slot, std::span<const int32_t> text);

@@ -114,8 +114,8 @@ TEST(KvCachePages, PagesOfAFullPoolComeInTheOrderOfThoseGivenBack) {
   }
 }
 
-// A pool has no page that nobody can get, even if it is no multiple of those that lie side by side; and once all are
-// given back, sequences have successive ones again.
+// [KV-60]: a pool has no page that nobody can get, even if it is no multiple of those that lie side by side; and once
+// all are given back, sequences have successive ones again.
 TEST(KvCachePages, APoolGivesAwayItsLastPage) {
   constexpr int64_t kPages = 37;
   KvCache cache = paged_cache({.slots = kPages, .capacity = 512, .page_size = 32, .pages = kPages});
@@ -136,6 +136,7 @@ TEST(KvCachePages, APoolGivesAwayItsLastPage) {
   for (size_t i = 1; i < pages.size(); ++i) EXPECT_EQ(pages[i], pages[0] + static_cast<int32_t>(i));
 }
 
+// [KV-64], [KV-68]: a table takes its pages at once, and shows those with tokens.
 TEST(KvCachePages, ReservedPagesAreWrittenInOrder) {
   KvCache cache = paged_cache({.slots = 2, .capacity = 64, .pages = 8});
   cache.reserve(0, Pages{7, 2});
@@ -232,7 +233,7 @@ TEST(KvCachePages, ARestoredSequenceHoldsWholePages) {
   EXPECT_EQ(test::bytes_of(kept), test::bytes_of(stored.keys.view().slice(0, 11, 24)));
 }
 
-// [GAP-40] to [GAP-45], [KV-23]: in every storage, calls change the slots that they name, and -1 names none.
+// [GAP-40] to [GAP-45], [KV-23], [KV-60]: in every storage, calls change the slots that they name, and -1 names none.
 TEST(KvCachePages, OtherSlotsKeepEveryByte) {
   for (const KvStorage storage : {KvStorage::contiguous, KvStorage::ring, KvStorage::chunk, KvStorage::paged})
     for (const DType dtype : {DType::f32, DType::i8}) {
@@ -274,10 +275,58 @@ std::vector<std::byte> attended(const KvCache& cache, int64_t slot) {
   return test::bytes_of(output);
 }
 
-// NaN, infinities and huge numbers of a sequence that is gone change no bit of whoever gets its pages, and nobody can
-// read them.
+// What whoever retains pages may let go of: in the order in which sequences have, their last pages first.
+TEST(KvCachePages, TellsWhichRetainedPagesNoSequenceHolds) {
+  KvCache cache = paged_cache({.slots = 3, .capacity = 64});
+  append(cache, 0, 0, 40);
+  append(cache, 1, 0, 16);
+  const Pages a = cache.page_table(0);
+  const int32_t b = cache.page_of(1, 0);
+  const auto unused = [&] {
+    Pages pages;
+    for (int32_t page = cache.next_unused(); page >= 0; page = cache.next_unused(page)) pages.push_back(page);
+    return pages;
+  };
+  for (const int32_t page : {a[0], a[1], b, b}) cache.retain(page);
+  EXPECT_EQ(unused(), Pages{});
+  cache.truncate(1, 0);
+  EXPECT_EQ(unused(), Pages{b});
+  cache.truncate(0, 0);
+  EXPECT_EQ(unused(), (Pages{b, a[1], a[0]}));
+  cache.share(2, Pages{a[0], a[1]}, 32);
+  EXPECT_EQ(unused(), Pages{b});
+  cache.truncate(2, 16);
+  cache.release(b);
+  EXPECT_EQ(unused(), (Pages{b, a[1]}));
+  cache.release(a[1]);
+  EXPECT_EQ(unused(), Pages{b});
+  cache.release(b);
+  EXPECT_EQ(unused(), Pages{});
+  EXPECT_ERROR((void)cache.next_unused(b), "is free");
+}
+
+// What its only holder has forgotten is not there to be shared.
+TEST(KvCachePages, TokensTakenBackCantBeShared) {
+  KvCache cache = paged_cache({.slots = 3, .capacity = 64});
+  append(cache, 0, 0, 10);
+  const Pages page = cache.page_table(0);
+  cache.fork(0, 1, 10);
+  cache.truncate(0, 3);
+  cache.share(2, page, 10);  // slot 1 still holds them
+  cache.truncate(2, 0);
+  cache.truncate(1, 0);
+  cache.truncate(0, 2);
+  EXPECT_ERROR(cache.share(2, page, 3), "has 2 tokens written");
+  append(cache, 0, 2, 10);
+  cache.accept(0, 8, std::vector<int64_t>{1});
+  EXPECT_ERROR(cache.share(2, page, 10), "has 9 tokens written");
+  cache.share(2, page, 9);
+}
+
+// [MASK-8]: NaN, infinities and huge numbers of a sequence that is gone change no bit of whoever gets its pages, and
+// nobody can read them.
 TEST(KvCachePages, WhatAPageHeldBeforeIsNotSeen) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::i8})
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::f8_e4m3, DType::f8_e5m2, DType::i8, DType::i4})
     for (const float left : {kNan, kInfinity, -3e38F})
       for (const int64_t length : {3, 16, 17, 40}) {
         SCOPED_TRACE(::testing::Message() << name_of(dtype) << ' ' << left << ' ' << length);

@@ -203,6 +203,7 @@ TEST(KvCache, ExactlyFullIsNotTooFull) {
   EXPECT_THROW(append(cache, 0, 20, random_tokens(1, 78)), Error);
 }
 
+// [KV-29]
 TEST(KvCache, RefusesASlotThatComesTwice) {
   const KvCache cache = cache_of(2, 20);
   const std::vector<Span> twice = {{.slot = 1, .count = 1}, {.slot = 0, .count = 1}, {.slot = 1, .count = 1}};
@@ -247,7 +248,7 @@ TEST(KvCache, CountsTheBytesOfScales) {
   EXPECT_EQ(cache_of(1, 10, DType::i4).bytes_per_token(), 2 * (10 + 8 + 8));
 }
 
-// [KV-2], [KV-5], [CFG-44], [CFG-48], [CFG-59]
+// [KV-1], [KV-2], [KV-5], [CFG-44], [CFG-48], [CFG-59]
 TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
   AttentionConfig config = two_head_layer();
   config.inference.kv_cache_batch_size = 3;

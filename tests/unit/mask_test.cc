@@ -87,7 +87,7 @@ void expect_layer_follows(const AttentionConfig& mask, int64_t length, const Rul
     EXPECT_EQ(seen_by_layer(mask, length, step), by_rule(length, rule)) << "step " << step;
 }
 
-// [MASK-1]
+// [MASK-1], [MASK-10]
 TEST(Mask, Causal_SeesItselfAndEverythingBefore) {
   EXPECT_EQ(seen({}, 0, 5), (Positions{0}));
   EXPECT_EQ(seen({}, 3, 5), (Positions{0, 1, 2, 3}));

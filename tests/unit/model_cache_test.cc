@@ -152,8 +152,8 @@ TEST(ModelCache, KeepsPrefixesThatLiveSequencesUse) {
   EXPECT_EQ(test::wrong_contents(cache, sequence.slot, a), std::nullopt);
 }
 
-// Layers with windows keep only their last pages: a prefix can be taken up where a commit was.
-TEST(ModelCache, PrefixesOfWindowLayersAreTakenUpWhereACommitWas) {
+// What has left a window stays cached as well, until its memory is needed.
+TEST(ModelCache, PrefixesOfWindowLayersAreTakenUpAtAnyPage) {
   ModelCache cache = cache_of({.windowed = true});
   const auto tokens = text(160);
   const auto a = opened(cache, tokens);
@@ -161,7 +161,7 @@ TEST(ModelCache, PrefixesOfWindowLayersAreTakenUpWhereACommitWas) {
   EXPECT_LE(cache.layers()[1].first_held(a.slot), 160 - kWindow + 1);
   EXPECT_GT(cache.layers()[1].first_held(a.slot), 160 - kWindow - kPage);
   for (const auto& [length, shared] :
-       {std::pair<int64_t, int64_t>{160, 144}, {128, 64}, {65, 64}, {60, 0}, {161, 160}}) {
+       {std::pair<int64_t, int64_t>{160, 144}, {128, 112}, {65, 64}, {60, 48}, {161, 160}}) {
     auto prompt = text(length);
     const auto b = opened(cache, prompt);
     EXPECT_EQ(b.length, shared) << length;
@@ -169,6 +169,61 @@ TEST(ModelCache, PrefixesOfWindowLayersAreTakenUpWhereACommitWas) {
     EXPECT_EQ(test::wrong_contents(cache, b.slot, prompt), std::nullopt) << length;
     cache.close(b.slot);
   }
+}
+
+// Nothing is left of a prefix that all layers have lost.
+TEST(ModelCache, WithWindowsAloneThereAreNoMorePrefixesThanPages) {
+  std::vector<KvCache> layers;
+  for (const int64_t window : {20, 40})
+    layers.push_back(
+        KvCache::paged({.slots = 2, .capacity = 256, .dtype = DType::f32, .page_size = kPage}, layer(window)));
+  ModelCache cache(std::move(layers), true);
+  const int64_t pages = cache.layers()[0].pages() + cache.layers()[1].pages();
+  for (int32_t i = 0; i < 3 * pages; ++i) pass(cache, text(48, 100 * i), static_cast<uint64_t>(i % 5));
+  EXPECT_GT(cache.stats().evicted_pages, pages);
+  EXPECT_LE(cache.stats().cached_pages, pages);
+}
+
+// Appending below the length goes back, too, and nobody tells the cache.
+TEST(ModelCache, CommitsOtherTokensAfterGoingBackInTheLayers) {
+  ModelCache cache = cache_of({});
+  const auto tokens = text(48);
+  const auto a = opened(cache, tokens);
+  run(cache, a.slot, tokens);
+  for (KvCache& layer : cache.layers()) layer.truncate(a.slot, 20);
+  auto other = text(20);
+  for (int32_t i = 0; i < 60; ++i) other.push_back(700 + i);
+  run(cache, a.slot, other);
+  // Nobody has computed this text beyond its common part with the first one.
+  auto mixed = tokens;
+  mixed.insert(mixed.end(), other.begin() + 48, other.end());
+  EXPECT_EQ(opened(cache, mixed).length, 48);
+  other.push_back(1);
+  const auto b = opened(cache, other);
+  EXPECT_EQ(b.length, 80);
+  EXPECT_EQ(test::wrong_contents(cache, b.slot, std::span(other).first(80)), std::nullopt);
+}
+
+// A tree that deep is no recursion.
+TEST(ModelCache, HoldsTheLongestTexts) {
+  constexpr int64_t kLong = int64_t{1} << 19;
+  constexpr int64_t kPiece = 512;
+  std::vector<KvCache> layers;
+  for (const int64_t window : {0, 20})
+    layers.push_back(
+        KvCache::paged({.slots = 2, .capacity = kLong, .dtype = DType::i8, .page_size = kPage}, layer(window)));
+  ModelCache cache(std::move(layers), true);
+  const auto tokens = text(kLong);
+  const auto a = opened(cache, tokens);
+  const Tensor rows(DType::f32, {kPiece, 1, 4});
+  for (int64_t end = kPiece; end <= kLong; end += kPiece) {
+    const Span span{.slot = a.slot, .first_position = end - kPiece, .count = kPiece};
+    ASSERT_TRUE(cache.make_room({&span, 1}));
+    for (KvCache& each : cache.layers()) each.append(span, rows, rows);
+    if (end % (64 * kPiece) == 0) cache.commit(a.slot, tokens);
+  }
+  cache.close(a.slot);
+  EXPECT_EQ(cache.stats().cached_pages, kLong / kPage);
 }
 
 // In a full window pool, prefixes lose their pages of the window layers but stay usable where others have them.
@@ -264,6 +319,10 @@ TEST(ModelCache, RefusesWhatCannotBe) {
   EXPECT_THAT(error_of([&] { (void)cache.fork(a.slot, 50); }), HasSubstr("layer 1 only holds"));
   EXPECT_THAT(error_of([&] { cache.accept(a.slot, 50, std::vector<int64_t>{0, 1}); }), HasSubstr("can't go on"));
   EXPECT_EQ(cache.layers()[0].length(a.slot), 100);
+  EXPECT_EQ(cache.free_slots(), 3);
+  cache.layers()[1].reserve(1, std::vector<int32_t>{cache.layers()[1].pages() > 9 ? 9 : 0});
+  EXPECT_THAT(error_of([&] { (void)cache.fork(a.slot, 100); }), HasSubstr("slot 1 is in use"));
+  EXPECT_EQ(cache.layers()[0].length(1), 0);
   EXPECT_EQ(cache.free_slots(), 3);
   EXPECT_THAT(error_of([&] { cache.commit(a.slot, text(99)); }), HasSubstr("99 tokens are committed"));
   cache.layers()[1].truncate(a.slot, 99);

@@ -122,7 +122,7 @@ TEST_F(Padded, RightPaddingIsNeitherComputedNorSeen) {
   expect_rows(run(batch_of(lengths, false), mask_of<int64_t>(lengths, false)), lengths, false);
 }
 
-// [MASK-2], [GAP-63]: positions count from the first real token, so that the window is the same on both sides.
+// [MASK-2], [KV-22], [GAP-63]: positions count from the first real token, so that the window is the same on both sides.
 TEST_F(Padded, LeftPaddingIsNeitherComputedNorSeen) {
   const std::vector<int64_t> lengths = {7, 3, 1};
   expect_rows(run(batch_of(lengths, true), mask_of<int64_t>(lengths, true)), lengths, true);
@@ -164,7 +164,8 @@ TEST_F(Padded, PaddingOnBothSidesIsARunOfTokensToo) {
             test::bytes_of(attention_.forward(input).hidden_states));
 }
 
-// [OUT-30], [GAP-63]: prefill with padding on either side, then steps without positions: each row goes on by itself.
+// [OUT-30], [GAP-63], [KV-7], [KV-22], [KV-32]: prefill with padding on either side, then steps without positions: each
+// row goes on by itself, in the slot of its number.
 TEST_F(Padded, DecodeGoesOnWhereEachRowEnded) {
   for (const bool left : {false, true}) {
     const std::vector<int64_t> lengths = {5, 2, 6};
@@ -204,7 +205,7 @@ TEST_F(Padded, RowsOfSlotMinusOneAreSkipped) {
   EXPECT_NE(output.hidden_states.view()[1].elements<float>()[0], 0.0F);
 }
 
-// [KV-30], [KV-35]: rows go to the slots that they name, in any order.
+// [KV-7], [KV-30], [KV-35]: rows go to the slots that they name, in any order.
 TEST_F(Padded, SeqIdsNameTheSlotOfEachRow) {
   KvCache cache = cache_of(5);
   const std::vector<int64_t> slots = {4, 0, 3};

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -24,7 +25,13 @@ using Finish = Scheduler::Finish;
 
 constexpr int64_t kPageSize = 32;
 
-// A tiny model, ready to server.
+GgufBuilder windowed(int64_t window) {
+  GgufBuilder file = TinyLlama{.context = 256}.gguf();
+  file.add_u32("llama.attention.sliding_window", static_cast<uint32_t>(window));
+  return file;
+}
+
+// A tiny model, ready to serve.
 class Model {
  public:
   explicit Model(const TinyLlama& llama = {.context = 256}) : Model(llama.gguf()) {}
@@ -146,12 +153,15 @@ std::string wrong_with(const Model& model, const Request& request, const Machine
 
 // The promise: bits depend neither on the batch, nor on the order, the memory, the threads, or what others left behind.
 TEST(Scheduler, EveryRequestGivesWhatGenerateGivesForItAlone) {
-  const Model model;
+  const std::array models = {Model(), Model(windowed(48)), Model(windowed(7))};
   check_property(150, [&] {
+    const auto kind = *rc::gen::inRange<size_t>(0, models.size());
+    const Model& model = models[kind];
     Random random(*rc::gen::arbitrary<uint64_t>());
     Machine machine;
     machine.slots = *rc::gen::inRange<int64_t>(1, 7);
-    machine.pages = *rc::gen::inRange<int64_t>(std::max<int64_t>(machine.slots, 4), 16);
+    // A layer with a window has to hold one whole prompt, which may come at once.
+    machine.pages = *rc::gen::inRange<int64_t>(kind == 0 ? std::max<int64_t>(machine.slots, 4) : 8, 16);
     machine.threads = *rc::gen::inRange(1, 3);
     machine.dtype = *rc::gen::element(DType::f32, DType::bf16, DType::i8);
     const auto requests = random_requests(random, *rc::gen::inRange<int64_t>(1, 13));
@@ -221,6 +231,25 @@ TEST(Scheduler, PromptsThatBeginAlikeAreComputedOnceForEachSalt) {
   EXPECT_EQ(server.scheduler().stats().prompt_tokens, 8 * (3 * kPageSize + 1));
   EXPECT_EQ(server.scheduler().stats().shared_tokens, 6 * 3 * kPageSize);
   for (int64_t i = 0; i < 8; ++i)
+    EXPECT_EQ(server.result(i).tokens, model.alone(requests[static_cast<size_t>(i)])) << i;
+}
+
+// Wherever the common part ends, and however long the windows' tokens have gone on since.
+TEST(Scheduler, PromptsThatBeginAlikeShareTheirWindowsToo) {
+  const Model model(windowed(48));
+  Random random(2);
+  const Ids common = random_tokens(random, 4 * kPageSize);
+  Server server(model, {.slots = 3});
+  std::vector<Request> requests;
+  for (int32_t i = 0; i < 6; ++i) {
+    Request request{.prompt = common, .max_tokens = 4};
+    for (int32_t own = 0; own < 100; ++own) request.prompt.push_back(1 + i);
+    server.scheduler().submit(request);
+    requests.push_back(request);
+  }
+  server.finish();
+  EXPECT_EQ(server.scheduler().stats().shared_tokens, 5 * 4 * kPageSize);
+  for (int64_t i = 0; i < 6; ++i)
     EXPECT_EQ(server.result(i).tokens, model.alone(requests[static_cast<size_t>(i)])) << i;
 }
 
