@@ -2,6 +2,7 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -84,26 +85,80 @@ void fork_and_free(benchmark::State& state) {
   }
 }
 
-// A step's upkeep in the caches of 30 layers: 1,000 sequences of mixed length, a token each.
-void make_room_for_1000(benchmark::State& state) {
-  constexpr int64_t kSequences = 1000;
-  const AttentionConfig small{.hidden_size = 16, .num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 16};
-  std::vector<KvCache> layers;
-  for (int i = 0; i < 30; ++i)
-    layers.push_back(KvCache::paged({.slots = kSequences, .capacity = 1024, .dtype = DType::f16}, small));
-  ModelCache cache(std::move(layers), true);
-  std::vector<Span> spans;
-  for (int64_t i = 0; i < kSequences; ++i) {
-    const std::vector<int32_t> tokens(static_cast<size_t>(1 + i % 700), static_cast<int32_t>(i));
-    const int64_t slot = cache.open(tokens).value().slot;
-    const auto count = static_cast<int64_t>(tokens.size());
-    const Tensor numbers(DType::f32, {count, 1, 16});
-    for (KvCache& each : cache.layers())
-      each.append({.slot = slot, .first_position = 0, .count = count}, numbers, numbers);
-    cache.commit(slot, tokens);
-    spans.push_back({.slot = slot, .first_position = count, .count = 1});
+// 1,000 sequences of mixed length in the caches of 30 layers, with a few numbers a token.
+class ThousandSequences {
+ public:
+  ThousandSequences() {
+    for (int64_t i = 0; i < kSequences; ++i) {
+      std::vector<int32_t> tokens(static_cast<size_t>(1 + i % 700), static_cast<int32_t>(i));
+      const int64_t slot = cache_.open(tokens).value().slot;
+      append({.slot = slot, .first_position = 0, .count = std::ssize(tokens)});
+      cache_.commit(slot, tokens);
+      spans_.push_back({.slot = slot, .first_position = std::ssize(tokens), .count = 1});
+      texts_.push_back(std::move(tokens));
+    }
   }
-  for (auto _ : state) benchmark::DoNotOptimize(cache.make_room(spans));
+
+  [[nodiscard]] bool has_room() { return cache_.make_room(spans_); }
+  // What a scheduler does before and after it runs a step of a token each.
+  void make_room_for_step() {
+    growing_.clear();
+    for (const Span& span : spans_)
+      if (span.first_position % kPage == 0) growing_.push_back(span);
+    benchmark::DoNotOptimize(cache_.make_room(growing_));
+  }
+  void commit_step() {
+    for (size_t i = 0; i < spans_.size(); ++i)
+      if (spans_[i].first_position % kPage == 0) cache_.commit(spans_[i].slot, texts_[i]);
+  }
+  void run_step() {
+    for (size_t i = 0; i < spans_.size(); ++i) {
+      append(spans_[i]);
+      ++spans_[i].first_position;
+      texts_[i].push_back(static_cast<int32_t>(i));
+    }
+  }
+
+ private:
+  static constexpr int64_t kSequences = 1000;
+  static constexpr int64_t kPage = 32;
+
+  static ModelCache make_cache() {
+    const AttentionConfig small{.hidden_size = 16, .num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 16};
+    std::vector<KvCache> layers;
+    for (int i = 0; i < 30; ++i)
+      layers.push_back(KvCache::paged({.slots = kSequences, .capacity = 4096, .dtype = DType::i8}, small));
+    return {std::move(layers), true};
+  }
+  void append(const Span& span) {
+    const Tensor numbers(DType::f32, {span.count, 1, 16});
+    for (KvCache& each : cache_.layers()) each.append(span, numbers, numbers);
+  }
+
+  ModelCache cache_ = make_cache();
+  std::vector<std::vector<int32_t>> texts_;
+  std::vector<Span> spans_;
+  std::vector<Span> growing_;
+};
+
+void make_room_for_1000(benchmark::State& state) {
+  ThousandSequences sequences;
+  for (auto _ : state) benchmark::DoNotOptimize(sequences.has_room());
+}
+
+// The upkeep of a step, without the step itself.
+void step_of_1000(benchmark::State& state) {
+  using Clock = std::chrono::steady_clock;
+  ThousandSequences sequences;
+  for (auto _ : state) {
+    const auto start = Clock::now();
+    sequences.make_room_for_step();
+    const auto middle = Clock::now();
+    sequences.run_step();
+    const auto end = Clock::now();
+    sequences.commit_step();
+    state.SetIterationTime(std::chrono::duration<double>((middle - start) + (Clock::now() - end)).count());
+  }
 }
 
 BENCHMARK_CAPTURE(append, contiguous_bf16, Place::contiguous, DType::bf16);
@@ -120,6 +175,7 @@ BENCHMARK_CAPTURE(attend_decode, paged_i8, Place::in_turns, DType::i8);
 BENCHMARK_CAPTURE(attend_decode, scattered_i8, Place::scattered, DType::i8);
 BENCHMARK(fork_and_free);
 BENCHMARK(make_room_for_1000)->Unit(benchmark::kMillisecond);
+BENCHMARK(step_of_1000)->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(1000);
 
 }  // namespace
 }  // namespace regard

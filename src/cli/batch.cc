@@ -151,6 +151,7 @@ void run(const Options& options) {
       options.resume ? read_batch_results(options.output, requests) : std::vector<std::string>(requests.size());
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
+  check_prompts(lines, requests, tokenizer);
   Workspace workspace(options.model.threads);
   const auto decoder = Decoder::load(checkpoint, workspace.threads());
   Scheduler scheduler(decoder, tokenizer, make_cache(options, decoder, requests.size()), workspace);
@@ -178,8 +179,10 @@ void add_batch(CLI::App& app) {
                   "most half of the available memory)")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
-  command.add_flag("--resume", options->resume,
-                   "Keep the results that the output has already (by id; errors run again), and run the rest");
+  command.add_flag(
+      "--resume", options->resume,
+      "Keep the results that the output has already (by id, with the same prompt; errors run again), and run the "
+      "rest");
   command.footer(
       "A request has an id and a prompt, and may have max_tokens, temperature, top_k, top_p, seed (as for generate) "
       "and\n"

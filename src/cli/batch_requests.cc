@@ -5,6 +5,7 @@
 #include <limits>
 #include <unordered_set>
 
+#include "checkpoint/json_shown.h"
 #include "cli/common.h"
 #include "tensor/fail.h"
 
@@ -24,7 +25,7 @@ void read_whole_number(const Json& object, const char* key, Number least, Number
   constexpr Number kMost = std::numeric_limits<Number>::max();
   const bool fits = found->is_number_unsigned() && found->get<uint64_t>() >= static_cast<uint64_t>(least) &&
                     found->get<uint64_t>() <= static_cast<uint64_t>(kMost);
-  require(fits, "{} is {}, expected a whole number from {} to {}", key, printable(found->dump()), least, kMost);
+  require(fits, "{} is {}, expected a whole number from {} to {}", key, shown(*found), least, kMost);
   number = found->get<Number>();
 }
 
@@ -33,14 +34,14 @@ void read_number(const Json& object, const char* key, float& number) {
   if (found == object.end()) return;
   constexpr double kMost = std::numeric_limits<float>::max();
   require(found->is_number() && found->get<double>() >= -kMost && found->get<double>() <= kMost,
-          "{} is {}, expected a number", key, printable(found->dump()));
+          "{} is {}, expected a number", key, shown(*found));
   number = found->get<float>();
 }
 
 void read_fields(const Json& object, BatchRequest& request) {
   const auto prompt = object.find("prompt");
   require(prompt != object.end(), "prompt is missing, expected a text");
-  require(prompt->is_string(), "prompt is {}, expected a text", printable(prompt->dump()));
+  require(prompt->is_string(), "prompt is {}, expected a text", shown(*prompt));
   request.prompt = prompt->get<std::string>();
   Scheduler::Request& settings = request.settings;
   read_whole_number<int64_t>(object, "max_tokens", 1, settings.max_tokens);
@@ -75,7 +76,7 @@ std::vector<BatchRequest> read_batch_requests(const std::string& path) {
   for_each_json_line(path, [&](const Json& object, std::string_view, const std::string& where) {
     const auto id = object.find("id");
     require(id != object.end() && id->is_string(), "{}: id is {}, expected a text", where,
-            id == object.end() ? "missing" : printable(id->dump()));
+            id == object.end() ? "missing" : shown(*id));
     for (const auto& [key, value] : object.items())
       require(std::ranges::find(kKeys, key) != kKeys.end(), "{}: no request has a key \"{}\", expected {}", where,
               printable(key), fmt::join(kKeys, ", "));

@@ -76,6 +76,19 @@ std::vector<std::string> read_batch_results(const std::string& path, std::span<c
   return lines;
 }
 
+void check_prompts(std::span<const std::string> lines, std::span<const BatchRequest> requests,
+                   const Tokenizer& tokenizer) {
+  for (size_t i = 0; i < lines.size(); ++i) {
+    if (lines[i].empty()) continue;
+    const auto tokens = Json::parse(lines[i])["prompt_tokens"].get<std::vector<int32_t>>();
+    require(
+        tokens == tokenizer.encode(requests[i].prompt),
+        "the result that is there for id \"{}\" belongs to another prompt or model; remove its line, or all without "
+        "--resume",
+        printable(requests[i].id));
+  }
+}
+
 void ResultsFile::write() {
   using Clock = std::chrono::steady_clock;
   // The whole text is written every time: so a twentieth of the time at most.

@@ -21,6 +21,10 @@ namespace regard::cli {
 [[nodiscard]] std::vector<std::string> read_batch_results(const std::string& path,
                                                           std::span<const BatchRequest> requests);
 
+// Throws Error where such a line belongs to another prompt, or to other tokens of it.
+void check_prompts(std::span<const std::string> lines, std::span<const BatchRequest> requests,
+                   const Tokenizer& tokenizer);
+
 // The output file: at any time whole lines, of the requests that are finished, in their order.
 class ResultsFile {
  public:

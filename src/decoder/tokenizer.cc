@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "checkpoint/json_shown.h"
 #include "decoder/byte_pair_encoder.h"
 #include "decoder/tokenizer_source.h"
 #include "decoder/utf8.h"
@@ -123,8 +124,8 @@ Tokenizer Tokenizer::from(const Checkpoint& checkpoint) {
     for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
       if (id.is_null()) continue;
       require(id.is_number_unsigned() && id.get<uint64_t>() < source.tokens.size(),
-              "tokenizer: \"eos_token_id\" of config.json is {}, expected token ids from 0 to {}",
-              id.is_structured() ? id.type_name() : printable(id.dump()), source.tokens.size() - 1);
+              "tokenizer: \"eos_token_id\" of config.json is {}, expected token ids from 0 to {}", shown(id),
+              source.tokens.size() - 1);
       source.end_tokens.push_back(id.get<int32_t>());
     }
   }

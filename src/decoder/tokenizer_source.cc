@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "checkpoint/json_shown.h"
 #include "decoder/utf8.h"
 #include "tensor/fail.h"
 
@@ -81,8 +82,7 @@ class JsonReader {
       require(type == "BPE", "tokenizer: the model is \"{}\", expected BPE", printable(type));
       for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
         const Json value = model.contains(affix) ? model[affix] : Json();
-        require(value.is_null() || value == Json(""), "tokenizer: {} is {}, expected none", affix,
-                printable(value.dump()));
+        require(value.is_null() || value == Json(""), "tokenizer: {} is {}, expected none", affix, shown(value));
       }
       source_.whole_words = model.value("ignore_merges", false);
       read_vocabulary(model.at("vocab"));
@@ -105,8 +105,7 @@ class JsonReader {
     constexpr size_t kGaps = 4096;
     const size_t entries = root_["model"]["vocab"].size() + added_count();
     const size_t limit = std::min<size_t>(4 * entries + kGaps, std::numeric_limits<int32_t>::max());
-    require(id.is_number_integer(), "tokenizer: a token's id is {}, expected an integer",
-            id.is_structured() ? id.type_name() : printable(id.dump()));
+    require(id.is_number_integer(), "tokenizer: a token's id is {}, expected an integer", shown(id));
     require(id.is_number_unsigned() && id.get<uint64_t>() < limit,
             "tokenizer: a token has id {}, expected 0 to {} in a file of {} tokens", id.dump(), limit - 1, entries);
     return id.get<int32_t>();

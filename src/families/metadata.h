@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "checkpoint/json_shown.h"
 #include "regard/checkpoint.h"
 #include "tensor/fail.h"
 
@@ -50,11 +51,6 @@ class GgufValues {
   const Checkpoint& checkpoint_;
   std::string prefix_;
 };
-
-// How a message shows a JSON value. What is nested is only named: dump() recurses, and untrusted values nest deep.
-[[nodiscard]] inline std::string shown(const nlohmann::json& value) {
-  return value.is_structured() ? std::string("an ") + value.type_name() : printable(value.dump());
-}
 
 // Typed look-ups in an object of config.json; null counts as absent. Integers pass as numbers, nothing else as
 // something else.

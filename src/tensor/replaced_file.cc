@@ -19,13 +19,28 @@ bool sync(const fs::path& path) {
   return synced;
 }
 
+// Whether a path is, or leads to, a name of an open file, as /dev/stdout does: what that stands for belongs to others.
+bool names_open_file(fs::path path) {
+  constexpr int kMostLinks = 40;
+  for (int links = 0; links < kMostLinks; ++links) {
+    std::error_code error;
+    path = fs::absolute(path, error);
+    if (fs::weakly_canonical(path.parent_path(), error).string().starts_with("/proc/")) return true;
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) return false;
+    path = path.parent_path() / target;
+  }
+  return false;
+}
+
 }  // namespace
 
 ReplacedFile::ReplacedFile(const fs::path& path) : path_(path), target_(path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (fs::exists(status)) {
-    require(fs::is_regular_file(status), "{} can't be written: it is no file that could be replaced", path.string());
+    require(fs::is_regular_file(status) && !names_open_file(path),
+            "{} can't be written: it is no file that could be replaced", path.string());
     target_ = fs::canonical(path, error);
     require(!error, "{} can't be written: {}", path.string(), error.message());
   }

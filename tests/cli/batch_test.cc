@@ -134,7 +134,7 @@ TEST(BatchCommand, ARequestThatCanNotRunIsAnErrorOfItsOwn) {
       {R"("prompt":"a","top_p":0)", "top_p is 0"},
       {R"("prompt":"a","top_k":2147483648)", "top_k is 2147483648"},
       {R"("prompt":"a","seed":-1)", "seed is -1"},
-      {R"("prompt":"a","salt":[])", "salt is []"}};
+      {R"("prompt":"a","salt":[])", "salt is an array"}};
   std::string lines;
   for (size_t i = 0; i < bad.size(); ++i)
     lines += R"({"id":")" + std::to_string(i) + "\"," + bad[i].first + "}\n" +
@@ -227,6 +227,8 @@ TEST(BatchCommand, WrongOptionsAndFilesAreRefused) {
   refused({"-o", folder.path()}, "can't be written");
   refused({"-o", folder.file("none/results")}, "can't be written");
   refused({"-o", folder.input}, "both the input and the output");
+  refused({"-i", folder.write("deep", R"({"id": )" + std::string(200'000, '[') + std::string(200'000, ']') + "}")},
+          "id is an array, expected a text");
   EXPECT_EQ(read_whole_file(folder.input), request("a", "the"));
 }
 
@@ -246,8 +248,9 @@ TEST(BatchCommand, ResumeKeepsWhatIsThereByteForByteAndRunsTheRest) {
   EXPECT_EQ(folder.run({"--resume"}), all);
   EXPECT_NE(folder.finished.err.find(" 0 kept"), std::string::npos);
   // Spaces, and another text than this model gives.
-  const std::string kept = R"({ "id":"a","prompt_tokens":[1],"tokens":[ 5 ], "text":"five","finish_reason":"stop"})"
-                           "\n";
+  const std::string prompt = Json::parse(lines_of(all)[0])["prompt_tokens"].dump();
+  const std::string kept =
+      R"({ "id":"a","prompt_tokens":)" + prompt + R"(,"tokens":[ 5 ], "text":"five","finish_reason":"stop"})" + "\n";
   (void)folder.write("results.jsonl", kept);
   const std::string rest = all.substr(all.find('\n') + 1);
   EXPECT_EQ(folder.run({"--resume"}), kept + rest);
@@ -256,10 +259,21 @@ TEST(BatchCommand, ResumeKeepsWhatIsThereByteForByteAndRunsTheRest) {
 }
 
 // Also where a line before it is missing; what failed runs again.
+TEST(BatchCommand, ResumeRefusesResultsOfAnotherPrompt) {
+  BatchFolder folder(request("a", "the", {{"max_tokens", 2}}) + request("b", "inn", {{"max_tokens", 2}}));
+  const std::string all = folder.run();
+  (void)folder.write("requests.jsonl", request("a", "the", {{"max_tokens", 2}}) + request("b", "hen"));
+  const Finished finished = run_command(folder.command({"--resume"}));
+  EXPECT_EQ(finished.exit_code, 2);
+  EXPECT_NE(finished.err.find("for id \"b\" belongs to another prompt or model"), std::string::npos) << finished.err;
+  EXPECT_EQ(read_whole_file(folder.output), all);
+}
+
 TEST(BatchCommand, ResumeKeepsLinesBehindAGapAndRunsErrorsAgain) {
   BatchFolder folder(request("a", "the", {{"max_tokens", 2}}) + request("b", "inn", {{"max_tokens", 2}}));
-  const std::string kept = R"({"id":"b","prompt_tokens":[1],"tokens":[5],"text":"five","finish_reason":"stop"})"
-                           "\n";
+  const std::string prompt = Json::parse(lines_of(folder.run())[1])["prompt_tokens"].dump();
+  const std::string kept =
+      R"({"id":"b","prompt_tokens":)" + prompt + R"(,"tokens":[5],"text":"five","finish_reason":"stop"})" + "\n";
   (void)folder.write("results.jsonl",
                      R"({"id":"a","prompt_tokens":[],"tokens":[],"text":"","finish_reason":"error","error":"e"})"
                      "\n" +

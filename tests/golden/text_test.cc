@@ -58,5 +58,25 @@ TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
   }
 }
 
+// How much worse a text is predicted with a cache of narrow numbers (docs/numerics.md).
+TEST(TextGolden, CachesOfNarrowTypesCostLittle) {
+  REGARD_REQUIRE_MODEL();
+  if (test::kSanitized) GTEST_SKIP() << "the numbers are the same under a sanitizer";
+  const auto checkpoint = Checkpoint::open(golden::model_path());
+  const auto tokenizer = Tokenizer::from(checkpoint);
+  Workspace workspace;
+  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  auto tokens = tokenizer.encode(golden::read_file("/usr/share/common-licenses/GPL-3"));
+  tokens.resize(2048);
+  const auto nll = [&](DType dtype) {
+    return score(
+               decoder, tokens, workspace, [](int64_t) {}, dtype)
+        .mean_nll;
+  };
+  const double exact = nll(DType::f32);
+  EXPECT_NEAR(nll(DType::i8), exact, 0.005);
+  EXPECT_NEAR(nll(DType::f8_e4m3), exact, 0.02);
+}
+
 }  // namespace
 }  // namespace regard

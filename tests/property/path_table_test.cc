@@ -24,7 +24,8 @@ constexpr MaskCase kMasks[] = {{"causal", true, 0, 0},
                                {"window and chunk", true, 9, 32},
                                {"bidirectional", false, 0, 0}};
 
-constexpr DType kCacheTypes[] = {DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3};
+constexpr DType kCacheTypes[] = {DType::f32, DType::bf16,    DType::f16,    DType::i8,
+                                 DType::i4,  DType::f8_e4m3, DType::f8_e5m2};
 
 // The storages that such a layer may have.
 std::vector<KvStorage> storages_of(const MaskCase& mask) {

@@ -238,6 +238,11 @@ void CacheModel::drop_after(Slot& slot, int64_t length) {
   if (!rules_.has_pool()) return;
   const int64_t end = std::max(slot.first_page, rules_.pages_of(length));
   if (end < slot.end_page()) slot.table.resize(static_cast<size_t>(end - slot.first_page));
+  // What the only holder has forgotten is nobody's.
+  const auto left = static_cast<size_t>(length % rules_.page_size);
+  const int64_t page = length / rules_.page_size;
+  if (left > 0 && page >= slot.first_page && holders(slot.page(page)) == 1)
+    pages_.at(slot.page(page)).resize(std::min(left, pages_.at(slot.page(page)).size()));
   if (length == 0) slot.first_page = 0;
   forget_free_pages();
 }

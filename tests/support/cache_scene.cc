@@ -36,6 +36,12 @@ const std::vector<CacheLayout>& layouts() {
        .v_head_dim = 4,
        .keys = given(f8_e4m3, KvScaling::per_tensor, {}),
        .values = {.dtype = bf16}},
+      {.kv_heads = 2, .head_dim = 7, .v_head_dim = 18, .keys = {.dtype = i4}, .values = {.dtype = i4}},
+      {.kv_heads = 2,
+       .head_dim = 5,
+       .v_head_dim = 3,
+       .keys = given(i4, KvScaling::per_channel, {0.3F, 0.2F, 0.5F, 0.1F, 0.4F, 0.3F, 0.2F, 0.5F, 0.1F, 0.4F}),
+       .values = given(i4, KvScaling::per_head, {0.3F, 0.7F})},
   };
   return all;
 }
@@ -64,7 +70,7 @@ CacheRules any_rules(bool is_long) {
     rules.storage = paged;
   rules.slots = any<int64_t>(1, 4);
   rules.capacity = any<int64_t>(1, is_long ? 800 : 120);
-  rules.page_size = *rc::gen::element<int64_t>(16, 16, 32, 64);
+  rules.page_size = is_long ? *rc::gen::element<int64_t>(16, 32, 128, 256) : *rc::gen::element<int64_t>(16, 16, 32, 64);
   rules.speculation_length = any<int64_t>(0, 3);
   // Often too few for all slots.
   if (rules.storage == paged && any(0, 2) != 0)

@@ -150,7 +150,8 @@ rc::Gen<LayerCase> layer_cases(LayerWishes wishes) {
     c.output_type = any_type(config.num_attention_heads * config.v_head_dim);
     c.reorders_rows = one_in(4);
     c.hidden_dtype = *rc::gen::element(DType::f32, DType::bf16, DType::f16);
-    c.cache_dtype = *rc::gen::element(DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3);
+    c.cache_dtype =
+        *rc::gen::element(DType::f32, DType::bf16, DType::f16, DType::i8, DType::i4, DType::f8_e4m3, DType::f8_e5m2);
     draw_storage(c);
     c.seed = *rc::gen::arbitrary<uint64_t>();
     return c;

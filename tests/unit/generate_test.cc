@@ -187,5 +187,35 @@ TEST(SavedTexts, OfAnotherVocabularyOrTooLongAreRefused) {
   EXPECT_ERROR(small.speak("", {.restore_from = file}), "the text has");
 }
 
+// [KV-50]: a layer's storage follows from its mask.
+TEST(CachesOfADecoder, AreOfTheKindThatTheLayersNeed) {
+  for (const auto& [window, storage] : {std::pair{0, KvStorage::contiguous}, {20, KvStorage::ring}}) {
+    const Speaker speaker(window);
+    for (const KvCache& cache : speaker.decoder.make_caches({.slots = 1, .capacity = 100}))
+      EXPECT_EQ(cache.storage(), storage) << window;
+  }
+}
+
+// As many pages as the bytes hold; with a window no more than all slots can fill, and no fewer than one sequence needs.
+TEST(CachesOfADecoder, TakeNoMoreThanTheirBytesAndTheirNeed) {
+  const KvCacheOptions options{.slots = 4, .capacity = 1600, .dtype = DType::f32};
+  const Speaker full(0, 1600);
+  const Speaker windowed(20, 1600);
+  const auto pages = [&](const Speaker& speaker, int64_t bytes) {
+    return speaker.decoder.make_paged_caches(options, bytes).back().pages();
+  };
+  const KvCache sample = std::move(full.decoder.make_paged_caches(options, int64_t{1} << 30).front());
+  const int64_t page_of_all_layers = 2 * sample.bytes_per_token() * sample.page_size();
+  EXPECT_EQ(pages(full, page_of_all_layers * 60), 60);
+  EXPECT_EQ(pages(full, page_of_all_layers * 61 - 1), 60);
+  EXPECT_EQ(pages(full, int64_t{1} << 30), 4 * 50);
+  EXPECT_ERROR(pages(full, page_of_all_layers * 4 - 1), "4 sequences need at least");
+  // A window of 20 begins and ends inside of pages of 32: two a slot, and 512 tokens that come at once.
+  EXPECT_EQ(pages(windowed, int64_t{1} << 30), 4 * 2 + 16 + 4);
+  EXPECT_EQ(pages(windowed, page_of_all_layers * 23), 23);
+  EXPECT_EQ(pages(windowed, page_of_all_layers * 19), 19);
+  EXPECT_ERROR(pages(windowed, page_of_all_layers * 19 - 1), "4 sequences need at least");
+}
+
 }  // namespace
 }  // namespace regard::test

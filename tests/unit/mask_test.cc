@@ -236,5 +236,28 @@ TEST(Interval, IntersectionsMayBeEmpty) {
   EXPECT_TRUE(Interval{}.empty());
 }
 
+// [MASK-5]: layers that share a workspace each follow their own mask.
+TEST(Mask, LayersOfDifferentMasksMixFreely) {
+  constexpr int64_t kLength = 9;
+  Workspace workspace(1);
+  const auto expect_follows = [&](int64_t window, int64_t chunk, const Rule& rule) {
+    AttentionConfig config = revealing(kLength);
+    config.sliding_window = window;
+    config.attention_chunk_size = chunk;
+    config.inference.seq_len = kLength;
+    const auto layer = test::transparent_layer(config);
+    const Tensor hidden = one_hot_rows(layer.config, 0, kLength);
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.workspace = &workspace;
+    EXPECT_EQ(non_zeros(layer.config, layer.load().forward(input).hidden_states), by_rule(kLength, rule));
+  };
+  for (int round = 0; round < 2; ++round) {
+    expect_follows(0, 0, [](int64_t i, int64_t j) { return j <= i; });
+    expect_follows(3, 0, causal_window(3));
+    expect_follows(0, 4, causal_chunk(4));
+  }
+}
+
 }  // namespace
 }  // namespace regard

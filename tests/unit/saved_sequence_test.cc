@@ -1,5 +1,6 @@
 #include "regard/saved_sequence.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -146,7 +147,6 @@ TEST(SavedSequence, ChunksKeepWhatTheLastTokenSees) {
   }
 }
 
-// A ring whose other sequence and own window fill its pages takes the end of a text that is longer than all of them.
 // A cache that holds nothing at the end of a chunk has nothing to save, and goes on with the next chunk.
 TEST(SavedSequence, ASequenceAtTheEndOfAChunkGoesOn) {
   const TempFolder folder;
@@ -170,6 +170,7 @@ TEST(SavedSequence, ASequenceAtTheEndOfAChunkGoesOn) {
   }
 }
 
+// A ring whose other sequence and own window fill its pages takes the end of a text that is longer than all of them.
 TEST(SavedSequence, ALongTextFitsARing) {
   const TempFolder folder;
   const std::string path = folder.file("sequence.safetensors");
@@ -406,6 +407,25 @@ TEST(SavedSequence, SavesOnlyWholeSequences) {
   EXPECT_ERROR(save_sequence(path, layers, 2, ids(3)), "slot is 2");
   layers[0].truncate(0, 2);
   EXPECT_ERROR(save_sequence(folder.file("none/x"), layers, 0, ids(2)), "can't be written");
+}
+
+// What others have opened is theirs, though it may be a file.
+TEST(SavedSequence, DoesNotReplaceWhatADescriptorStandsFor) {
+  const TempFolder folder;
+  auto layers = one(KvStorage::contiguous, {.slots = 1, .capacity = 8, .dtype = DType::f32}, two_head_layer());
+  fill(layers, 0, 3, 5);
+  const std::string path = folder.write("file", "old");
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const std::string descriptor = "/proc/self/fd/" + std::to_string(file);
+  std::filesystem::create_symlink(descriptor, folder.path() / "link");
+  for (const std::string& name : {descriptor, "/dev/fd/" + std::to_string(file), folder.file("link")})
+    EXPECT_ERROR(save_sequence(name, layers, 0, ids(3)), "no file that could be replaced");
+  EXPECT_EQ(read_whole_file(path), "old");
+  std::filesystem::create_symlink("file", folder.path() / "other link");
+  save_sequence(folder.file("other link"), layers, 0, ids(3));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.path() / "other link"));
+  EXPECT_NE(read_whole_file(path), "old");
+  close(file);
 }
 
 // Runs `work` in a child that the kernel kills when it writes past this many bytes of a file; its wait status.
