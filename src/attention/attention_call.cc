@@ -16,15 +16,12 @@ namespace {
 
 using Memory = Workspace::Memory;
 
-// Tokens that go through the layer together: enough for the matrix kernels to run at full speed.
-constexpr int64_t kPieceTokens = KvCache::kTokensAtOnce;
-
 }  // namespace
 
 int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t tokens) {
   // Where queries see later tokens, all keys have to be there first; and trees are not cut.
   if (!config.is_causal || has_trees) return std::max<int64_t>(1, tokens);
-  // Caches with windows have no room for more.
+  // Enough for the matrix kernels to run at full speed; caches with windows have no room for more.
   const int64_t asked = config.inference.windowed_context_encoding_size;
   return asked > 0 ? std::min(asked, KvCache::kTokensAtOnce) : KvCache::kTokensAtOnce;
 }

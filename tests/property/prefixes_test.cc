@@ -119,7 +119,9 @@ class Sequences {
   // A token tree, one branch of which is accepted: its tokens' numbers are those of the text with this branch alone.
   void draft() {
     if (texts_.empty()) return;
-    auto& [slot, text] = any_sequence();
+    auto& sequence = any_sequence();
+    const int64_t slot = sequence.first;
+    Text& text = sequence.second;
     const int64_t first = std::ssize(text);
     const Span span{.slot = slot, .first_position = first, .count = random_.integer(1, 5)};
     if (first + span.count > kCapacity || !cache_.make_room({&span, 1})) return;
@@ -144,7 +146,9 @@ class Sequences {
 
   void fork() {
     if (texts_.empty()) return;
-    const auto [slot, text] = any_sequence();
+    const auto sequence = any_sequence();
+    const int64_t slot = sequence.first;
+    const Text& text = sequence.second;
     const int64_t length = random_.integer(0, std::ssize(text));
     std::optional<int64_t> to;
     if (refused([&] { to = cache_.fork(slot, length); }) || !to) return;
@@ -153,7 +157,9 @@ class Sequences {
 
   void go_back() {
     if (texts_.empty()) return;
-    auto& [slot, text] = any_sequence();
+    auto& sequence = any_sequence();
+    const int64_t slot = sequence.first;
+    Text& text = sequence.second;
     const int64_t length = random_.integer(0, std::ssize(text));
     if (refused([&] { cache_.truncate(slot, length); })) return;
     text.resize(static_cast<size_t>(length));
