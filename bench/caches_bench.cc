@@ -161,6 +161,45 @@ void step_of_1000(benchmark::State& state) {
   }
 }
 
+// A short text comes, where 1,000 running ones hold nearly all pages and texts that ended the rest.
+void evict_beside_1000(benchmark::State& state) {
+  constexpr int64_t kRunning = 1000;
+  constexpr int64_t kLong = 1024;
+  constexpr int64_t kShort = 64;
+  const AttentionConfig small{.hidden_size = 16, .num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 16};
+  std::vector<KvCache> layers;
+  layers.push_back(KvCache::paged({.slots = kRunning + 1,
+                                   .capacity = kLong,
+                                   .dtype = DType::i8,
+                                   .page_size = 16,
+                                   .pages = kRunning * kLong / 16 + 256},
+                                  small));
+  ModelCache cache(std::move(layers), true);
+  int32_t next_token = 0;
+  const auto new_text = [&](int64_t length) {
+    std::vector<int32_t> tokens(static_cast<size_t>(length));
+    std::iota(tokens.begin(), tokens.end(), next_token);
+    next_token += static_cast<int32_t>(length);
+    return tokens;
+  };
+  const auto run = [&](int64_t slot, std::span<const int32_t> tokens) {
+    const Tensor numbers(DType::f32, {std::ssize(tokens), 1, 16});
+    cache.layers()[0].append({.slot = slot, .first_position = 0, .count = std::ssize(tokens)}, numbers, numbers);
+    cache.commit(slot, tokens);
+  };
+  for (int64_t i = 0; i < kRunning; ++i) {
+    const auto tokens = new_text(kLong);
+    run(cache.open(tokens).value().slot, tokens);
+  }
+  for (auto _ : state) {
+    const auto tokens = new_text(kShort);
+    const Span span{.slot = cache.open(tokens).value().slot, .first_position = 0, .count = kShort};
+    benchmark::DoNotOptimize(cache.make_room({&span, 1}));
+    run(span.slot, tokens);
+    cache.close(span.slot);
+  }
+}
+
 BENCHMARK_CAPTURE(append, contiguous_bf16, Place::contiguous, DType::bf16);
 BENCHMARK_CAPTURE(append, paged_bf16, Place::in_turns, DType::bf16);
 BENCHMARK_CAPTURE(append, paged_i8, Place::in_turns, DType::i8);
@@ -175,6 +214,7 @@ BENCHMARK_CAPTURE(attend_decode, paged_i8, Place::in_turns, DType::i8);
 BENCHMARK_CAPTURE(attend_decode, scattered_i8, Place::scattered, DType::i8);
 BENCHMARK(fork_and_free);
 BENCHMARK(make_room_for_1000)->Unit(benchmark::kMillisecond);
+BENCHMARK(evict_beside_1000)->Iterations(3000);
 BENCHMARK(step_of_1000)->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(1000);
 
 }  // namespace
