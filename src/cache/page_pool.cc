@@ -57,34 +57,27 @@ void PagePool::take(int32_t page) {
   at(page).holders = 1;
 }
 
-void PagePool::retain(int32_t page) {
-  ++at(page).holders;
-  note_use(page);
+// The last sequence has let go of a page: it is free, or the newest of the unused.
+void PagePool::note_last_release(int32_t page) {
+  Page& p = at(page);
+  if (p.keepers == 0) return set_free(page);
+  p.unused = true;
+  p.older = newest_;
+  p.newer = -1;
+  newer_than(newest_) = page;
+  newest_ = page;
 }
 
-void PagePool::release(int32_t page) {
-  --at(page).holders;
-  note_use(page);
-  if (at(page).holders > 0) return;
+void PagePool::leave_unused(int32_t page) {
+  Page& p = at(page);
+  p.unused = false;
+  newer_than(p.older) = p.newer;
+  older_than(p.newer) = p.older;
+}
+
+void PagePool::set_free(int32_t page) {
   at(page).written = 0;
   add_free(page);
-}
-
-// Puts a page among the unused, as the newest, or takes it out.
-void PagePool::note_use(int32_t page) {
-  Page& p = at(page);
-  const bool unused = p.holders > 0 && p.holders == p.keepers;
-  if (unused == p.unused) return;
-  p.unused = unused;
-  if (unused) {
-    p.older = newest_;
-    p.newer = -1;
-    newer_than(newest_) = page;
-    newest_ = page;
-  } else {
-    newer_than(p.older) = p.newer;
-    older_than(p.newer) = p.older;
-  }
 }
 
 void PagePool::add_free(int32_t page) {
@@ -108,12 +101,14 @@ void PagePool::Stretches::add_free(int32_t page) {
 
 void PagePool::keep(int32_t page) {
   ++at(page).keepers;
-  retain(page);
+  ++at(page).holders;
 }
 
 void PagePool::unkeep(int32_t page) {
   --at(page).keepers;
-  release(page);
+  if (--at(page).holders > 0) return;
+  leave_unused(page);
+  set_free(page);
 }
 
 }  // namespace regard

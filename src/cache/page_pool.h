@@ -32,8 +32,13 @@ class PagePool {
   [[nodiscard]] int32_t take_after(int32_t previous, int64_t length);
   // That page, which has to be free.
   void take(int32_t page);
-  void retain(int32_t page);
-  void release(int32_t page);
+  void retain(int32_t page) {
+    ++at(page).holders;
+    if (at(page).unused) leave_unused(page);
+  }
+  void release(int32_t page) {
+    if (--at(page).holders == at(page).keepers) note_last_release(page);
+  }
   // The same for somebody who is no sequence.
   void keep(int32_t page);
   void unkeep(int32_t page);
@@ -72,7 +77,9 @@ class PagePool {
   [[nodiscard]] Page& at(int32_t page) { return pages_[static_cast<size_t>(page)]; }
 
   void add_free(int32_t page);
-  void note_use(int32_t page);
+  void set_free(int32_t page);
+  void note_last_release(int32_t page);
+  void leave_unused(int32_t page);
   // Of a page's neighbour, or of the list's end where there is none.
   [[nodiscard]] int32_t& newer_than(int32_t page) { return page < 0 ? oldest_ : at(page).newer; }
   [[nodiscard]] int32_t& older_than(int32_t page) { return page < 0 ? newest_ : at(page).older; }
