@@ -65,11 +65,12 @@ void PrefixTree::insert(int64_t slot, std::span<const int32_t> tokens) {
   const auto page_tokens = static_cast<size_t>(page_size());
   Place& place = at(slot);
   go_up_to_common(place, tokens);
+  tokens = tokens.subspan(static_cast<size_t>(place.pages) * page_tokens);
+  if (tokens.size() < page_tokens) return;
   if (place.pages == 0) {
     place.node = &roots_[place.salt];
     place.node->salt = place.salt;
   }
-  tokens = tokens.subspan(static_cast<size_t>(place.pages) * page_tokens);
   for (; tokens.size() >= page_tokens; tokens = tokens.subspan(page_tokens)) {
     Node& parent = *place.node;
     const auto child = parent.children.find(tokens.first(page_tokens));
@@ -106,10 +107,8 @@ void PrefixTree::go_back(int64_t slot, int64_t length) {
   while (at(slot).pages > length / page_size()) go_up(at(slot));
 }
 
-void PrefixTree::go_up(Place& place) {
-  place.node = place.node->parent;
-  --place.pages;
-}
+// A root may go while sequences have none of its pages.
+void PrefixTree::go_up(Place& place) { place.node = --place.pages > 0 ? place.node->parent : nullptr; }
 
 PrefixTree::Node* PrefixTree::add(Node& parent, std::span<const int32_t> tokens) {
   const auto [place, added] =

@@ -68,7 +68,7 @@ class PrefixTree {
   // Where a sequence stands in the tree: a commit goes on from there.
   struct Place {
     uint64_t salt = 0;
-    Node* node = nullptr;  // of its last page in the tree
+    Node* node = nullptr;  // of its last page in the tree; none if it has no page there
     int64_t pages = 0;
   };
 
