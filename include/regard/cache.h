@@ -86,6 +86,10 @@ class KvCache {
   [[nodiscard]] static KvCache chunk(const KvCacheOptions& options, const AttentionConfig& config);
   [[nodiscard]] static KvCache paged(const KvCacheOptions& options, const AttentionConfig& config);
 
+  /// Pages that a paged cache has unless `options.pages` says otherwise: as many as all its slots can need, and, in
+  /// layers that give pages back, what a call appends beyond that. Throws Error as the constructor does.
+  [[nodiscard]] static int64_t pages_needed(const KvCacheOptions& options, const AttentionConfig& config);
+
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
   ~KvCache();

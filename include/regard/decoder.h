@@ -44,6 +44,7 @@ class Decoder {
   /// One paged cache a layer, which together take no more than so many bytes: all layers the same number of pages, but
   /// none more than its slots can need, which is less with windows and chunks. Throws Error if that is less than a page
   /// for each slot, or, in a layer with a window or chunk, than one sequence needs, and with several ranks.
+  /// `options.pages` has to be 0.
   [[nodiscard]] std::vector<KvCache> make_paged_caches(const KvCacheOptions& options, int64_t bytes) const;
 
   /// Forgets the tokens of a sequence from `length` on, in every layer, as KvCache::truncate does; with ranks `slot`

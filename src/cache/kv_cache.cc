@@ -37,6 +37,23 @@ int64_t page_size_for(int64_t capacity) {
   return size;
 }
 
+KvCacheOptions with_defaults(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& layer) {
+  KvCacheOptions filled = options;
+  if (filled.slots == 0) filled.slots = layer.inference.kv_cache_batch_size;
+  if (filled.capacity == 0) filled.capacity = layer.inference.max_length;
+  if (!filled.dtype) filled.dtype = layer.inference.attention_dtype;
+  if (filled.page_size == 0) filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : 32;
+  check_sizes(storage, filled, layer);
+  return filled;
+}
+
+Retention retention_of(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& layer) {
+  const Mask mask = Mask::of(layer);
+  const bool has_reach = mask.sliding_window > 0 || mask.attention_chunk_size > 0;
+  return {
+      .mask = mask, .all = storage == KvStorage::contiguous || !has_reach, .speculation = options.speculation_length};
+}
+
 // The most pages of a slot while it decodes, a draft at a time.
 int64_t pages_of_slot(const KvCacheOptions& options, const Retention& retention) {
   const int64_t all = (options.capacity + options.page_size - 1) / options.page_size;
@@ -73,16 +90,8 @@ int64_t staying_of(std::span<const int64_t> indices) {
 
 KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
   const AttentionConfig layer = config.validated();
-  KvCacheOptions filled = options;
-  if (filled.slots == 0) filled.slots = layer.inference.kv_cache_batch_size;
-  if (filled.capacity == 0) filled.capacity = layer.inference.max_length;
-  if (!filled.dtype) filled.dtype = layer.inference.attention_dtype;
-  if (filled.page_size == 0) filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : 32;
-  check_sizes(storage, filled, layer);
-  const Mask mask = Mask::of(layer);
-  const bool has_reach = mask.sliding_window > 0 || mask.attention_chunk_size > 0;
-  const Retention retention{
-      .mask = mask, .all = storage == KvStorage::contiguous || !has_reach, .speculation = filled.speculation_length};
+  const KvCacheOptions filled = with_defaults(storage, options, layer);
+  const Retention retention = retention_of(storage, filled, layer);
   const int64_t pages = pages_of_pool(filled, retention);
   const int64_t own = pages_of_slot(filled, retention);
   // A slot that keeps its pages for ever has all side by side; others at least as many as are read at once.
@@ -108,6 +117,13 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
     if (state_->fixed() || !retention.all) slot.table.reserve(static_cast<size_t>(own));
     if (state_->fixed()) state_->take_pages(slot, own);
   }
+}
+
+int64_t KvCache::pages_needed(const KvCacheOptions& options, const AttentionConfig& config) {
+  const AttentionConfig layer = config.validated();
+  KvCacheOptions filled = with_defaults(KvStorage::paged, options, layer);
+  filled.pages = 0;
+  return pages_of_pool(filled, retention_of(KvStorage::paged, filled, layer));
 }
 
 KvCache KvCache::contiguous(const KvCacheOptions& options, const AttentionConfig& config) {

@@ -37,8 +37,20 @@ struct ModelCache::State {
     return slot;
   }
   void give_slot(int64_t slot) {
+    for (KvCache& layer : layers) layer.truncate(slot, 0);
+    if (tree) tree->go_back(slot, 0);
     open[static_cast<size_t>(slot)] = false;
     free_slots.push_back(slot);
+  }
+  // Fills the slot of a new sequence, or gives it back where that can't be.
+  template <class Work>
+  void fill_slot(int64_t slot, Work&& work) {
+    try {
+      work();
+    } catch (...) {
+      give_slot(slot);
+      throw;
+    }
   }
   [[nodiscard]] int64_t pages_in_use(const KvCache& layer) const { return layer.pages() - layer.free_pages(); }
   [[nodiscard]] const KvCache& fullest() const {
@@ -92,7 +104,9 @@ std::optional<ModelCache::Opened> ModelCache::open(std::span<const int32_t> toke
   const std::optional<int64_t> slot = s.take_slot();
   if (!slot) return std::nullopt;
   Opened opened{.slot = *slot, .length = 0};
-  if (s.tree) opened.length = s.tree->open(*slot, tokens.first(tokens.empty() ? 0 : tokens.size() - 1), salt);
+  s.fill_slot(*slot, [&] {
+    if (s.tree) opened.length = s.tree->open(*slot, tokens.first(tokens.empty() ? 0 : tokens.size() - 1), salt);
+  });
   s.stats.asked_tokens += static_cast<int64_t>(tokens.size());
   s.stats.shared_tokens += opened.length;
   return opened;
@@ -101,8 +115,6 @@ std::optional<ModelCache::Opened> ModelCache::open(std::span<const int32_t> toke
 void ModelCache::close(int64_t slot) {
   State& s = *state_;
   s.require_open(slot);
-  for (KvCache& layer : s.layers) layer.truncate(slot, 0);
-  if (s.tree) s.tree->go_back(slot, 0);
   s.give_slot(slot);
 }
 
@@ -112,14 +124,10 @@ std::optional<int64_t> ModelCache::fork(int64_t slot, int64_t length) {
   s.require_continues(slot, length);
   const std::optional<int64_t> to = s.take_slot();
   if (!to) return std::nullopt;
-  try {
+  s.fill_slot(*to, [&] {
     for (KvCache& layer : s.layers) layer.fork(slot, *to, length);
-  } catch (...) {
-    for (KvCache& layer : s.layers) layer.truncate(*to, 0);
-    s.give_slot(*to);
-    throw;
-  }
-  if (s.tree) s.tree->fork(slot, *to, length);
+    if (s.tree) s.tree->fork(slot, *to, length);
+  });
   return to;
 }
 

@@ -81,6 +81,8 @@ void PrefixTree::insert(int64_t slot, std::span<const int32_t> tokens) {
     }
     ++place.pages;
   }
+  // At the end of a chunk a sequence holds nothing, and others may have lost what was before.
+  if (is_empty(*place.node)) erase(place.node);
 }
 
 // Whoever appended below its length has other tokens now.
@@ -111,11 +113,12 @@ void PrefixTree::go_back(int64_t slot, int64_t length) {
 void PrefixTree::go_up(Place& place) { place.node = --place.pages > 0 ? place.node->parent : nullptr; }
 
 PrefixTree::Node* PrefixTree::add(Node& parent, std::span<const int32_t> tokens) {
+  auto made = std::make_unique<Node>();
+  made->parent = &parent;
+  made->pages.assign(layers_.size(), -1);
   const auto [place, added] =
-      parent.children.emplace(std::vector<int32_t>(tokens.begin(), tokens.end()), std::make_unique<Node>());
+      parent.children.emplace(std::vector<int32_t>(tokens.begin(), tokens.end()), std::move(made));
   Node* node = place->second.get();
-  node->parent = &parent;
-  node->pages.assign(layers_.size(), -1);
   node->tokens = &place->first;
   ++pages_;
   return node;

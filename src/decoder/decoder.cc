@@ -190,30 +190,34 @@ std::vector<KvCache> Decoder::make_caches(const KvCacheOptions& options) const {
 std::vector<KvCache> Decoder::make_paged_caches(const KvCacheOptions& options, int64_t bytes) const {
   require(ranks_.size() == 1, "decoder: paged caches of a size in bytes are asked for over {} ranks, expected 1",
           ranks_.size());
+  require(options.pages == 0, "decoder: pages is {}, but the caches' memory is given in bytes", options.pages);
   // Pages that a layer can use: of one sequence with a window, or one page a sequence, up to all that slots can fill.
   struct Pool {
     int64_t page_bytes, least, most;
     [[nodiscard]] int64_t pages(int64_t count) const { return std::clamp(count, least, most); }
   };
   std::vector<Pool> pools;
+  int64_t slots = 0;
   for (const Layer& layer : layers_) {
     const AttentionConfig& config = layer.attention.config();
-    // Memory is only touched as it is written: these caches tell sizes.
-    const KvCache all = KvCache::paged(options, config);
+    // Caches of one page only tell sizes.
     KvCacheOptions one = options;
+    one.pages = 1;
+    const KvCache sample = KvCache::paged(one, config);
     one.slots = 1;
-    const bool keeps_all = all.first_seen(all.capacity()) == 0;
-    pools.push_back({.page_bytes = all.bytes_per_token() * all.page_size(),
-                     .least = keeps_all ? options.slots : KvCache::paged(one, config).pages(),
-                     .most = all.pages()});
+    slots = sample.slots();
+    const bool keeps_all = sample.first_seen(sample.capacity()) == 0;
+    pools.push_back({.page_bytes = sample.bytes_per_token() * sample.page_size(),
+                     .least = keeps_all ? slots : KvCache::pages_needed(one, config),
+                     .most = KvCache::pages_needed(options, config)});
   }
   const auto bytes_of = [&](int64_t count) {
     int64_t sum = 0;
     for (const Pool& pool : pools) sum += pool.pages(count) * pool.page_bytes;
     return sum;
   };
-  require(bytes_of(0) <= bytes, "the cache's memory is {} bytes, but {} sequences need at least {}", bytes,
-          options.slots, bytes_of(0));
+  require(bytes_of(0) <= bytes, "the cache's memory is {} bytes, but {} sequences need at least {}", bytes, slots,
+          bytes_of(0));
   int64_t fits = 0;
   for (int64_t too_many = std::ranges::max(pools, {}, &Pool::most).most + 1; too_many - fits > 1;) {
     const int64_t middle = fits + (too_many - fits) / 2;

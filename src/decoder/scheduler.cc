@@ -20,8 +20,7 @@ int64_t count_of(std::span<const int32_t> tokens) { return static_cast<int64_t>(
 int64_t tokens_in_memory(const Decoder& decoder, std::span<const KvCache> layers) {
   int64_t tokens = decoder.config().context_length;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const AttentionConfig& config = decoder.attention(static_cast<int64_t>(i)).config();
-    if (config.sliding_window == 0 && config.attention_chunk_size == 0)
+    if (layers[i].first_seen(layers[i].capacity()) == 0)
       tokens = std::min(tokens, layers[i].pages() * layers[i].page_size());
   }
   return tokens;
@@ -185,10 +184,17 @@ void Scheduler::plan() {
 // Plans a step that the memory has room for.
 void Scheduler::make_room() {
   plan();
-  while (!growing_.empty() && !cache_.make_room(growing_)) {
+  while (!growing_.empty() && !cache_.make_room(spans_to_check())) {
     free_memory();
     plan();
   }
+}
+
+// Those that take pages; or all where a step passes in pieces, which would be others if spans were left out.
+std::span<const Span> Scheduler::spans_to_check() const {
+  int64_t tokens = 0;
+  for (const Span& span : spans_) tokens += span.count;
+  return tokens > KvCache::kTokensAtOnce ? spans_ : growing_;
 }
 
 void Scheduler::free_memory() {

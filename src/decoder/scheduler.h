@@ -77,6 +77,7 @@ class Scheduler {
   void open(Sequence& sequence);
   void plan();
   void make_room();
+  [[nodiscard]] std::span<const Span> spans_to_check() const;
   void free_memory();
   void send_back_youngest();
   void run();

@@ -120,14 +120,18 @@ Tokenizer Tokenizer::from(const Checkpoint& checkpoint) {
   // tokenizer.json does not say which tokens end a text; config.json does.
   const auto config = nlohmann::json::parse(checkpoint.config_json(), nullptr, false);
   if (config.is_object() && config.contains("eos_token_id")) {
-    const auto& eos = config["eos_token_id"];
-    for (const auto& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
-      if (id.is_null()) continue;
+    const auto add = [&](const nlohmann::json& id) {
+      if (id.is_null()) return;
       require(id.is_number_unsigned() && id.get<uint64_t>() < source.tokens.size(),
               "tokenizer: \"eos_token_id\" of config.json is {}, expected token ids from 0 to {}", shown(id),
               source.tokens.size() - 1);
       source.end_tokens.push_back(id.get<int32_t>());
-    }
+    };
+    const auto& eos = config["eos_token_id"];
+    if (eos.is_array())
+      for (const auto& id : eos) add(id);
+    else
+      add(eos);
   }
   return Tokenizer(std::make_unique<State>(std::move(source)));
 }

@@ -81,8 +81,9 @@ class JsonReader {
       const auto type = model.value("type", "BPE");
       require(type == "BPE", "tokenizer: the model is \"{}\", expected BPE", printable(type));
       for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-        const Json value = model.contains(affix) ? model[affix] : Json();
-        require(value.is_null() || value == Json(""), "tokenizer: {} is {}, expected none", affix, shown(value));
+        const auto value = model.find(affix);
+        if (value != model.end())
+          require(value->is_null() || *value == "", "tokenizer: {} is {}, expected none", affix, shown(*value));
       }
       source_.whole_words = model.value("ignore_merges", false);
       read_vocabulary(model.at("vocab"));

@@ -74,6 +74,7 @@ void add_models(std::vector<BrokenFile>& files, const std::function<void(std::st
   add(
       "whole words of text", [](Json& json) { json["model"]["ignore_merges"] = "yes"; }, "lacks a part");
   files.push_back({"deep model type", with_text("/model/type", kDeepList), "wrong kind"});
+  files.push_back({"deep suffix", with_text("/model/end_of_word_suffix", kDeepList), "is an array, expected none"});
 }
 
 void add_added_tokens(const std::function<void(std::string, Change, std::string)>& add) {

@@ -184,6 +184,25 @@ TEST(ModelCache, WithWindowsAloneThereAreNoMorePrefixesThanPages) {
   EXPECT_LE(cache.stats().cached_pages, pages);
 }
 
+// A sequence holds nothing at the end of a chunk, and commits as little.
+TEST(ModelCache, CommitsNoPagesThatNobodyHolds) {
+  std::vector<KvCache> layers;
+  AttentionConfig chunks = layer();
+  chunks.attention_chunk_size = kPage;
+  layers.push_back(
+      KvCache::paged({.slots = 2, .capacity = 64, .dtype = DType::f32, .page_size = kPage, .pages = 6}, chunks));
+  ModelCache cache(std::move(layers), true);
+  for (int32_t i = 0; i < 20; ++i) {
+    auto own = text(2 * kPage, 1000 * i);
+    const auto a = opened(cache, own);
+    run(cache, a.slot, own);
+    for (int32_t other = 0; other < 4; ++other) pass(cache, text(2 * kPage, 1000 * i + 100 * other + 100));
+    cache.commit(a.slot, own);
+    cache.close(a.slot);
+  }
+  EXPECT_LE(cache.stats().cached_pages, cache.layers()[0].pages());
+}
+
 // Appending below the length goes back, too, and nobody tells the cache.
 TEST(ModelCache, CommitsOtherTokensAfterGoingBackInTheLayers) {
   ModelCache cache = cache_of({});
