@@ -224,5 +224,19 @@ TEST(CachesOfADecoder, TakeNoMoreThanTheirBytesAndTheirNeed) {
   EXPECT_ERROR((void)full.decoder.make_paged_caches({.slots = 1, .pages = 4}, 1 << 20), "pages is 4");
 }
 
+TEST(CachesOfADecoder, NoneChangesWhereALaterOneHasNoRoom) {
+  Speaker speaker;
+  std::vector<KvCache> caches;
+  for (const int64_t pages : {4, 2})
+    caches.push_back(KvCache::paged({.slots = 1, .capacity = 128, .dtype = DType::f32, .page_size = 32, .pages = pages},
+                                    speaker.decoder.attention(0).config()));
+  const Ids tokens(100, 5);
+  const Span span{.slot = 0, .first_position = 0, .count = 100};
+  EXPECT_ERROR(
+      (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Decoder::Logits::last_of_each_span, speaker.workspace),
+      "2 more free pages");
+  for (const KvCache& cache : caches) EXPECT_EQ(cache.length(0), 0);
+}
+
 }  // namespace
 }  // namespace regard::test

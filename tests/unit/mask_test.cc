@@ -259,5 +259,27 @@ TEST(Mask, LayersOfDifferentMasksMixFreely) {
   }
 }
 
+// [CFG-68]: pieces are no larger than what a ring has room for, whatever is asked.
+TEST(Mask, LargePiecesFitARing) {
+  constexpr int64_t kLength = 1500;
+  AttentionConfig config = revealing(4);
+  config.sliding_window = 20;
+  config.inference.seq_len = 2048;
+  config.inference.windowed_context_encoding_size = 1024;
+  const auto layer = test::transparent_layer(config);
+  const std::vector<float> zeros(kLength);
+  const Tensor hidden = test::hidden_rows(layer.config, zeros, zeros, test::Numbers(3).floats(4 * kLength));
+  KvCache ring = KvCache::ring({.slots = 1, .capacity = 2048, .dtype = DType::f32}, layer.config);
+  const Span span{.slot = 0, .first_position = 0, .count = kLength};
+  Workspace workspace(1);
+  AttentionInput input;
+  input.hidden_states = hidden;
+  input.workspace = &workspace;
+  const auto expected = test::bytes_of(layer.load().forward(input).hidden_states);
+  input.cache = &ring;
+  input.spans = {&span, 1};
+  EXPECT_EQ(test::bytes_of(layer.load().forward(input).hidden_states), expected);
+}
+
 }  // namespace
 }  // namespace regard

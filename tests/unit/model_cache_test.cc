@@ -314,6 +314,14 @@ TEST(ModelCache, PagesThatAcceptingGivesBackCanBeForgotten) {
   EXPECT_TRUE(cache.make_room({&more, 1}));
 }
 
+// A call that appends all its tokens at once needs pages for all of them, also where a window sees few.
+TEST(ModelCache, RoomDependsOnHowMuchComesAtOnce) {
+  ModelCache cache = cache_of({.slots = 1, .capacity = 1024, .windowed = true});
+  const Span span{.slot = opened(cache, text(640)).slot, .first_position = 0, .count = 640};
+  EXPECT_TRUE(cache.make_room({&span, 1}));
+  EXPECT_FALSE(cache.make_room({&span, 1}, 640));
+}
+
 TEST(ModelCache, HandsOutEachSlotOnce) {
   ModelCache cache = cache_of({.slots = 2});
   const auto a = opened(cache, text(3));
