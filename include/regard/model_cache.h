@@ -21,7 +21,7 @@ class ModelCache {
   ModelCache& operator=(ModelCache&&) noexcept;
   ~ModelCache();
 
-  /// What Decoder::forward appends to.
+  /// What Model::forward appends to.
   [[nodiscard]] std::span<KvCache> layers();
   [[nodiscard]] int64_t slots() const;
   [[nodiscard]] int64_t capacity() const;

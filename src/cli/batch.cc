@@ -13,8 +13,8 @@
 #include "cli/common.h"
 #include "cli/interrupt.h"
 #include "cli/ranks.h"
-#include "decoder/scheduler.h"
-#include "regard/decoder.h"
+#include "engine/scheduler.h"
+#include "regard/model.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -41,12 +41,12 @@ int64_t available_memory_bytes() {
 }
 
 // Half of the memory is for the caches at most; they take no more than all slots can fill, and touch it as they do.
-ModelCache make_cache(const Options& options, const Decoder& decoder, size_t requests) {
+ModelCache make_cache(const Options& options, const Model& model, size_t requests) {
   const int64_t bytes = options.kv_memory > 0 ? options.kv_memory : available_memory_bytes() / 2;
   const KvCacheOptions cache{.slots = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
-                             .capacity = decoder.config().context_length,
+                             .capacity = model.config().context_length,
                              .dtype = parse_cache_dtype(options.model.kv_dtype)};
-  return {decoder.make_paged_caches(cache, bytes), true};
+  return {model.make_paged_caches(cache, bytes), true};
 }
 
 // The requests of a file on their way through a scheduler into another one.
@@ -153,8 +153,8 @@ void run(const Options& options) {
   const auto tokenizer = Tokenizer::from(checkpoint);
   check_prompts(lines, requests, tokenizer);
   Workspace workspace(options.model.threads);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
-  Scheduler scheduler(decoder, tokenizer, make_cache(options, decoder, requests.size()), workspace);
+  const auto model = Model::load(checkpoint, workspace.threads());
+  Scheduler scheduler(model, tokenizer, make_cache(options, model, requests.size()), workspace);
   watch_for_interrupt();
   Batch batch(std::move(requests), std::move(lines), options.output, tokenizer, scheduler);
   batch.run();

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "decoder/scheduler.h"
+#include "engine/scheduler.h"
 
 namespace regard::cli {
 

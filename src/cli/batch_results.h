@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cli/batch_requests.h"
-#include "decoder/scheduler.h"
+#include "engine/scheduler.h"
 #include "regard/tokenizer.h"
 
 namespace regard::cli {

@@ -7,11 +7,11 @@
 #include "cli/common.h"
 #include "cli/interrupt.h"
 #include "cli/ranks.h"
-#include "decoder/generator.h"
-#include "decoder/utf8.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "tensor/fail.h"
 #include "tensor/replaced_file.h"
+#include "text/utf8.h"
 
 namespace regard::cli {
 namespace {
@@ -134,11 +134,11 @@ bool run(const Options& options) {
   (void)Sampler(options.sampler);
   ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto decoder = Decoder::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
   watch_for_interrupt(ranks.ranks().size() > 1);
   Stream stream(tokenizer);
   bool stopped = false;
-  const auto result = generate(decoder, tokenizer, prompt,
+  const auto result = generate(model, tokenizer, prompt,
                                {.max_tokens = options.max_tokens,
                                 .sampler = options.sampler,
                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),

@@ -5,8 +5,8 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/ranks.h"
-#include "decoder/generator.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -30,12 +30,12 @@ void run(const Options& options) {
     tokens.resize(static_cast<size_t>(options.max_tokens));
   ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))}});
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto decoder = Decoder::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));
     result = score(
-        decoder, tokens, workspace,
+        model, tokens, workspace,
         [&](int64_t done) {
           if (ranks.speaks()) bar.show(done);
         },

@@ -6,8 +6,8 @@
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
-#include "decoder/generator.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "regard/tokenizer.h"
 
 namespace regard::test {
@@ -56,7 +56,7 @@ TEST(GenerateCommand, TokensAreThoseOfTheLibrary) {
   const auto checkpoint = Checkpoint::open(folder.gguf);
   const auto tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn");
   const auto expected = regard::generate(decoder, tokenizer, prompt, {.max_tokens = 20, .sampler = {}}, workspace);
   EXPECT_EQ(json["prompt_tokens"].get<Ids>(), prompt);

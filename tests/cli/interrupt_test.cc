@@ -5,7 +5,7 @@
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
-#include "decoder/utf8.h"
+#include "text/utf8.h"
 
 namespace regard::test {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
-#include "decoder/generator.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "regard/tokenizer.h"
 
 namespace regard::test {
@@ -29,7 +29,7 @@ TEST(ScoreCommand, JsonHasExactlyTheseKeysAndTheLibrarysNumber) {
   const auto checkpoint = Checkpoint::open(folder.gguf);
   const auto tokens = Tokenizer::from(checkpoint).encode("the inn and the hen");
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   EXPECT_EQ(json["tokens"], tokens.size());
   EXPECT_EQ(json["mean_nll"].get<double>(), score(decoder, tokens, workspace, [](int64_t) {}).mean_nll);
 }
@@ -40,7 +40,7 @@ TEST(ScoreCommand, EveryNameOfACacheTypeIsThatType) {
   const auto checkpoint = Checkpoint::open(folder.gguf);
   const auto tokens = Tokenizer::from(checkpoint).encode("the inn and the hen");
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   const std::pair<const char*, DType> names[] = {
       {"f32", DType::f32}, {"bf16", DType::bf16},   {"f16", DType::f16},          {"int8", DType::i8},
       {"int4", DType::i4}, {"fp8", DType::f8_e4m3}, {"fp8_e4m3", DType::f8_e4m3}, {"fp8_e5m2", DType::f8_e5m2}};

@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include "checkpoint/parsed_file.h"
-#include "decoder/generator.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "regard/tokenizer.h"
 
 namespace regard {
@@ -29,7 +29,7 @@ void run_model(std::span<const std::byte> bytes) {
   const auto checkpoint = Checkpoint::open(file.path());
   const auto tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn, 12 \xC3\xA9");
   const auto tokens = generate(decoder, tokenizer, prompt, {.max_tokens = 2, .sampler = {}}, workspace).tokens;
   (void)tokenizer.decode(tokens);

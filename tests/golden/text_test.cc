@@ -5,20 +5,20 @@
 #include <cmath>
 #include <span>
 
-#include "decoder/generator.h"
+#include "engine/generator.h"
 #include "golden/golden_files.h"
-#include "regard/decoder.h"
+#include "regard/model.h"
 #include "regard/tokenizer.h"
 #include "support/sanitized.h"
 
 namespace regard {
 namespace {
 
-struct Model {
+struct TestModel {
   const Checkpoint checkpoint = Checkpoint::open(golden::model_path());
   const Tokenizer tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace;
-  const Decoder decoder = Decoder::load(checkpoint, workspace.threads());
+  const Model decoder = Model::load(checkpoint, workspace.threads());
 
   double mean_nll(std::span<const int32_t> tokens, DType cache_dtype = DType::f32) {
     const auto ignore = [](int64_t) {};
@@ -28,7 +28,7 @@ struct Model {
 
 TEST(TextGolden, GreedyTokensEqualTransformers) {
   REGARD_REQUIRE_MODEL();
-  Model model;
+  TestModel model;
   const auto golden = golden::read_json("smollm2_greedy.json");
   ASSERT_GE(golden["cases"].size(), 20U);
   const size_t count = test::kSanitized ? 2 : golden["cases"].size();
@@ -53,7 +53,7 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
 TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
   REGARD_REQUIRE_MODEL();
   if (test::kSanitized) GTEST_SKIP() << "24,000 tokens take an hour under a sanitizer";
-  Model model;
+  TestModel model;
   const auto golden = golden::read_json("smollm2_nll.json");
   ASSERT_EQ(golden["cases"].size(), 3U);
   for (const auto& test : golden["cases"]) {
@@ -69,7 +69,7 @@ TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
 TEST(TextGolden, CachesOfNarrowTypesCostLittle) {
   REGARD_REQUIRE_MODEL();
   if (test::kSanitized) GTEST_SKIP() << "the numbers are the same under a sanitizer";
-  Model model;
+  TestModel model;
   auto tokens = model.tokenizer.encode(golden::read_file("/usr/share/common-licenses/GPL-3"));
   tokens.resize(2048);
   const double exact = model.mean_nll(tokens);

@@ -6,9 +6,9 @@
 #include <array>
 #include <random>
 
-#include "decoder/utf8.h"
 #include "golden/golden_files.h"
 #include "regard/error.h"
+#include "text/utf8.h"
 
 namespace regard {
 namespace {

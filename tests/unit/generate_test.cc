@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "decoder/generator.h"
+#include "engine/generator.h"
 #include "regard/saved_sequence.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
@@ -21,7 +21,7 @@ struct Speaker : TempFolder {
       : checkpoint(Checkpoint::open(write("model.gguf", gguf(window, context)))),
         tokenizer(Tokenizer::from(checkpoint)),
         workspace(1),
-        decoder(Decoder::load(checkpoint, workspace.threads())) {}
+        decoder(Model::load(checkpoint, workspace.threads())) {}
 
   static std::string gguf(int64_t window, int64_t context) {
     GgufBuilder file = TinyLlama{.context = context, .has_end_token = false}.gguf();
@@ -46,7 +46,7 @@ struct Speaker : TempFolder {
   Checkpoint checkpoint;
   Tokenizer tokenizer;
   Workspace workspace;
-  Decoder decoder;
+  Model decoder;
 };
 
 const std::string kPrompt = "the inn and the hen and the inn and the hen and the";
@@ -157,7 +157,7 @@ TEST(SavedTexts, APromptFollowsThem) {
 std::vector<KvCache> wholly_cached(Speaker& speaker, const Ids& tokens) {
   auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
   const Span span{.count = static_cast<int64_t>(tokens.size())};
-  (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Decoder::Logits::all, speaker.workspace);
+  (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Model::Logits::all, speaker.workspace);
   return caches;
 }
 
@@ -188,7 +188,7 @@ TEST(SavedTexts, OfAnotherVocabularyOrTooLongAreRefused) {
 }
 
 // [KV-50]: a layer's storage follows from its mask.
-TEST(CachesOfADecoder, AreOfTheKindThatTheLayersNeed) {
+TEST(CachesOfAModel, AreOfTheKindThatTheLayersNeed) {
   for (const auto& [window, storage] : {std::pair{0, KvStorage::contiguous}, {20, KvStorage::ring}}) {
     const Speaker speaker(window);
     for (const KvCache& cache : speaker.decoder.make_caches({.slots = 1, .capacity = 100}))
@@ -197,7 +197,7 @@ TEST(CachesOfADecoder, AreOfTheKindThatTheLayersNeed) {
 }
 
 // As many pages as the bytes hold; with a window no more than all slots can fill, and no fewer than one sequence needs.
-TEST(CachesOfADecoder, TakeNoMoreThanTheirBytesAndTheirNeed) {
+TEST(CachesOfAModel, TakeNoMoreThanTheirBytesAndTheirNeed) {
   const KvCacheOptions options{.slots = 4, .capacity = 1600, .dtype = DType::f32};
   const Speaker full(0, 1600);
   const Speaker windowed(20, 1600);
@@ -224,7 +224,7 @@ TEST(CachesOfADecoder, TakeNoMoreThanTheirBytesAndTheirNeed) {
   EXPECT_ERROR((void)full.decoder.make_paged_caches({.slots = 1, .pages = 4}, 1 << 20), "pages is 4");
 }
 
-TEST(CachesOfADecoder, NoneChangesWhereALaterOneHasNoRoom) {
+TEST(CachesOfAModel, NoneChangesWhereALaterOneHasNoRoom) {
   Speaker speaker;
   std::vector<KvCache> caches;
   for (const int64_t pages : {4, 2})
@@ -233,7 +233,7 @@ TEST(CachesOfADecoder, NoneChangesWhereALaterOneHasNoRoom) {
   const Ids tokens(100, 5);
   const Span span{.slot = 0, .first_position = 0, .count = 100};
   EXPECT_ERROR(
-      (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Decoder::Logits::last_of_each_span, speaker.workspace),
+      (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Model::Logits::last_of_each_span, speaker.workspace),
       "2 more free pages");
   for (const KvCache& cache : caches) EXPECT_EQ(cache.length(0), 0);
 }

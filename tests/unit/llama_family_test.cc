@@ -2,8 +2,8 @@
 
 #include <numeric>
 
-#include "decoder/generator.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "regard/model_config.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
@@ -23,7 +23,7 @@ std::vector<int32_t> run(const std::filesystem::path& path) {
   const auto checkpoint = Checkpoint::open(path);
   const auto tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn and the tin hen");
   return generate(decoder, tokenizer, prompt, {.max_tokens = 12, .sampler = {}}, workspace).tokens;
 }
@@ -149,7 +149,7 @@ TEST(LlamaFamily, ATextOfMoreTokensThanTheContextIsRefused) {
   const auto checkpoint = Checkpoint::open(folder.write("model.gguf", TinyLlama{.context = 16}.gguf().build()));
   const auto tokenizer = Tokenizer::from(checkpoint);
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto generate_from = [&](size_t count) {
     return generate(decoder, tokenizer, std::vector<int32_t>(count, 5), {.max_tokens = 100, .sampler = {}}, workspace);
   };
@@ -169,7 +169,7 @@ TEST(LlamaFamily, ScoringATokenThatTheModelLacksIsRefused) {
   const TempFolder folder;
   const auto checkpoint = Checkpoint::open(folder.write("model.gguf", TinyLlama().gguf().build()));
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto score_of = [&](std::vector<int32_t> tokens) {
     return score(decoder, tokens, workspace, [](int64_t) {}).mean_nll;
   };
@@ -190,7 +190,7 @@ TEST(LlamaFamily, LogitsOfNaNAreRefused) {
   EXPECT_ERROR(run(path), "NaN");
   const auto checkpoint = Checkpoint::open(path);
   Workspace workspace(1);
-  const auto decoder = Decoder::load(checkpoint, workspace.threads());
+  const auto decoder = Model::load(checkpoint, workspace.threads());
   EXPECT_ERROR(score(decoder, std::vector<int32_t>{1, 2, 3}, workspace, [](int64_t) {}).mean_nll, "NaN");
 }
 

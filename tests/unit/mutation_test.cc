@@ -7,8 +7,8 @@
 #include <random>
 
 #include "checkpoint/parsed_file.h"
-#include "decoder/generator.h"
-#include "regard/decoder.h"
+#include "engine/generator.h"
+#include "regard/model.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
@@ -147,7 +147,7 @@ TEST(Mutation, WholeModelsAreReadAndRunOrRefused) {
   const int read = accepted(gguf.build(), gguf.header().size(), 5, 2'000, [&](const std::string& bytes) {
     const auto checkpoint = Checkpoint::open(folder.write("model.gguf", bytes));
     const auto tokenizer = Tokenizer::from(checkpoint);
-    const auto decoder = Decoder::load(checkpoint, workspace.threads());
+    const auto decoder = Model::load(checkpoint, workspace.threads());
     const auto prompt = tokenizer.encode("the inn");
     const auto tokens = generate(decoder, tokenizer, prompt, {.max_tokens = 3, .sampler = {}}, workspace).tokens;
     (void)tokenizer.decode(tokens);

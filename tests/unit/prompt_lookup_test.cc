@@ -1,4 +1,4 @@
-#include "decoder/prompt_lookup.h"
+#include "engine/prompt_lookup.h"
 
 #include <gtest/gtest.h>
 

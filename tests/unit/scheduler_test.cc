@@ -1,4 +1,4 @@
-#include "decoder/scheduler.h"
+#include "engine/scheduler.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include <map>
 #include <optional>
 
-#include "decoder/generator.h"
+#include "engine/generator.h"
 #include "support/expect_error.h"
 #include "support/property.h"
 #include "support/random.h"
@@ -32,16 +32,16 @@ GgufBuilder windowed(int64_t window) {
 }
 
 // A tiny model, ready to serve.
-class Model {
+class TestModel {
  public:
-  explicit Model(const TinyLlama& llama = {.context = 256}) : Model(llama.gguf()) {}
-  explicit Model(const GgufBuilder& gguf)
+  explicit TestModel(const TinyLlama& llama = {.context = 256}) : TestModel(llama.gguf()) {}
+  explicit TestModel(const GgufBuilder& gguf)
       : folder_(std::make_unique<TempFolder>()),
         checkpoint_(Checkpoint::open(folder_->write("model.gguf", gguf.build()))),
         tokenizer_(Tokenizer::from(checkpoint_)),
-        decoder_(Decoder::load(checkpoint_, Threads(1))) {}
+        decoder_(Model::load(checkpoint_, Threads(1))) {}
 
-  [[nodiscard]] const Decoder& decoder() const { return decoder_; }
+  [[nodiscard]] const Model& decoder() const { return decoder_; }
   [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
   [[nodiscard]] Ids alone(const Request& request, DType dtype = DType::f32) const {
     Workspace workspace(1);
@@ -54,7 +54,7 @@ class Model {
   std::unique_ptr<TempFolder> folder_;
   Checkpoint checkpoint_;
   Tokenizer tokenizer_;
-  Decoder decoder_;
+  Model decoder_;
 };
 
 struct Machine {
@@ -67,7 +67,7 @@ struct Machine {
 // A scheduler with its memory and its threads.
 class Server {
  public:
-  Server(const Model& model, const Machine& machine)
+  Server(const TestModel& model, const Machine& machine)
       : workspace_(machine.threads),
         scheduler_(model.decoder(), model.tokenizer(), cache_of(model.decoder(), machine), workspace_) {}
 
@@ -92,7 +92,7 @@ class Server {
  private:
   static constexpr int64_t kPatience = 20'000;
 
-  static ModelCache cache_of(const Decoder& decoder, const Machine& machine) {
+  static ModelCache cache_of(const Model& decoder, const Machine& machine) {
     const KvCacheOptions options{
         .slots = machine.slots, .capacity = decoder.config().context_length, .dtype = machine.dtype};
     int64_t token_bytes = 0;
@@ -133,7 +133,7 @@ std::vector<Request> random_requests(Random& random, int64_t count) {
 }
 
 // What a request has to give: the tokens of `generate`, or nothing where those need more memory than there is.
-std::optional<Ids> expected(const Model& model, const Request& request, const Machine& machine) {
+std::optional<Ids> expected(const TestModel& model, const Request& request, const Machine& machine) {
   Ids tokens = model.alone(request, machine.dtype);
   const auto cached = static_cast<int64_t>(request.prompt.size() + tokens.size()) - 1;
   if (cached > machine.pages * kPageSize) return std::nullopt;
@@ -141,7 +141,7 @@ std::optional<Ids> expected(const Model& model, const Request& request, const Ma
 }
 
 // "", or what is wrong with a request's result.
-std::string wrong_with(const Model& model, const Request& request, const Machine& machine,
+std::string wrong_with(const TestModel& model, const Request& request, const Machine& machine,
                        const Scheduler::Result& result) {
   const auto tokens = expected(model, request, machine);
   if (!tokens) return result.finish == Finish::error ? "" : "no error where there is not enough memory";
@@ -153,10 +153,10 @@ std::string wrong_with(const Model& model, const Request& request, const Machine
 
 // The promise: bits depend neither on the batch, nor on the order, the memory, the threads, or what others left behind.
 TEST(Scheduler, EveryRequestGivesWhatGenerateGivesForItAlone) {
-  const std::array models = {Model(), Model(windowed(48)), Model(windowed(7))};
+  const std::array models = {TestModel(), TestModel(windowed(48)), TestModel(windowed(7))};
   check_property(150, [&] {
     const auto kind = *rc::gen::inRange<size_t>(0, models.size());
-    const Model& model = models[kind];
+    const TestModel& model = models[kind];
     Random random(*rc::gen::arbitrary<uint64_t>());
     Machine machine;
     machine.slots = *rc::gen::inRange<int64_t>(1, 7);
@@ -182,7 +182,7 @@ TEST(Scheduler, EveryRequestGivesWhatGenerateGivesForItAlone) {
 }
 
 TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
-  const Model model(TinyLlama{.context = 256, .has_end_token = false});
+  const TestModel model(TinyLlama{.context = 256, .has_end_token = false});
   Random random(1);
   std::vector<Request> requests;
   for (uint64_t i = 0; i < 6; ++i)
@@ -203,7 +203,7 @@ TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
 }
 
 TEST(Scheduler, ASequenceWaitsForTheMemoryOfItsPromptButNotForAll) {
-  const Model model(TinyLlama{.context = 256, .has_end_token = false});
+  const TestModel model(TinyLlama{.context = 256, .has_end_token = false});
   Random random(8);
   // Two pages, one that becomes three, and two: together more than there are, until the first has ended.
   Server server(model, {.slots = 3, .pages = 4});
@@ -216,7 +216,7 @@ TEST(Scheduler, ASequenceWaitsForTheMemoryOfItsPromptButNotForAll) {
 }
 
 TEST(Scheduler, PromptsThatBeginAlikeAreComputedOnceForEachSalt) {
-  const Model model;
+  const TestModel model;
   Random random(2);
   const Ids common = random_tokens(random, 3 * kPageSize);
   Server server(model, {.slots = 8});
@@ -236,7 +236,7 @@ TEST(Scheduler, PromptsThatBeginAlikeAreComputedOnceForEachSalt) {
 
 // Wherever the common part ends, and however long the windows' tokens have gone on since.
 TEST(Scheduler, PromptsThatBeginAlikeShareTheirWindowsToo) {
-  const Model model(windowed(48));
+  const TestModel model(windowed(48));
   Random random(2);
   const Ids common = random_tokens(random, 4 * kPageSize);
   Server server(model, {.slots = 3});
@@ -255,7 +255,7 @@ TEST(Scheduler, PromptsThatBeginAlikeShareTheirWindowsToo) {
 
 // Two equal sequences side by side compute the same pages twice, and the prefix cache keeps the first one's.
 TEST(Scheduler, CopiesOfSharedPagesDoNotTakeTheMemoryOfTheLastOne) {
-  const Model model(TinyLlama{.context = 256, .has_end_token = false});
+  const TestModel model(TinyLlama{.context = 256, .has_end_token = false});
   Random random(3);
   Request request{.prompt = random_tokens(random, 40), .max_tokens = 89};
   // Just what the longer one comes to; the shorter one's pages are needed as well.
@@ -271,7 +271,7 @@ TEST(Scheduler, CopiesOfSharedPagesDoNotTakeTheMemoryOfTheLastOne) {
 }
 
 TEST(Scheduler, ATextLongerThanTheMemoryIsAnErrorAndTheOthersGoOn) {
-  const Model model(TinyLlama{.context = 256, .has_end_token = false});
+  const TestModel model(TinyLlama{.context = 256, .has_end_token = false});
   const Machine machine{.slots = 3, .pages = 4};
   Random random(4);
   const auto request = [&](int64_t prompt, int64_t max_tokens) {
@@ -291,7 +291,7 @@ TEST(Scheduler, ATextLongerThanTheMemoryIsAnErrorAndTheOthersGoOn) {
 }
 
 TEST(Scheduler, LongPromptsPassInPiecesWhileOthersGoOn) {
-  const Model model(TinyLlama{.context = 2048, .has_end_token = false});
+  const TestModel model(TinyLlama{.context = 2048, .has_end_token = false});
   Random random(5);
   const Request brief{.prompt = random_tokens(random, 10), .max_tokens = 4};
   const Request lengthy{.prompt = random_tokens(random, 1500), .max_tokens = 3};
@@ -307,7 +307,7 @@ TEST(Scheduler, LongPromptsPassInPiecesWhileOthersGoOn) {
 }
 
 TEST(Scheduler, PromptsGetOnBesideMoreSequencesThanAStepHasTokens) {
-  const Model model(TinyLlama{.context = 64, .has_end_token = false});
+  const TestModel model(TinyLlama{.context = 64, .has_end_token = false});
   Random random(6);
   Server server(model, {.slots = 600, .pages = 2000, .threads = 2});
   std::vector<Request> requests;
@@ -321,7 +321,7 @@ TEST(Scheduler, PromptsGetOnBesideMoreSequencesThanAStepHasTokens) {
 }
 
 TEST(Scheduler, RequestsStartInTheirOrder) {
-  const Model model;
+  const TestModel model;
   Random random(7);
   Server server(model, {.slots = 1});
   for (int i = 0; i < 5; ++i) server.scheduler().submit({.prompt = random_tokens(random, 20 - 4 * i), .max_tokens = 3});
@@ -335,7 +335,7 @@ TEST(Scheduler, LogitsThatAreNoNumbersEndTheSequenceWithAnError) {
   std::string& gain = gguf.tensor("output_norm.weight").data;
   const float huge = std::numeric_limits<float>::max();
   for (size_t at = 0; at < gain.size(); at += sizeof(huge)) std::memcpy(&gain[at], &huge, sizeof(huge));
-  const Model model(gguf);
+  const TestModel model(gguf);
   Server server(model, {});
   server.scheduler().submit({.prompt = {1, 2, 3}});
   server.scheduler().submit({.prompt = {4, 5}, .max_tokens = 1});
@@ -347,7 +347,7 @@ TEST(Scheduler, LogitsThatAreNoNumbersEndTheSequenceWithAnError) {
 }
 
 TEST(Scheduler, WhatGenerateRefusesIsRefused) {
-  const Model model;
+  const TestModel model;
   Server server(model, {.slots = 2, .pages = 3});
   Scheduler& scheduler = server.scheduler();
   EXPECT_ERROR(scheduler.submit({.prompt = {}}), "the prompt has 0 tokens, expected 1 to 256");

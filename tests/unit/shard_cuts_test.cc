@@ -1,5 +1,5 @@
 // A family with one matrix for q, k and v: no family that is loaded today has it.
-#include "families/shard_cuts.h"
+#include "model/shard_cuts.h"
 
 #include <gtest/gtest.h>
 

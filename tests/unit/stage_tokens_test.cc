@@ -1,5 +1,5 @@
 // Which rows of ranks compute which tokens, and how much work that is.
-#include "attention/stage_tokens.h"
+#include "layers/stage_tokens.h"
 
 #include <gtest/gtest.h>
 

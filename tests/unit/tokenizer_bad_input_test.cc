@@ -2,12 +2,12 @@
 
 #include <nlohmann/json.hpp>
 
-#include "decoder/utf8.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 #include "support/tiny_llama.h"
+#include "text/utf8.h"
 
 namespace regard {
 namespace {

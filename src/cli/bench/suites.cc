@@ -14,7 +14,7 @@
 #include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
-#include "regard/decoder.h"
+#include "regard/model.h"
 #include "regard/projection.h"
 #include "tensor/fail.h"
 
@@ -242,7 +242,7 @@ BenchCase projection_case(WeightType type, int64_t tokens) {
 // ---- decoder: a whole model ----
 
 // Writes a random model of SmolLM2-135M's shape and loads it. The file is gone when this returns.
-Decoder random_decoder(const Threads& threads) {
+Model random_decoder(const Threads& threads) {
   const auto folder = std::filesystem::temp_directory_path() / fmt::format("regard-bench-{}", std::random_device{}());
   std::filesystem::create_directories(folder);
   const std::shared_ptr<void> cleanup(nullptr, [&](void*) { std::filesystem::remove_all(folder); });
@@ -277,16 +277,16 @@ Decoder random_decoder(const Threads& threads) {
     add("mlp.down_proj", matrix(kWidth, kMlp));
   }
   save_safetensors(folder / "model.safetensors", tensors);
-  return Decoder::load(Checkpoint::open(folder), threads);
+  return Model::load(Checkpoint::open(folder), threads);
 }
 
 struct DecoderBench {
-  std::shared_ptr<const Decoder> decoder;
+  std::shared_ptr<const Model> decoder;
   std::vector<KvCache> caches;
   std::vector<int32_t> tokens;
   Span span;
 
-  DecoderBench(const std::shared_ptr<const Decoder>& model, int64_t history, int64_t count, DType cache_dtype,
+  DecoderBench(const std::shared_ptr<const Model>& model, int64_t history, int64_t count, DType cache_dtype,
                Workspace& workspace)
       : decoder(model),
         caches(decoder->make_caches({.slots = 1, .capacity = history + count, .dtype = cache_dtype})),
@@ -297,15 +297,15 @@ struct DecoderBench {
 
   void forward(const Span& part, Workspace& workspace) {
     const std::span<const int32_t> ids(tokens.data(), static_cast<size_t>(part.count));
-    (void)decoder->forward(ids, {&part, 1}, caches, Decoder::Logits::last_of_each_span, workspace);
+    (void)decoder->forward(ids, {&part, 1}, caches, Model::Logits::last_of_each_span, workspace);
   }
 };
 
-BenchCase decoder_case(const std::shared_ptr<const Decoder>& decoder, int64_t history, int64_t tokens,
+BenchCase decoder_case(const std::shared_ptr<const Model>& decoder, int64_t history, int64_t tokens,
                        DType cache_dtype) {
   BenchCase bench{.shape = tokens > 1 ? fmt::format("decoder:prefill:s{}", tokens)
                                       : fmt::format("decoder:decode:l{}", history + tokens)};
-  const DecoderCost cost = decoder->cost(history, tokens, cache_dtype);
+  const ModelCost cost = decoder->cost(history, tokens, cache_dtype);
   bench.operations = cost.operations;
   bench.bytes = cost.bytes;
   bench.prepare = [=](Workspace& workspace) -> std::function<void()> {
@@ -354,8 +354,8 @@ std::vector<BenchCase> bench_suite(const std::string& suite, const std::string& 
       for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64, 512}) cases.push_back(projection_case(type, tokens));
   } else {
     const Threads threads;
-    const auto decoder = std::make_shared<const Decoder>(
-        model.empty() ? random_decoder(threads) : Decoder::load(Checkpoint::open(model), threads));
+    const auto decoder = std::make_shared<const Model>(model.empty() ? random_decoder(threads)
+                                                                     : Model::load(Checkpoint::open(model), threads));
     for (const auto& [history, tokens] : {std::pair<int64_t, int64_t>{0, 512}, {0, 4096}, {0, 1}, {4096, 1}, {8000, 1}})
       cases.push_back(decoder_case(decoder, history, tokens, cache_dtype));
   }

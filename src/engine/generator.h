@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "regard/model.h"
+#include "regard/sampler.h"
+#include "regard/tokenizer.h"
+
+// What the command does with a model: continue a text, and score one.
+namespace regard {
+
+struct GenerateOptions {
+  int64_t max_tokens = 128;
+  SamplerConfig sampler;
+  DType cache_dtype = DType::f32;
+  // Tokens that a step may guess from the text so far and check together with the next one; 0: none. The tokens
+  // generated are the same, whatever the sampler's settings.
+  int64_t draft_length = 0;
+  std::string restore_from = {};  // a saved sequence that the prompt, which may then be empty, continues
+  std::string save_to = {};       // where the sequence is saved afterwards
+  // Called with each token as it comes; false stops the generation.
+  std::function<bool(int32_t)> on_token = [](int32_t) { return true; };
+};
+
+struct GenerateResult {
+  std::vector<int32_t> tokens;  // the end token included
+  int64_t restored_tokens = 0;  // that did not have to run
+  int64_t prefill_tokens = 0;   // that ran to give the first token
+  int64_t draft_tokens = 0;     // that were guessed
+  int64_t accepted_tokens = 0;  // of those, the ones that came true
+  double prefill_seconds = 0;
+  double decode_seconds = 0;  // of all tokens but the first, which prefill gives
+};
+
+// Continues a prompt until an end token, max_tokens or the context's end. Throws Error for an empty text, or one longer
+// than the model's context, for a draft_length out of 0 to 64, and for what restore_sequence and save_sequence refuse.
+[[nodiscard]] GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::span<const int32_t> prompt,
+                                      const GenerateOptions& options, Workspace& workspace);
+
+struct Score {
+  double mean_nll = 0;  // nats a token, over tokens 1..n-1
+  double seconds = 0;
+};
+
+// Calls `progress` with the tokens done so far. Throws Error for fewer than two tokens, or more than the context holds.
+[[nodiscard]] Score score(const Model& model, std::span<const int32_t> tokens, Workspace& workspace,
+                          const std::function<void(int64_t)>& progress, DType cache_dtype = DType::f32);
+
+}  // namespace regard

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <span>
+
+#include "layers/attention_shard.h"
+#include "regard/tensor.h"
+#include "regard/threads.h"
+
+namespace regard {
+
+// Projected tokens on their way to attention: f32 [tokens, heads * width] each, a row a token.
+struct HeadRows {
+  TensorView q, k, v;
+};
+
+// Where the tokens stand, and cos and sin of their angles, [tokens, rotary_dim / 2]; none without rotation.
+struct HeadPlaces {
+  std::span<const int64_t> positions;
+  ConstTensorView cos, sin;
+};
+
+// cos and sin of tokens at these positions, in the workspace's memory. It keeps the last ones, because the next layer
+// most often wants the same.
+struct RowAngles {
+  TensorView cos, sin;
+};
+[[nodiscard]] RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> positions,
+                                  Workspace& workspace);
+
+// Norms and rotation, in the order of [POS-1]; every norm on queries and keys follows qk_norm_placement [GAP-12]. Norms
+// over all heads are taken over those of all ranks of the row, which call this together.
+void prepare_heads(const AttentionShard& shard, const HeadPlaces& places, const HeadRows& rows, const Threads& threads);
+
+}  // namespace regard

@@ -1,0 +1,306 @@
+#include "text/jinja/interpreter.h"
+
+#include <map>
+
+#include "text/jinja/arithmetic.h"
+#include "text/jinja/builtins.h"
+#include "text/jinja/parser.h"
+
+namespace regard::jinja {
+namespace {
+
+using Scope = std::map<std::string, Value, std::less<>>;
+
+class Interpreter {
+ public:
+  explicit Interpreter(const Value::Map& variables) : scopes_{Scope(variables.begin(), variables.end())} {}
+
+  std::string run(const std::vector<Statement>& statements) {
+    std::string out;
+    try {
+      (void)execute(statements, out);
+    } catch (const Error& error) {
+      fail("chat template, line {}: {}", line_, error.what());
+    }
+    return out;
+  }
+
+ private:
+  // What comes after a statement.
+  enum class Flow : uint8_t { next, break_loop, continue_loop };
+
+  // ---- Statements ----
+
+  Flow execute(const std::vector<Statement>& statements, std::string& out) {
+    for (const Statement& statement : statements) {
+      line_ = statement.line;
+      budget_.spend();
+      if (const Flow flow = execute(statement, out); flow != Flow::next) return flow;
+    }
+    return Flow::next;
+  }
+
+  Flow execute(const Statement& statement, std::string& out) {
+    switch (statement.kind) {
+      case Statement::Kind::text:
+        write(statement.text, out);
+        return Flow::next;
+      case Statement::Kind::print:
+        write(to_text(evaluate(*statement.expression)), out);
+        return Flow::next;
+      case Statement::Kind::assign:
+        assign(statement);
+        return Flow::next;
+      case Statement::Kind::loop:
+        return execute_loop(statement, out);
+      case Statement::Kind::conditional:
+        return execute(evaluate(*statement.expression).truthy() ? statement.body : statement.otherwise, out);
+      case Statement::Kind::block:
+        return execute_in_scope(statement.body, out, {});
+      case Statement::Kind::break_loop:
+        return Flow::break_loop;
+      case Statement::Kind::continue_loop:
+        return Flow::continue_loop;
+    }
+    return Flow::next;
+  }
+
+  Flow execute_in_scope(const std::vector<Statement>& statements, std::string& out, Scope scope) {
+    scopes_.push_back(std::move(scope));
+    const Flow flow = execute(statements, out);
+    scopes_.pop_back();
+    return flow;
+  }
+
+  void write(std::string_view text, std::string& out) {
+    budget_.spend_bytes(text.size());
+    require(out.size() + text.size() <= kMostOutputBytes, "the text gets longer than {} bytes", kMostOutputBytes);
+    out += text;
+  }
+
+  void assign(const Statement& statement) {
+    Value value;
+    if (statement.expression) {
+      value = evaluate(*statement.expression);
+    } else {
+      std::string text;
+      (void)execute_in_scope(statement.body, text, {});
+      value = Value(std::move(text));
+    }
+    if (statement.attribute.empty()) return bind(statement.targets, value, scopes_.back());
+    const Value target = variable(statement.targets.front());
+    require(target.space().has_value(), "{} gets an attribute, expected a namespace", target.describe());
+    namespaces_[target.space()->index][statement.attribute] = value;
+  }
+
+  // One name for the value, or one for each element.
+  void bind(const std::vector<std::string>& targets, const Value& value, Scope& scope) {
+    if (targets.size() == 1) {
+      scope[targets.front()] = value;
+      return;
+    }
+    const auto items = elements(value, budget_);
+    require(items.size() == targets.size(), "{} variables share {} elements", targets.size(), items.size());
+    for (size_t i = 0; i < items.size(); ++i) scope[targets[i]] = items[i];
+  }
+
+  Flow execute_loop(const Statement& loop, std::string& out) {
+    const Value::List items = loop_items(loop);
+    if (items.empty()) return execute_in_scope(loop.otherwise, out, {});
+    for (size_t i = 0; i < items.size(); ++i) {
+      Scope scope;
+      bind(loop.targets, items[i], scope);
+      scope["loop"] = loop_variable(items, i);
+      budget_.spend(scope["loop"].map()->size());
+      if (execute_in_scope(loop.body, out, std::move(scope)) == Flow::break_loop) break;
+    }
+    return Flow::next;
+  }
+
+  // What the loop goes over: the elements for which its filter holds.
+  Value::List loop_items(const Statement& loop) {
+    Value::List items = elements(evaluate(*loop.expression), budget_);
+    if (!loop.filter) return items;
+    Value::List kept;
+    for (const Value& item : items) {
+      scopes_.emplace_back();
+      bind(loop.targets, item, scopes_.back());
+      if (evaluate(*loop.filter).truthy()) kept.push_back(item);
+      scopes_.pop_back();
+    }
+    return kept;
+  }
+
+  static Value loop_variable(const Value::List& items, size_t i) {
+    const auto index = static_cast<int64_t>(i);
+    const auto count = static_cast<int64_t>(items.size());
+    return Value(
+        Value::Map{{"index", Value(index + 1)},
+                   {"index0", Value(index)},
+                   {"revindex", Value(count - index)},
+                   {"revindex0", Value(count - index - 1)},
+                   {"first", Value(index == 0)},
+                   {"last", Value(index + 1 == count)},
+                   {"length", Value(count)},
+                   {"previtem", i > 0 ? items[i - 1] : Value(Value::Undefined{"loop.previtem"})},
+                   {"nextitem", i + 1 < items.size() ? items[i + 1] : Value(Value::Undefined{"loop.nextitem"})}});
+  }
+
+  // ---- Expressions ----
+
+  Value evaluate(const Expression& expression) {
+    budget_.spend();
+    const auto part = [&](size_t i) { return evaluate(expression.parts[i]); };
+    switch (expression.kind) {
+      case Expression::Kind::literal:
+        return expression.value;
+      case Expression::Kind::variable:
+        return variable(expression.name);
+      case Expression::Kind::list:
+        return Value(evaluate_all(expression.parts));
+      case Expression::Kind::map:
+        return evaluate_map(expression);
+      case Expression::Kind::attribute:
+        return attribute(part(0), expression.name);
+      case Expression::Kind::subscript:
+        return subscript(part(0), part(1));
+      case Expression::Kind::slice: {
+        const Value object = part(0);
+        return slice(object, {.start = part(1), .stop = part(2), .step = part(3)}, budget_);
+      }
+      case Expression::Kind::operation:
+        return evaluate_operation(expression);
+      case Expression::Kind::conditional:
+        return part(0).truthy() ? part(1) : part(2);
+      case Expression::Kind::function:
+        return call_function(expression.name, arguments(expression, 0));
+      case Expression::Kind::method: {
+        const Value object = part(0);
+        return call_method(expression.name, object, arguments(expression, 1), budget_);
+      }
+      case Expression::Kind::filter: {
+        const Value subject = part(0);
+        return apply_filter(expression.name, subject, arguments(expression, 1), budget_);
+      }
+      case Expression::Kind::test: {
+        const Value subject = part(0);
+        return Value(apply_test(expression.name, subject, arguments(expression, 1), budget_));
+      }
+    }
+    return {};
+  }
+
+  Value::List evaluate_all(const std::vector<Expression>& expressions) {
+    Value::List values;
+    values.reserve(expressions.size());
+    for (const Expression& expression : expressions) values.push_back(evaluate(expression));
+    return values;
+  }
+
+  Value evaluate_map(const Expression& expression) {
+    Scope seen;
+    Value::Map entries;
+    for (size_t i = 0; i < expression.parts.size(); i += 2) {
+      const Value key = evaluate(expression.parts[i]);
+      require(key.text() != nullptr, "a key is {}, expected a string", key.describe());
+      require(seen.emplace(*key.text(), Value()).second, "the key \"{}\" comes twice", key.text()->substr(0, 80));
+      entries.emplace_back(*key.text(), evaluate(expression.parts[i + 1]));
+    }
+    return Value(std::move(entries));
+  }
+
+  Value evaluate_operation(const Expression& expression) {
+    Value left = evaluate(expression.parts[0]);
+    if (expression.parts.size() == 1) return operate(expression.op, left);
+    if (expression.op == Operator::logical_and) return left.truthy() ? evaluate(expression.parts[1]) : left;
+    if (expression.op == Operator::logical_or) return left.truthy() ? left : evaluate(expression.parts[1]);
+    return operate(expression.op, left, evaluate(expression.parts[1]), budget_);
+  }
+
+  Value variable(const std::string& name) {
+    for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope)
+      if (const auto found = scope->find(name); found != scope->end()) return found->second;
+    return Value(Value::Undefined{name});
+  }
+
+  Value attribute(const Value& object, const std::string& name) {
+    require(!object.is_undefined(), "{} has no \"{}\"", object.describe(), name);
+    if (!object.space()) return object.entry(name);
+    const Scope& space = namespaces_[object.space()->index];
+    const auto found = space.find(name);
+    return found == space.end() ? Value(Value::Undefined{name}) : found->second;
+  }
+
+  Value subscript(const Value& object, const Value& index) {
+    return object.space() && index.text() != nullptr ? attribute(object, *index.text())
+                                                     : element_at(object, index, budget_);
+  }
+
+  // ---- Functions ----
+
+  // The values of the parts from `first` on.
+  Arguments arguments(const Expression& expression, size_t first) {
+    Arguments result;
+    const size_t keywords_from = expression.parts.size() - expression.keywords.size();
+    for (size_t i = first; i < expression.parts.size(); ++i) {
+      Value value = evaluate(expression.parts[i]);
+      if (i < keywords_from)
+        result.positional.push_back(std::move(value));
+      else
+        result.named.emplace_back(expression.keywords[i - keywords_from], std::move(value));
+    }
+    return result;
+  }
+
+  Value call_function(const std::string& name, const Arguments& given) {
+    if (name == "namespace") return make_namespace(given);
+    if (name == "range") return make_range(given);
+    if (name == "raise_exception") {
+      require(given.positional.size() == 1, "raise_exception has {} arguments, expected a message",
+              given.positional.size());
+      fail("{}", to_text(given.positional.front()));
+    }
+    fail("the function \"{}\" is not understood", name.substr(0, 80));
+  }
+
+  Value make_namespace(const Arguments& given) {
+    require(given.positional.empty(), "namespace has an argument without a keyword");
+    namespaces_.emplace_back(given.named.begin(), given.named.end());
+    return Value(Value::Namespace{namespaces_.size() - 1});
+  }
+
+  Value make_range(const Arguments& given) {
+    std::vector<int64_t> numbers;
+    for (const Value& value : given.positional) {
+      require(value.integer().has_value(), "range has {}, expected integers", value.describe());
+      numbers.push_back(*value.integer());
+    }
+    require(!numbers.empty() && numbers.size() <= 3 && given.named.empty(), "range has {} arguments, expected 1 to 3",
+            numbers.size() + given.named.size());
+    const int64_t stop = numbers.size() == 1 ? numbers[0] : numbers[1];
+    const int64_t step = numbers.size() == 3 ? numbers[2] : 1;
+    require(step != 0, "the step of a range is 0");
+    Value::List list;
+    for (int64_t i = numbers.size() == 1 ? 0 : numbers[0]; step > 0 ? i < stop : i > stop;) {
+      budget_.spend();
+      list.emplace_back(i);
+      if (__builtin_add_overflow(i, step, &i)) break;
+    }
+    return Value(std::move(list));
+  }
+
+  Budget budget_;
+  std::vector<Scope> scopes_;
+  std::vector<Scope> namespaces_;
+  int line_ = 1;
+};
+
+}  // namespace
+
+std::string render(std::string_view source, const Value::Map& variables) {
+  require(source.size() <= kMostTemplateBytes, "chat template: it has {} bytes, expected at most {}", source.size(),
+          kMostTemplateBytes);
+  return Interpreter(variables).run(parse(source));
+}
+
+}  // namespace regard::jinja
