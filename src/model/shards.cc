@@ -28,7 +28,7 @@ void write_file(const fs::path& path, std::string_view bytes) {
 
 std::array<const std::string*, std::size(kShardTexts)> texts_of(const Checkpoint& checkpoint) {
   return {&checkpoint.config_json(), &checkpoint.tokenizer_json(), &checkpoint.tokenizer_config_json(),
-          &checkpoint.chat_template()};
+          &checkpoint.chat_template(), &checkpoint.generation_config_json()};
 }
 
 std::optional<Manifest> manifest_in(const fs::path& folder) {
