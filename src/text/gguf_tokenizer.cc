@@ -143,8 +143,8 @@ class GgufReader {
 
   void surround(std::optional<int32_t> bos, bool add_bos, std::optional<int32_t> eos, bool add_eos) {
     source_.bos = bos;
-    if (bos && is_on("add_bos_token", add_bos)) source_.front.push_back(*bos);
-    if (eos && is_on("add_eos_token", add_eos)) source_.back.push_back(*eos);
+    if (is_on("add_bos_token", add_bos) && bos) source_.front.push_back(*bos);
+    if (is_on("add_eos_token", add_eos) && eos) source_.back.push_back(*eos);
   }
 
   void read_byte_level() {
@@ -172,8 +172,8 @@ class GgufReader {
   std::vector<std::optional<double>> read_pieces(bool add_space_prefix) {
     const auto* scores = find<std::vector<double>>("scores");
     require(scores != nullptr && scores->size() == texts_.size(),
-            "tokenizer: tokenizer.ggml.scores has {} entries, expected {}", scores == nullptr ? 0 : scores->size(),
-            texts_.size());
+            "tokenizer: tokenizer.ggml.scores has {} entries, expected {} in a model \"{}\"",
+            scores == nullptr ? 0 : scores->size(), texts_.size(), *find<std::string>("model"));
     std::vector<std::optional<double>> usable(texts_.size());
     for (size_t id = 0; id < texts_.size(); ++id) {
       require(find_invalid_utf8(texts_[id]) == std::string::npos, "tokenizer: token {} is no valid UTF-8", id);
@@ -228,6 +228,8 @@ class GgufReader {
         source_.end_tokens.push_back(*id);
     };
     for (const char* key : {"eos_token_id", "eot_token_id", "eom_token_id"}) add(find_id(key));
+    // A file that names no end has none.
+    if (source_.end_tokens.empty()) return;
     const auto control = [&](std::string_view text) -> std::optional<int32_t> {
       const int32_t id = source_.vocabulary->find(text);
       return id >= 0 && types_[static_cast<size_t>(id)] == kControl ? std::optional(id) : std::nullopt;

@@ -239,6 +239,7 @@ TEST(Shards, OfHuggingFaceFoldersCarryTheTexts) {
   TinyLlama().write_hugging_face(original.path(), 2);
   original.write("tokenizer_config.json", "{}");
   original.write("chat_template.jinja", "{{ messages }}");
+  original.write("generation_config.json", R"({"eos_token_id": [0, 3]})");
   const auto source = Checkpoint::open(original.path());
   expect_every_rank(source, folder.path(), {.tp_degree = 2});
   const auto shard = Checkpoint::open_shard(folder.path(), 1);
@@ -247,6 +248,7 @@ TEST(Shards, OfHuggingFaceFoldersCarryTheTexts) {
   EXPECT_EQ(shard.tokenizer_json(), source.tokenizer_json());
   EXPECT_EQ(shard.tokenizer_config_json(), "{}");
   EXPECT_EQ(shard.chat_template(), "{{ messages }}");
+  EXPECT_EQ(shard.generation_config_json(), R"({"eos_token_id": [0, 3]})");
 }
 
 TEST(Shards, GgufValuesOfEveryKindComeBack) {
