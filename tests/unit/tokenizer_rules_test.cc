@@ -157,6 +157,20 @@ TEST(TokenizerRules, NormalizedTokensAreFoundInTheNormalizedText) {
   EXPECT_THAT(pieces(rules, "cAbcABc"), ElementsAre("c", "a", "b", "c", "#", "c"));
 }
 
+TEST(TokenizerRules, AnUnknownCharacterCostsTenMoreThanTheLowestToken) {
+  const auto ids = [](double score, std::string_view text) {
+    const json rules = {{"decoder", {{"type", "Fuse"}}},
+                        {"model",
+                         {{"type", "Unigram"},
+                          {"unk_id", 0},
+                          {"vocab", json::array({{"<unk>", 0}, {"a", score}, {"b", score}, {"aXb", -14}})}}}};
+    return Tokenizer::from_json(rules.dump()).encode(text);
+  };
+  EXPECT_THAT(ids(3, "aXb"), ElementsAre(3));
+  EXPECT_THAT(ids(6, "aXb"), ElementsAre(1, 0, 2));
+  EXPECT_THAT(ids(3, "aXXb"), ElementsAre(1, 0, 2));
+}
+
 TEST(TokenizerRules, RefusesMarksInsideAndBehindWords) {
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     json rules = plain_tokenizer();
