@@ -148,6 +148,9 @@ class Attention {
   /// Bytes of this rank's weights.
   [[nodiscard]] int64_t bytes() const;
 
+  /// The sizes and type of a cache that the config asks for: kv_cache_batch_size sequences of max_length tokens, of
+  /// attention_dtype.
+  [[nodiscard]] KvCacheOptions cache_options() const;
   /// This rank's part of a cache for `options.slots` sequences of `options.capacity` tokens: its KV heads; with data
   /// parallel decode its sequences; with flash decoding its share of their tokens.
   [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;

@@ -10,6 +10,7 @@
 namespace regard {
 
 class Checkpoint;
+struct KvSpec;
 
 /// Which elements of a head are rotated together.
 enum class RotaryStyle : uint8_t {
@@ -166,6 +167,9 @@ struct AttentionConfig {
   /// A copy with every default filled in. Throws Error, naming parameter, value and expectation, for the first
   /// constraint that does not hold.
   [[nodiscard]] AttentionConfig validated() const;
+
+  /// What a cache of this layer has to know. Throws Error as `validated` does.
+  operator KvSpec() const;  // NOLINT(google-explicit-constructor): KvCache::paged(options, config)
 
   /// The attention of one layer of a checkpoint. Throws Error for a layer that is not there, a model family that is not
   /// known, or metadata that makes no sense.

@@ -7,7 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "regard/attention_config.h"
+#include "regard/dtype.h"
+#include "regard/mask.h"
 #include "regard/tensor.h"
 #include "regard/threads.h"
 
@@ -25,6 +26,17 @@ struct Span {
   int64_t count = 0;           ///< Tokens, 1 or more.
 };
 
+/// What a cache has to know of its layer. An AttentionConfig converts to it, so that `KvCache::paged(options, config)`
+/// makes a layer's cache.
+struct KvSpec {
+  int64_t num_key_value_heads = 0;
+  int64_t head_dim = 0;    ///< Width of a key head.
+  int64_t v_head_dim = 0;  ///< Width of a value head; 0: head_dim.
+  Mask mask = {};          ///< Tells which tokens later ones still see.
+
+  friend bool operator==(const KvSpec&, const KvSpec&) = default;
+};
+
 /// Where the pages of a slot come from, and which it keeps.
 enum class KvStorage : uint8_t {
   contiguous,  ///< Its own, one after the other, from the start; it keeps all tokens.
@@ -32,6 +44,10 @@ enum class KvStorage : uint8_t {
   chunk,       ///< Enough of its own for the layer's chunk [KV-26].
   paged,       ///< A pool that all slots share. A layer with a window or chunk gives back what no token sees any more.
 };
+
+/// The storage without a pool that keeps just what later tokens see: a ring under a window, else chunk under chunks,
+/// else contiguous.
+[[nodiscard]] KvStorage bounded_storage(const Mask& mask);
 
 /// What shares a scale of an 8-bit or 4-bit cache [KV-43].
 enum class KvScaling : uint8_t {
@@ -57,17 +73,18 @@ struct KvFormat {
   [[nodiscard]] static KvFormat fitted(DType dtype, KvScaling scaling, ConstTensorView sample);
 };
 
-/// What a cache holds. A 0, or nothing, stands for the default that the comment gives.
+/// What a cache holds.
 struct KvCacheOptions {
-  int64_t slots = 0;               ///< Sequences; the config's kv_cache_batch_size.
-  int64_t capacity = 0;            ///< Tokens that a sequence may come to; the config's max_length.
-  std::optional<DType> dtype;      ///< Of keys and values; the config's attention_dtype [KV-5].
-  std::optional<KvFormat> keys;    ///< Of keys alone; dtype, with scales per token.
+  int64_t slots = 1;               ///< Sequences.
+  int64_t capacity = 0;            ///< Tokens that a sequence may come to, 1 or more: it has to be given.
+  DType dtype = DType::f32;        ///< Of keys and values [KV-5].
+  std::optional<KvFormat> keys;    ///< Of keys alone; none: dtype, with scales per token.
   std::optional<KvFormat> values;  ///< Of values alone.
-  /// Tokens a page: 16, 32, 64, 128 or 256; in contiguous caches 256, or less where that holds the capacity, else 32.
+  /// Tokens a page: 16, 32, 64, 128 or 256. 0: in contiguous caches 256, or less where that holds the capacity,
+  /// else 32.
   int64_t page_size = 0;
-  int64_t pages = 0;               ///< Paged: pages of the pool; as many as all slots together can need.
-  int64_t speculation_length = 0;  ///< Tokens that a layer with a window or chunk may take back; 0.
+  int64_t pages = 0;               ///< Paged: pages of the pool; 0: as many as all slots together can need.
+  int64_t speculation_length = 0;  ///< Tokens that a layer with a window or chunk may take back.
 };
 
 /// The keys and values of one layer's sequences. Keys are stored rotated and normalised [POS-2]. A sequence is the
@@ -80,15 +97,15 @@ class KvCache {
   static constexpr int64_t kTokensAtOnce = 512;
 
   /// Throws Error for sizes, types or scales out of range, and for a ring or chunk without a window or chunk.
-  KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache contiguous(const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache ring(const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache chunk(const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache paged(const KvCacheOptions& options, const AttentionConfig& config);
+  KvCache(KvStorage storage, const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache contiguous(const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache ring(const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache chunk(const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache paged(const KvCacheOptions& options, const KvSpec& spec);
 
   /// Pages that a paged cache has unless `options.pages` says otherwise: as many as all its slots can need, and, in
   /// layers that give pages back, what a call appends beyond that. Throws Error as the constructor does.
-  [[nodiscard]] static int64_t pages_needed(const KvCacheOptions& options, const AttentionConfig& config);
+  [[nodiscard]] static int64_t pages_needed(const KvCacheOptions& options, const KvSpec& spec);
 
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;

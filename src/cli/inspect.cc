@@ -8,19 +8,12 @@
 #include "cli/ranks.h"
 #include "families/family.h"
 #include "regard/attention_config.h"
+#include "regard/mask.h"
 
 namespace regard::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string mask_of(const AttentionConfig& config) {
-  if (!config.is_causal) return "bidirectional";
-  std::string text = "causal";
-  if (config.sliding_window > 0) text += fmt::format(", window {}", config.sliding_window);
-  if (config.attention_chunk_size > 0) text += fmt::format(", chunk {}", config.attention_chunk_size);
-  return text;
-}
 
 const char* name_of(RopeScaling scaling) {
   switch (scaling) {
@@ -65,7 +58,7 @@ Json describe_layer(const Checkpoint& checkpoint, const Family& family, int64_t 
           {"num_key_value_heads", config.num_key_value_heads},
           {"head_dim", config.head_dim},
           {"v_head_dim", config.v_head_dim},
-          {"mask", mask_of(config)},
+          {"mask", Mask::of(config).description()},
           {"rotary", rotary_of(config)},
           {"softmax_scale", config.softmax_scale},
           {"learned_sinks", config.learned_sinks_size},

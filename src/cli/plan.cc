@@ -189,9 +189,8 @@ std::vector<Winner> winners(const std::vector<Plan>& all) {
 }
 
 std::string mask_text(const Mask& mask) {
-  if (mask.sliding_window > 0) return fmt::format(", window {}", mask.sliding_window);
-  if (mask.attention_chunk_size > 0) return fmt::format(", chunk {}", mask.attention_chunk_size);
-  return "";
+  const std::string limits = mask.limits();
+  return limits.empty() ? limits : ", " + limits;
 }
 
 void print_model(const ModelShape& model, const Options& options) {

@@ -36,9 +36,7 @@ void check(const AttendInput& input) {
           "attend: softmax_scale is {}, expected 0 (1/sqrt(head_dim)) or a positive number", input.softmax_scale);
   require(std::isfinite(input.logit_soft_cap) && input.logit_soft_cap >= 0,
           "attend: logit_soft_cap is {}, expected 0 (off) or a positive number", input.logit_soft_cap);
-  require(input.mask.sliding_window >= 0 && input.mask.attention_chunk_size >= 0,
-          "attend: sliding_window is {} and attention_chunk_size {}, expected 0 (off) or more",
-          input.mask.sliding_window, input.mask.attention_chunk_size);
+  input.mask.check("attend");
 }
 
 void check_spans(const AttendInput& input) {
@@ -53,7 +51,7 @@ void check_spans(const AttendInput& input) {
             "attend: a span ends at position {}, but slot {} holds {} tokens; append keys and values first",
             span.first_position + span.count, span.slot, stored);
     // The first row sees the oldest keys.
-    const int64_t seen = input.mask.visible(span.first_position, stored).first;
+    const int64_t seen = input.mask.first_seen(span.first_position);
     require(seen >= input.cache->first_held(span.slot),
             "attend: the token at position {} of slot {} sees position {}, but only {} and later are held",
             span.first_position, span.slot, seen, input.cache->first_held(span.slot));

@@ -143,10 +143,10 @@ void AttentionCall::check_reach() const {
   const Mask mask = Mask::of(config_);
   for (const Span& span : spans_)
     for (int64_t p = span.first_position; span.slot != -1 && p < span.first_position + span.count; ++p)
-      require(cache_->first_seen(p) <= mask.visible(p, p + 1).first,
+      require(cache_->first_seen(p) <= mask.first_seen(p),
               "attention: the token at position {} sees position {}, but the cache was made for a layer whose tokens "
               "see {} and later there",
-              p, mask.visible(p, p + 1).first, cache_->first_seen(p));
+              p, mask.first_seen(p), cache_->first_seen(p));
 }
 
 void AttentionCall::resolve_angles() {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "regard/cache.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -172,6 +173,14 @@ AttentionConfig AttentionConfig::validated() const {
   check_mask(config);
   validate(config.inference);
   return config;
+}
+
+AttentionConfig::operator KvSpec() const {
+  const AttentionConfig config = validated();
+  return {.num_key_value_heads = config.num_key_value_heads,
+          .head_dim = config.head_dim,
+          .v_head_dim = config.v_head_dim,
+          .mask = Mask::of(config)};
 }
 
 }  // namespace regard

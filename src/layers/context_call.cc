@@ -81,8 +81,7 @@ void ContextCall::run() {
   fetch_prior();
   project();
   place_own_rows();
-  const bool local = config_.sliding_window > 0 || config_.attention_chunk_size > 0;
-  if (place_.ranks.config().kv_exchange == KvExchange::ring && place_.stage.degree > 1 && !local) {
+  if (place_.ranks.config().kv_exchange == KvExchange::ring && place_.stage.degree > 1 && !mask_.reach()) {
     attend_while_heads_travel();
   } else {
     exchange_all();
@@ -346,11 +345,8 @@ KvCache ContextCall::make_context(HeadRange heads) const {
     options.capacity = std::max(options.capacity, sequence.seen.last - sequence.origin + 1);
   options.keys = format_of(key_format_, config_.head_dim, heads);
   options.values = format_of(value_format_, config_.v_head_dim, heads);
-  AttentionConfig config = config_;
-  config.num_key_value_heads = heads.count;
-  config.num_attention_heads = heads.count * config_.group_size();
-  config.sliding_window = config.attention_chunk_size = 0;
-  KvCache context = KvCache::contiguous(options, config);
+  KvCache context = KvCache::contiguous(
+      options, {.num_key_value_heads = heads.count, .head_dim = config_.head_dim, .v_head_dim = config_.v_head_dim});
   for (size_t slot = 0; slot < sequences_.size(); ++slot) {
     const Sequence& sequence = sequences_[slot];
     if (sequence.seen.empty()) continue;

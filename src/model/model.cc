@@ -165,7 +165,7 @@ ModelCost Model::cost(int64_t history, int64_t tokens, DType cache_dtype) const 
     double keys = 0;
     for (int64_t position = history; position < length; ++position)
       keys += static_cast<double>(mask.visible(position, length).size());
-    const int64_t stored = length - mask.visible(history, length).first;
+    const int64_t stored = length - mask.first_seen(history);
     cost.operations += 2.0 * keys * static_cast<double>(c.num_attention_heads * (c.head_dim + c.v_head_dim));
     const int64_t elements = stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim);
     cost.bytes +=
@@ -178,11 +178,8 @@ ModelCost Model::cost(int64_t history, int64_t tokens, DType cache_dtype) const 
 std::vector<KvCache> Model::make_caches(const KvCacheOptions& options) const {
   std::vector<KvCache> caches;
   for (const Layer& layer : layers_) {
-    const AttentionConfig& config = layer.attention.config();
-    const KvStorage storage = config.sliding_window > 0         ? KvStorage::ring
-                              : config.attention_chunk_size > 0 ? KvStorage::chunk
-                                                                : KvStorage::contiguous;
-    caches.push_back(layer.attention.make_cache(storage, options));
+    const Mask mask = Mask::of(layer.attention.config());
+    caches.push_back(layer.attention.make_cache(bounded_storage(mask), options));
   }
   return caches;
 }

@@ -129,9 +129,7 @@ LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config
   if (config.sequence_parallel_enabled) stage.gather_hidden();
   fetch_prior(stage, call, config, holders);
   stage.add_norms();
-  const Mask& mask = call.shape.mask;
-  const bool local = mask.sliding_window > 0 || mask.attention_chunk_size > 0;
-  if (config.kv_exchange == KvExchange::ring && stage.rows() > 1 && !local)
+  if (config.kv_exchange == KvExchange::ring && stage.rows() > 1 && !call.shape.mask.reach())
     pass_keys_values_round(stage, call, config);
   else
     exchange_keys_values(stage, call, config, holders);

@@ -59,8 +59,7 @@ struct LocalHeads {
   }
   // Ranks that share the tokens of a KV head: windows and chunks are kept whole.
   [[nodiscard]] int64_t sharing(const LayerShape& s, const ParallelConfig& config) const {
-    const bool all_tokens = s.mask.sliding_window == 0 && s.mask.attention_chunk_size == 0;
-    return config.flash_decoding_enabled && all_tokens ? sharding.kv_copies() : 1;
+    return config.flash_decoding_enabled && !s.mask.reach() ? sharding.kv_copies() : 1;
   }
 
   GqaSharding sharding;

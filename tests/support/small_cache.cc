@@ -16,7 +16,6 @@ AttentionConfig two_head_layer(int64_t window, int64_t chunk) {
 
 KvCache paged_cache(const KvCacheOptions& options, int64_t window, int64_t chunk) {
   KvCacheOptions filled = options;
-  if (!filled.dtype) filled.dtype = DType::f32;
   if (filled.page_size == 0) filled.page_size = 16;
   return KvCache::paged(filled, two_head_layer(window, chunk));
 }

@@ -218,7 +218,7 @@ TEST(CachesOfAModel, TakeNoMoreThanTheirBytesAndTheirNeed) {
   // What the slots could fill may be more than any machine has.
   const KvCacheOptions huge{.slots = 1000, .capacity = int64_t{1} << 24, .dtype = DType::f32};
   EXPECT_EQ(full.decoder.make_paged_caches(huge, page_of_all_layers * 1001).back().pages(), 1001);
-  // 0 slots are those of the config.
+  // One slot is the default.
   EXPECT_EQ(full.decoder.make_paged_caches({.capacity = 1600, .dtype = DType::f32}, page_of_all_layers).back().pages(),
             1);
   EXPECT_ERROR((void)full.decoder.make_paged_caches({.slots = 1, .pages = 4}, 1 << 20), "pages is 4");

@@ -135,7 +135,7 @@ struct LayerBench {
   LayerBench(DType dtype, int64_t history, int64_t tokens, Workspace& space)
       : workspace(space),
         attention(load(dtype, history + tokens, space)),
-        cache(KvCache::contiguous({}, attention.config())),
+        cache(attention.make_cache(KvStorage::contiguous, attention.cache_options())),
         hidden(random_tensor(dtype, {tokens, kHidden})),
         output(dtype, {tokens, kHidden}),
         span{.slot = 0, .first_position = history, .count = tokens} {
