@@ -122,7 +122,8 @@ struct PaddedAttentionInput : AttentionOptions {
   ConstTensorView position_ids;  ///< [batch, seq] of i32 or i64; consecutive over a row's tokens. None: from 0, or from
                                  ///< the cache's length on.
   ConstTensorView active_mask;   ///< [batch, seq, seq], or [seq, seq] for all rows; as AttentionInput::active_masks.
-  std::span<const int64_t> seq_ids;  ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
+  std::span<const int64_t> prefixes;  ///< [batch]: as Span::prefix, of each row's tokens without padding; none: 0.
+  std::span<const int64_t> seq_ids;   ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
 };
 
 /// Attention of one layer: hidden states -> projection -> rotation -> cache -> attention -> projection.

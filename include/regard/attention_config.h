@@ -151,8 +151,10 @@ struct AttentionConfig {
   ValueSource value_source = ValueSource::v_proj;
   std::optional<int64_t> kv_source_layer;  ///< The layer whose keys and values this one reads (Gemma 4).
 
-  bool is_causal = true;       ///< False: every token sees all of its sequence [MASK-6].
-  int64_t sliding_window = 0;  ///< Tokens a query sees, itself included; 0: all [CFG-20], [MASK-3].
+  bool is_causal = true;  ///< False: every token sees all of its sequence [MASK-6], as far as window and chunk allow.
+  /// Tokens a query sees, itself included; 0: all [CFG-20], [MASK-3]. Where is_causal is false: sliding_window / 2 on
+  /// either side, and itself, as ModernBERT's local_attention [MASK-25].
+  int64_t sliding_window = 0;
   int64_t attention_chunk_size =
       0;  ///< Tokens see only their own chunk; 0: off. With a window: both apply [CFG-17], [GAP-27].
   int64_t learned_sinks_size = 0;  ///< Sink logits per query head; 0: none [CFG-23], [GAP-6].

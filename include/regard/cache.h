@@ -18,12 +18,20 @@ namespace kernels {
 struct KvPages;
 }
 
+class BlockTables;
+
 /// A run of consecutive tokens of one sequence, in a call's packed tokens. A slot of -1 marks tokens that belong to no
 /// sequence: they see nothing, their output is zero and nothing is stored.
 struct Span {
   int64_t slot = 0;            ///< Sequence slot of the cache, or -1.
   int64_t first_position = 0;  ///< Position in the sequence of the first token, from 0 on.
   int64_t count = 0;           ///< Tokens, 1 or more.
+  /// How many of the tokens, from the first on, see each other under a causal mask [MASK-27]: those of a prefix-LM's
+  /// prompt, or of an image. 0: none.
+  int64_t prefix = 0;
+
+  /// The position after the prefix.
+  [[nodiscard]] int64_t prefix_end() const { return first_position + prefix; }
 };
 
 /// What a cache has to know of its layer. An AttentionConfig converts to it, so that `KvCache::paged(options, config)`
@@ -136,8 +144,9 @@ class KvCache {
   [[nodiscard]] int64_t first_kept(int64_t length) const;
 
   /// Checks that all spans can be appended, without changing anything, if they come in order and `tokens_at_once` at a
-  /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
-  /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.
+  /// time, with a `trim` after each. What would cut a prefix ends before it; a longer prefix comes at once. Throws
+  /// Error for a slot that does not exist, one that comes twice, a position beyond the stored length (a hole) or before
+  /// what is held, a token past the capacity, or too few free pages.
   void check(std::span<const Span> spans, int64_t tokens_at_once = kTokensAtOnce) const;
   /// How many free pages more the same spans would need; 0 if they fit. Throws Error for what `check` refuses
   /// otherwise.
@@ -147,7 +156,7 @@ class KvCache {
   /// or where shapes differ.
   void append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads = Threads(1));
   /// Gives back the pages that no later token can see; Attention::forward does so by itself, but see
-  /// `leave_trim_to_owner`.
+  /// BlockTables::leave_trim_to_owner.
   void trim(int64_t slot);
   /// Forgets the tokens from `length` on, and with 0 frees the slot. Throws Error if the slot holds fewer, or if the
   /// next token would need one that is not held any more.
@@ -183,45 +192,17 @@ class KvCache {
   /// nothing is held. Throws Error where `append` would, and where the next token would see what is not held.
   void restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens);
 
-  // ---- Pages, for whoever manages them: prefix caches, schedulers, other engines' block tables ----
-
-  /// Tokens a page.
-  [[nodiscard]] int64_t page_size() const;
-  /// Pages of the pool, and those of them that nobody holds.
-  [[nodiscard]] int64_t pages() const;
-  [[nodiscard]] int64_t free_pages() const;
-  /// The pages that hold tokens 0.. of a slot, page_size() in each; -1: given back. Valid until the slot changes.
-  [[nodiscard]] std::vector<int32_t> page_table(int64_t slot) const;
-  /// Its entry `index`; -1 if it was given back. Throws Error for an index past the length.
-  [[nodiscard]] int32_t page_of(int64_t slot, int64_t index) const;
-  /// The place of a token: page * page_size + offset [KV-62]. Throws Error if it is not held.
-  [[nodiscard]] int64_t index_of(int64_t slot, int64_t position) const;
-  /// Holds a page in use once more, so that it outlives its sequences, and lets it go again. Throws Error for a page
-  /// that does not exist, that nobody holds or has written to yet, and `release` for one that was not retained as
-  /// often.
-  void retain(int32_t page);
-  void release(int32_t page);
-  /// How many hold a page: sequences, and retain calls.
-  [[nodiscard]] int64_t holders(int32_t page) const;
-  /// Of the pages that are retained, but that no sequence holds, the one after `previous`, or the first: in the order
-  /// in which sequences let go of them. -1: there is none.
-  [[nodiscard]] int32_t next_unused(int32_t previous = -1) const;
-  /// From now on Attention::forward leaves the trim at its end to whoever shares pages, who has to retain them first.
-  void leave_trim_to_owner();
-  [[nodiscard]] bool owner_trims() const;
-  /// Makes an empty slot a sequence of `length` tokens in pages that are in use: a shared prefix. -1 stands for a page
-  /// that no later token sees. Throws Error, before anything changes, for a slot in use, pages out of range, free,
-  /// named twice, not written as far, too few or too many.
-  void share(int64_t slot, std::span<const int32_t> pages, int64_t length);
-  /// Gives a slot of a pool these free pages for the tokens that it will append next, in order: the block table of an
-  /// engine that allocates by itself. Throws Error, before anything changes, for pages out of range, in use or named
-  /// twice.
-  void reserve(int64_t slot, std::span<const int32_t> pages);
+  /// The pages behind the slots, for prefix caches, schedulers and engines with block tables of their own: see
+  /// block_table.h.
+  [[nodiscard]] BlockTables& block_tables();
+  [[nodiscard]] const BlockTables& block_tables() const;
 
   /// What the kernels read; for the library's own use.
   [[nodiscard]] kernels::KvPages view(int64_t slot) const;
 
  private:
+  friend class BlockTables;
+
   struct State;
   std::unique_ptr<State> state_;
 };

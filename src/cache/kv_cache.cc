@@ -66,7 +66,8 @@ Retention retention_of(KvStorage storage, const KvCacheOptions& options, const M
 // The most pages of a slot while it decodes, a draft at a time.
 int64_t pages_of_slot(const KvCacheOptions& options, const Retention& retention) {
   const int64_t all = (options.capacity + options.page_size - 1) / options.page_size;
-  if (retention.all) return all;
+  // Where queries see later tokens, a whole call's come at once.
+  if (retention.all || !retention.mask.is_causal) return all;
   const int64_t reach = std::min(retention.mask.reach().value_or(options.capacity), options.capacity);
   const int64_t tokens = std::min(reach + 2 * options.speculation_length, options.capacity);
   return std::min(all, (tokens + options.page_size - 2) / options.page_size + 1);
@@ -124,6 +125,7 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const KvSpec&
                                          .head_dim = layer.head_dim,
                                          .v_head_dim = layer.v_head_dim,
                                          .notes = RehearsalNotes(pages, filled.slots)});
+  state_->tables.state_ = state_.get();
   for (Slot& slot : state_->slots) {
     if (state_->fixed() || !retention.all) slot.table.reserve(static_cast<size_t>(own));
     if (state_->fixed()) state_->take_pages(slot, own);
@@ -166,7 +168,7 @@ int64_t KvCache::first_held(int64_t slot) const {
 int64_t KvCache::first_seen(int64_t position) const { return state_->retention.first_seen(position); }
 
 int64_t KvCache::first_kept(int64_t length) const {
-  return state_->retention.first_needed(length) / page_size() * page_size();
+  return state_->retention.first_needed(length) / state_->page_size() * state_->page_size();
 }
 
 void KvCache::check(std::span<const Span> spans, int64_t tokens_at_once) const { state_->check(spans, tokens_at_once); }
@@ -297,6 +299,9 @@ std::pair<Tensor, Tensor> KvCache::read(int64_t slot, int64_t first, int64_t cou
     }
   return {std::move(keys), std::move(values)};
 }
+
+BlockTables& KvCache::block_tables() { return state_->tables; }
+const BlockTables& KvCache::block_tables() const { return state_->tables; }
 
 kernels::KvPages KvCache::view(int64_t slot) const { return state_->view(state_->at(slot)); }
 

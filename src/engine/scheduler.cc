@@ -4,6 +4,7 @@
 #include <exception>
 #include <utility>
 
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -21,7 +22,7 @@ int64_t tokens_in_memory(const Model& model, std::span<const KvCache> layers) {
   int64_t tokens = model.config().context_length;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].first_seen(layers[i].capacity()) == 0)
-      tokens = std::min(tokens, layers[i].pages() * layers[i].page_size());
+      tokens = std::min(tokens, layers[i].block_tables().pages() * layers[i].block_tables().page_size());
   }
   return tokens;
 }
@@ -53,7 +54,7 @@ Scheduler::Scheduler(const Model& model, const Tokenizer& tokenizer, ModelCache 
       end_tokens_(tokenizer.end_tokens()),
       cache_(std::move(cache)),
       workspace_(workspace),
-      page_size_(cache_.layers().front().page_size()),
+      page_size_(cache_.layers().front().block_tables().page_size()),
       memory_tokens_(tokens_in_memory(model, cache_.layers())) {
   require(cache_.capacity() >= model.config().context_length,
           "scheduler: the cache's capacity is {} tokens, expected at least the model's context of {}",

@@ -65,6 +65,7 @@ void check_spans(const AttendInput& input) {
 void attend(const AttendInput& input) {
   check(input);
   check_spans(input);
+  check_prefixes("attend", input.spans, input.mask.is_causal, input.active_masks);
   auto trees = make_trees("attend", input.spans, input.active_masks, input.mask.is_causal);
   std::optional<Workspace> own;
   if (input.workspace == nullptr) own.emplace();

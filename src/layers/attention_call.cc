@@ -5,10 +5,12 @@
 #include <cstring>
 #include <limits>
 
+#include "cache/pieces.h"
 #include "kernels/rows.h"
 #include "layers/ranked_call.h"
 #include "layers/shared_tokens.h"
 #include "layers/span_rows.h"
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -47,9 +49,11 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
 }
 
 AttentionOutput AttentionCall::run() {
-  const int64_t step = piece_tokens();
-  for (int64_t first = 0; first < tokens_; first += step)
-    run_piece({.first = first, .count = std::min(step, tokens_ - first)});
+  Piece piece{.first = 0, .count = 0};
+  for (TokenCursor at; at.run < spans_.size(); piece.first += piece.count) {
+    piece.count = next_piece(spans_, piece_tokens(), at);
+    run_piece(piece);
+  }
   hidden_output_->finish();
   if (place_ == nullptr) clear_skipped();
   return std::move(output_);
@@ -95,6 +99,7 @@ void AttentionCall::resolve_spans() {
     counted += span.count;
   }
   require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);
+  check_prefixes("attention", spans_, config_.is_causal, input_.active_masks);
 }
 
 int64_t AttentionCall::position_of(size_t span, int64_t token) const {
@@ -213,7 +218,10 @@ void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
     const int64_t end = std::min(piece.first + piece.count, before + span.count);
     if (begin < end)
       visit(index, begin - piece.first,
-            Span{.slot = span.slot, .first_position = span.first_position + (begin - before), .count = end - begin});
+            Span{.slot = span.slot,
+                 .first_position = span.first_position + (begin - before),
+                 .count = end - begin,
+                 .prefix = begin == before ? span.prefix : 0});
     before += span.count;
   }
 }
@@ -231,7 +239,7 @@ void AttentionCall::run_piece(const Piece& piece) {
   append(piece, k, v);
   attend(piece, q, attended);
   // The owner looks at what the last piece leaves; earlier ones have to make room for it.
-  const bool leave_trim = cache_->owner_trims() && piece.first + piece.count == tokens_;
+  const bool leave_trim = cache_->block_tables().owner_trims() && piece.first + piece.count == tokens_;
   for_each_part(piece, [&](size_t, int64_t, const Span& part) {
     if (part.slot != -1 && !leave_trim) cache_->trim(part.slot);
   });

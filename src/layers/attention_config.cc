@@ -150,10 +150,6 @@ void check_scores(AttentionConfig& config) {
 void check_mask(const AttentionConfig& config) {
   require_optional_size("sliding_window", config.sliding_window);
   require_optional_size("attention_chunk_size", config.attention_chunk_size);
-  require(
-      config.is_causal || (config.sliding_window == 0 && config.attention_chunk_size == 0),
-      "attention: is_causal is false, but sliding_window is {} and attention_chunk_size {}; both need a causal layer",
-      config.sliding_window, config.attention_chunk_size);
   require(config.learned_sinks_size >= 0 && config.learned_sinks_size <= 1024,
           "attention: learned_sinks_size is {}, expected 0 (none) to 1024", config.learned_sinks_size);
   require(!config.o_proj_layer_name.empty(), "attention: o_proj_layer_name is empty, expected a name");

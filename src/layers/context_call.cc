@@ -120,8 +120,8 @@ ContextCall::Sequence ContextCall::sequence_of(size_t index, int64_t first_token
         found == of_row.end() ? SpanShare{.span = index, .first = 0, .stride = 1, .count = 0} : *found;
     Interval seen;
     if (share.count > 0)
-      seen = {mask_.visible(span.first_position + share.first, end).first,
-              mask_.visible(span.first_position + share.last(), end).last};
+      seen = {mask_.visible(span.first_position + share.first, end, span.prefix_end()).first,
+              mask_.visible(span.first_position + share.last(), end, span.prefix_end()).last};
     sequence.shares.push_back(share);
     sequence.prior_from.push_back(seen.empty() ? span.first_position : std::min(seen.first, span.first_position));
     if (row == row_) sequence.seen = seen;
@@ -185,15 +185,15 @@ ConstTensorView ContextCall::normed_rows(ConstTensorView x) {
   return normed;
 }
 
-// Whether a row's attention sees one of the sequence's new tokens: then that of its first token from there on does,
-// or, where queries see later tokens, that of any.
+// Whether a row's attention sees one of the sequence's new tokens.
 bool ContextCall::sees(int64_t row, const Sequence& sequence, int64_t offset) const {
   const SpanShare& share = sequence.shares[static_cast<size_t>(row)];
-  const int64_t query = mask_.is_causal ? share.from(offset) : share.first;
-  if (share.count == 0 || query > share.last()) return false;
+  if (share.count == 0) return false;
   const Span& span = input_.spans[sequence.span];
-  return mask_.visible(span.first_position + query, span.first_position + span.count)
-      .contains(span.first_position + offset);
+  const Interval queries =
+      mask_.seen_by(span.first_position + offset, span.first_position + span.count, span.prefix_end());
+  const int64_t first = share.from(queries.first - span.first_position);
+  return first <= share.last() && first <= queries.last - span.first_position;
 }
 
 // Whether a row needs one of the sequence's new tokens: for its attention, or for the cache of a rank of this column.
@@ -400,7 +400,8 @@ void ContextCall::attend(HeadRange heads, const KvCache& context, ElementRange t
                               .count = end - begin});
     for (int64_t i = begin; i < end && !skipped; ++i) {
       const Span& span = input_.spans[share.span];
-      const Interval seen = mask_.visible(positions_[static_cast<size_t>(i)], span.first_position + span.count);
+      const Interval seen =
+          mask_.visible(positions_[static_cast<size_t>(i)], span.first_position + span.count, span.prefix_end());
       memory.visible[static_cast<size_t>(i - tokens.first)] = {seen.first - sequence->origin,
                                                                seen.last - sequence->origin};
     }

@@ -13,18 +13,29 @@ Mask Mask::of(const AttentionConfig& config) {
           .attention_chunk_size = config.attention_chunk_size};
 }
 
-Interval Mask::visible(int64_t position, int64_t length) const {
-  Interval seen = is_causal ? causal(position) : whole_sequence(length);
-  if (has_window()) seen = seen.intersect(regard::sliding_window(position, sliding_window));
-  if (has_chunks()) seen = seen.intersect(chunk(position, attention_chunk_size));
+Interval Mask::visible(int64_t position, int64_t length, int64_t prefix_end) const {
+  Interval seen = !is_causal ? whole_sequence(length) : causal(std::max(position, prefix_end - 1));
+  if (has_window() && is_causal)
+    seen.first = std::max(seen.first, regard::sliding_window(position, sliding_window).first);
+  if (has_window() && !is_causal) seen = seen.intersect(two_sided_window(position, sliding_window));
+  if (has_chunks()) seen = seen.intersect(whole_chunk(position, attention_chunk_size));
   return seen;
 }
 
+Interval Mask::seen_by(int64_t key, int64_t length, int64_t prefix_end) const {
+  Interval queries = whole_sequence(length);
+  if (is_causal && key >= prefix_end) queries.first = key;
+  if (has_window() && is_causal) queries.last = std::min(queries.last, key + sliding_window - 1);
+  if (has_window() && !is_causal) queries = queries.intersect(two_sided_window(key, sliding_window));
+  if (has_chunks()) queries = queries.intersect(whole_chunk(key, attention_chunk_size));
+  return queries;
+}
+
 std::optional<int64_t> Mask::reach() const {
-  if (has_window() && has_chunks()) return std::min(sliding_window, attention_chunk_size);
-  if (has_window()) return sliding_window;
-  if (has_chunks()) return attention_chunk_size;
-  return std::nullopt;
+  std::optional<int64_t> reach;
+  if (has_window()) reach = is_causal ? sliding_window : sliding_window / 2 + 1;
+  if (has_chunks()) reach = std::min(reach.value_or(attention_chunk_size), attention_chunk_size);
+  return reach;
 }
 
 std::string Mask::limits() const {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <numbers>
 
@@ -169,11 +170,13 @@ void rotate(const RotaryConfig& r, const OracleMatrix& cos, const OracleMatrix& 
 
 }  // namespace
 
-bool oracle_sees(const AttentionConfig& config, int64_t query, int64_t key) {
+bool oracle_sees(const AttentionConfig& config, int64_t query, int64_t key, int64_t prefix_end) {
   const int64_t window = config.sliding_window;
   const int64_t chunk = config.attention_chunk_size;
-  if (config.is_causal && key > query) return false;
-  if (window > 0 && key < query - window + 1) return false;
+  const bool both_in_prefix = query < prefix_end && key < prefix_end;
+  if (config.is_causal && key > query && !both_in_prefix) return false;
+  if (config.is_causal && window > 0 && query - key >= window) return false;
+  if (!config.is_causal && window > 0 && 2 * std::abs(query - key) > window) return false;
   if (chunk > 0 && key / chunk != query / chunk) return false;
   return true;
 }
@@ -267,16 +270,18 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
 
   // 3. Attention. Row j of the keys is position j of a cached sequence, or the j-th of these tokens.
   const int64_t first_key = in.cached != nullptr ? 0 : in.first_position;
-  const OracleAttended attended = oracle_attend(
-      {.heads = c.num_attention_heads,
-       .kv_heads = c.num_key_value_heads,
-       .queries = heads.q,
-       .keys = in.cached != nullptr ? in.cached->keys : heads.k,
-       .values = in.cached != nullptr ? in.cached->values : heads.v,
-       .scale = c.softmax_scale,
-       .soft_cap = c.logit_soft_cap,
-       .sinks = weights.sinks,
-       .sees = [&](int64_t query, int64_t key) { return oracle_sees(c, in.first_position + query, first_key + key); }});
+  const OracleAttended attended =
+      oracle_attend({.heads = c.num_attention_heads,
+                     .kv_heads = c.num_key_value_heads,
+                     .queries = heads.q,
+                     .keys = in.cached != nullptr ? in.cached->keys : heads.k,
+                     .values = in.cached != nullptr ? in.cached->values : heads.v,
+                     .scale = c.softmax_scale,
+                     .soft_cap = c.logit_soft_cap,
+                     .sinks = weights.sinks,
+                     .sees = [&](int64_t query, int64_t key) {
+                       return oracle_sees(c, in.first_position + query, first_key + key, in.first_position + in.prefix);
+                     }});
 
   // 4. The output projection.
   result.hidden_states = project(attended.out, weights.output, weights.output_bias, {});

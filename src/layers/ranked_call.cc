@@ -108,6 +108,7 @@ void RankedCall::check_spans() {
             span.first_position);
     tokens_ += span.count;
   }
+  check_prefixes("attention", spans_, attention_.config().is_causal, input_.active_masks);
   (void)make_trees("attention", spans_, input_.active_masks, attention_.config().is_causal);
 }
 

@@ -11,6 +11,7 @@
 #include "layers/attention_call.h"
 #include "linear/row_parallel.h"
 #include "parallel/even_parts.h"
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -204,7 +205,7 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
     one.slots = 1;
     slots = sample.slots();
     const bool keeps_all = sample.first_seen(sample.capacity()) == 0;
-    pools.push_back({.page_bytes = sample.bytes_per_token() * sample.page_size(),
+    pools.push_back({.page_bytes = sample.bytes_per_token() * sample.block_tables().page_size(),
                      .least = keeps_all ? slots : KvCache::pages_needed(one, config),
                      .most = KvCache::pages_needed(options, config)});
   }

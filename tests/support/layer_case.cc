@@ -57,10 +57,7 @@ void any_norms(AttentionConfig& config) {
 }
 
 void any_mask(AttentionConfig& config, const LayerWishes& wishes) {
-  if (wishes.bidirectional && one_in(6)) {
-    config.is_causal = false;
-    return;
-  }
+  config.is_causal = !wishes.bidirectional || !one_in(5);
   const auto size = [&] { return *rc::gen::inRange<int64_t>(1, wishes.longest_text + 3); };
   if (one_in(2)) config.sliding_window = size();
   if (one_in(3)) config.attention_chunk_size = size();
@@ -82,6 +79,13 @@ void any_heads(AttentionConfig& config, bool small) {
       small ? rc::gen::element<int64_t>(16, 8, 33, 40) : rc::gen::element<int64_t>(64, 32, 128, 16, 8, 33, 80);
   config.head_dim = *widths;
   config.v_head_dim = one_in(4) ? *widths : config.head_dim;
+  // Heads wider than any block of the kernels, few of them: the oracle is slow.
+  if (!small && one_in(12)) {
+    config.num_key_value_heads = 1;
+    config.num_attention_heads = *rc::gen::element<int64_t>(1, 2);
+    config.head_dim = *rc::gen::inRange<int64_t>(129, 601);
+    config.v_head_dim = *rc::gen::inRange<int64_t>(129, 601);
+  }
   config.hidden_size = small ? *rc::gen::element<int64_t>(32, 24) : *rc::gen::element<int64_t>(64, 32, 24, 256, 300);
   config.is_eagle3_draft = one_in(8);
 }
@@ -239,8 +243,11 @@ KvCache Layer::make_cache(int64_t slots, int64_t capacity, int64_t speculation_l
   return {case_.storage, options, config()};
 }
 
-KvCache Layer::make_cache_of(const Attention& attention, int64_t slots, int64_t capacity) const {
-  return attention.make_cache(case_.storage, cache_options(slots, capacity));
+KvCache Layer::make_cache_of(const Attention& attention, int64_t slots, int64_t capacity,
+                             int64_t speculation_length) const {
+  KvCacheOptions options = cache_options(slots, capacity);
+  options.speculation_length = speculation_length;
+  return attention.make_cache(case_.storage, options);
 }
 
 KvCache Layer::make_contiguous_cache(int64_t slots, int64_t capacity) const {

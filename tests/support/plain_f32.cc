@@ -202,7 +202,10 @@ PlainOutput plain_layer(const AttentionConfig& config, const AttentionWeights& w
        .scale = c.softmax_scale,
        .soft_cap = c.logit_soft_cap,
        .sinks = weights.sinks,
-       .sees = [&](int64_t query, int64_t key) { return oracle_sees(c, in.first_position + query, first_key + key); }},
+       .sees =
+           [&](int64_t query, int64_t key) {
+             return oracle_sees(c, in.first_position + query, first_key + key, in.first_position + in.prefix);
+           }},
       order);
   return {.hidden_states = project(attended.out, tokens, weights.output, weights.output_bias, {}, order),
           .keys = k,

@@ -75,16 +75,6 @@ const std::vector<Broken> kBrokenLayers = {
     {"value_scale is inf", [](auto& c) { c.value_scale = INFINITY; }},
     {"sliding_window is -1", [](auto& c) { c.sliding_window = -1; }},              // [CFG-20]
     {"attention_chunk_size is -4", [](auto& c) { c.attention_chunk_size = -4; }},  // [CFG-17]
-    {"is_causal is false, but sliding_window is 4",
-     [](auto& c) {
-       c.is_causal = false;
-       c.sliding_window = 4;
-     }},
-    {"is_causal is false, but sliding_window is 0 and attention_chunk_size 8",
-     [](auto& c) {
-       c.is_causal = false;
-       c.attention_chunk_size = 8;
-     }},
     {"learned_sinks_size is -1", [](auto& c) { c.learned_sinks_size = -1; }},      // [CFG-23]
     {"learned_sinks_size is 1025", [](auto& c) { c.learned_sinks_size = 1025; }},  // [CFG-23]
     {"o_proj_layer_name is empty", [](auto& c) { c.o_proj_layer_name = ""; }},     // [CFG-22]

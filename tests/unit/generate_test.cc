@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/generator.h"
+#include "regard/block_table.h"
 #include "regard/saved_sequence.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
@@ -202,10 +203,10 @@ TEST(CachesOfAModel, TakeNoMoreThanTheirBytesAndTheirNeed) {
   const Speaker full(0, 1600);
   const Speaker windowed(20, 1600);
   const auto pages = [&](const Speaker& speaker, int64_t bytes) {
-    return speaker.decoder.make_paged_caches(options, bytes).back().pages();
+    return speaker.decoder.make_paged_caches(options, bytes).back().block_tables().pages();
   };
   const KvCache sample = std::move(full.decoder.make_paged_caches(options, int64_t{1} << 30).front());
-  const int64_t page_of_all_layers = 2 * sample.bytes_per_token() * sample.page_size();
+  const int64_t page_of_all_layers = 2 * sample.bytes_per_token() * sample.block_tables().page_size();
   EXPECT_EQ(pages(full, page_of_all_layers * 60), 60);
   EXPECT_EQ(pages(full, page_of_all_layers * 61 - 1), 60);
   EXPECT_EQ(pages(full, int64_t{1} << 30), 4 * 50);
@@ -217,9 +218,12 @@ TEST(CachesOfAModel, TakeNoMoreThanTheirBytesAndTheirNeed) {
   EXPECT_ERROR(pages(windowed, page_of_all_layers * 19 - 1), "4 sequences need at least");
   // What the slots could fill may be more than any machine has.
   const KvCacheOptions huge{.slots = 1000, .capacity = int64_t{1} << 24, .dtype = DType::f32};
-  EXPECT_EQ(full.decoder.make_paged_caches(huge, page_of_all_layers * 1001).back().pages(), 1001);
+  EXPECT_EQ(full.decoder.make_paged_caches(huge, page_of_all_layers * 1001).back().block_tables().pages(), 1001);
   // One slot is the default.
-  EXPECT_EQ(full.decoder.make_paged_caches({.capacity = 1600, .dtype = DType::f32}, page_of_all_layers).back().pages(),
+  EXPECT_EQ(full.decoder.make_paged_caches({.capacity = 1600, .dtype = DType::f32}, page_of_all_layers)
+                .back()
+                .block_tables()
+                .pages(),
             1);
   EXPECT_ERROR((void)full.decoder.make_paged_caches({.slots = 1, .pages = 4}, 1 << 20), "pages is 4");
 }

@@ -13,6 +13,7 @@
 #include "kernels/panel.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
+#include "regard/block_table.h"
 #include "regard/checkpoint.h"
 #include "regard/model.h"
 #include "regard/projection.h"
@@ -66,10 +67,11 @@ struct AttentionBench {
     const KvCacheOptions options{.slots = s.batch, .capacity = s.length, .dtype = s.dtype, .page_size = s.page_size};
     if (s.page_size == 0) return KvCache::contiguous(options, config(s));
     KvCache cache = KvCache::paged(options, config(s));
-    const std::vector<int32_t> pages = page_order(s, cache.pages());
+    const std::vector<int32_t> pages = page_order(s, cache.block_tables().pages());
     const auto own = static_cast<int64_t>(pages.size()) / s.batch;
     for (int64_t slot = 0; slot < s.batch; ++slot)
-      cache.reserve(slot, std::span(pages).subspan(static_cast<size_t>(slot * own), static_cast<size_t>(own)));
+      cache.block_tables().reserve(slot,
+                                   std::span(pages).subspan(static_cast<size_t>(slot * own), static_cast<size_t>(own)));
     return cache;
   }
 

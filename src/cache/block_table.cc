@@ -1,15 +1,16 @@
+#include "regard/block_table.h"
+
 #include <algorithm>
 
 #include "cache/kv_cache_state.h"
 
-// Pages for whoever manages them by itself.
 namespace regard {
 
-int64_t KvCache::page_size() const { return state_->page_size(); }
-int64_t KvCache::pages() const { return state_->pool.size(); }
-int64_t KvCache::free_pages() const { return state_->pool.free(); }
+int64_t BlockTables::page_size() const { return state_->page_size(); }
+int64_t BlockTables::pages() const { return state_->pool.size(); }
+int64_t BlockTables::free_pages() const { return state_->pool.free(); }
 
-std::vector<int32_t> KvCache::page_table(int64_t slot) const {
+std::vector<int32_t> BlockTables::table(int64_t slot) const {
   const Slot& found = state_->at(slot);
   std::vector<int32_t> pages(static_cast<size_t>(found.first_page), -1);
   pages.insert(pages.end(), found.table.begin(), found.table.end());
@@ -17,20 +18,20 @@ std::vector<int32_t> KvCache::page_table(int64_t slot) const {
   return pages;
 }
 
-int32_t KvCache::page_of(int64_t slot, int64_t index) const {
+int32_t BlockTables::page_of(int64_t slot, int64_t index) const {
   const Slot& found = state_->at(slot);
   const int64_t pages = state_->pages_of(found.length);
   require(index >= 0 && index < pages, "cache: slot {} has {} pages, but number {} is asked for", slot, pages, index);
   return index < found.first_page ? -1 : found.page(index);
 }
 
-int64_t KvCache::index_of(int64_t slot, int64_t position) const {
+int64_t BlockTables::slot_mapping(int64_t slot, int64_t position) const {
   state_->require_stored(slot, position, 1);
   const int64_t page_size = state_->page_size();
   return state_->at(slot).page(position / page_size) * page_size + position % page_size;
 }
 
-void KvCache::retain(int32_t page) {
+void BlockTables::retain(int32_t page) {
   state_->require_pool("holding a page");
   state_->require_held_page(page);
   // Its slot writes a reserved page in place, and nobody else may then hold it.
@@ -38,7 +39,7 @@ void KvCache::retain(int32_t page) {
   state_->pool.keep(page);
 }
 
-void KvCache::release(int32_t page) {
+void BlockTables::release(int32_t page) {
   state_->require_pool("letting go of a page");
   state_->require_held_page(page);
   // What sequences hold is theirs to give back.
@@ -46,21 +47,21 @@ void KvCache::release(int32_t page) {
   state_->pool.unkeep(page);
 }
 
-int64_t KvCache::holders(int32_t page) const {
+int64_t BlockTables::reference_count(int32_t page) const {
   state_->require_page(page);
   return state_->pool.holders(page);
 }
 
-int32_t KvCache::next_unused(int32_t previous) const {
+int32_t BlockTables::next_unused(int32_t previous) const {
   if (previous != -1) state_->require_held_page(previous);
   return state_->pool.next_unused(previous);
 }
 
-void KvCache::leave_trim_to_owner() { state_->owner_trims = true; }
-bool KvCache::owner_trims() const { return state_->owner_trims; }
+void BlockTables::leave_trim_to_owner() { state_->owner_trims = true; }
+bool BlockTables::owner_trims() const { return state_->owner_trims; }
 
-void KvCache::share(int64_t slot, std::span<const int32_t> pages, int64_t length) {
-  State& s = *state_;
+void BlockTables::share(int64_t slot, std::span<const int32_t> pages, int64_t length) {
+  KvCache::State& s = *state_;
   s.require_pool("sharing");
   Slot& target = s.empty_slot(slot);
   require(length >= 0 && length <= s.options.capacity, "cache: length is {}, expected 0 to {}", length,
@@ -87,8 +88,8 @@ void KvCache::share(int64_t slot, std::span<const int32_t> pages, int64_t length
   target.length = length;
 }
 
-void KvCache::reserve(int64_t slot, std::span<const int32_t> pages) {
-  State& s = *state_;
+void BlockTables::reserve(int64_t slot, std::span<const int32_t> pages) {
+  KvCache::State& s = *state_;
   s.require_pool("reserving");
   Slot& target = s.at(slot);
   for (const int32_t page : pages) {
