@@ -8,6 +8,8 @@
 namespace regard::test {
 namespace {
 
+constexpr int64_t kCapacity = 4096;
+
 bool one_in(int times) { return *rc::gen::inRange(0, times) == times - 1; }
 
 int64_t any_divisor(int64_t number) {
@@ -66,7 +68,7 @@ struct Results {
 Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
   const Attention attention = Attention::load(layer.weights(), layer.config(), Threads(1), ranks);
   Workspace workspace(1);
-  KvCache cache = layer.make_cache_of(attention, scene.slots, 4096, scene.speculation_length);
+  KvCache cache = layer.make_cache_of(attention, scene.slots, kCapacity, scene.speculation_length);
   std::vector<float> gain(static_cast<size_t>(layer.config().input_size()), 1.25F);
   Results results;
   for (size_t call = 0; call < scene.calls.size(); ++call) {
@@ -202,6 +204,7 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
         // The next draft comes to the end of a run of tokens that one rank keeps.
         if (wishes.drafts && wishes.shared_tokens && one_in(2))
           count = 2 * 256 - length % 256 + *rc::gen::inRange<int64_t>(-6, 2);
+        if (length + count > kCapacity) length = 0;
         const bool nobody = one_in(10);
         spans.push_back({.slot = nobody ? -1 : slot, .first_position = length, .count = count});
         drafts.push_back(wishes.drafts ? any_draft(scene, spans.back()) : RankDraft());
