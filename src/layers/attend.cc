@@ -1,6 +1,7 @@
 #include "regard/attend.h"
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -49,7 +50,11 @@ void check_spans(const AttendInput& input) {
     tokens += span.count;
     if (span.slot == -1) continue;
     const int64_t stored = input.cache->length(span.slot);
-    require(span.first_position >= 0 && span.first_position <= stored && span.count <= stored - span.first_position,
+    require(span.first_position >= 0 && span.first_position <= std::numeric_limits<int64_t>::max() - span.count,
+            "attend: first_position is {}, expected 0 or more, and room for {} positions", span.first_position,
+            span.count);
+    // Without a causal mask the queries may be another sequence's than the keys (cross-attention).
+    require(!input.mask.is_causal || span.first_position + span.count <= stored,
             "attend: a span ends at position {}, but slot {} holds {} tokens; append keys and values first",
             span.first_position + span.count, span.slot, stored);
     // The first row sees the oldest keys.
