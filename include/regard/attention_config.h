@@ -23,8 +23,15 @@ enum class RopeScaling : uint8_t {
   linear,    ///< all frequencies divided by `factor` [POS-5]
   llama3,    ///< low frequencies divided by `factor`, high ones kept, a blend between [POS-6]
   yarn,      ///< a ramp between both over the dimensions; cos and sin times an attention factor [POS-7]
-  longrope,  ///< each frequency divided by its own factor: of the long list where max_length exceeds the training's
-             ///< length, else of the short one, so that a token's rotation never depends on its batch-mates
+  longrope,  ///< each frequency divided by its own factor, of the list that `longrope_factors` names
+};
+
+/// Which list of factors a longrope rotation divides by. The choice belongs to the layer: a token's rotation never
+/// depends on the length of its sequence, or of others in the batch.
+enum class LongropeFactors : uint8_t {
+  unspecified,  ///< Error where the two lists differ
+  short_factor,
+  long_factor,
 };
 
 /// Rotary position embedding. Angles are computed in double precision.
@@ -44,6 +51,12 @@ struct RotaryConfig {
   std::optional<double> attention_factor;  ///< yarn, longrope: times cos and sin; yarn's default 0.1 ln(factor) + 1
   std::vector<double> short_factor;        ///< longrope: rotary_dim/2 numbers
   std::vector<double> long_factor;         ///< longrope: rotary_dim/2 numbers
+  LongropeFactors longrope_factors = LongropeFactors::unspecified;  ///< longrope: required where the lists differ
+
+  /// The list for sequences of up to `length` tokens: the long one beyond original_max_position_embeddings.
+  [[nodiscard]] LongropeFactors longrope_factors_for(int64_t length) const {
+    return length > original_max_position_embeddings ? LongropeFactors::long_factor : LongropeFactors::short_factor;
+  }
 
   friend bool operator==(const RotaryConfig&, const RotaryConfig&) = default;
 };
@@ -70,15 +83,18 @@ struct QKNorm {
   NormWidth width = NormWidth::head;
   double eps = 1e-6;
   bool has_weight = true;
+  bool weight_per_head = false;  ///< Width `head`: gain and bias are [heads, head_dim], each head's own (Cohere's
+                                 ///< Command R+, StableLM 2); false: [head_dim], the same for all heads.
 
   friend bool operator==(const QKNorm&, const QKNorm&) = default;
 };
 
-/// Queries grow with their position p by log(1 + floor((p + 1) / floor_scale)) * attn_scale + 1 (Llama 4's layers
-/// without rotation).
+/// Queries grow with their position p by log(1 + floor((p + offset) / floor_scale)) * attn_scale + 1, after norms and
+/// rotation.
 struct QueryPositionScale {
   double floor_scale = 8192.0;
   double attn_scale = 0.1;
+  int64_t offset = 1;  ///< 1: Llama 4's layers without rotation; 0: Ministral 3's layers. 0 or more.
 
   friend bool operator==(const QueryPositionScale&, const QueryPositionScale&) = default;
 };
@@ -90,7 +106,8 @@ enum class ValueSource : uint8_t {
 };
 
 /// The flags of the reference's inference config that a single rank needs: lengths, batch, types.
-/// A 0 stands for the default that the comment gives.
+/// A 0 stands for the default that the comment gives. Lengths have none: where neither the length itself nor seq_len is
+/// set, they stay 0, and a cache needs the capacity in its own options.
 struct InferenceConfig {
   int64_t batch_size = 1;           ///< Rows a call [CFG-40].
   int64_t ctx_batch_size = 0;       ///< Rows of a prefill call; batch_size [CFG-41].
@@ -98,14 +115,14 @@ struct InferenceConfig {
   int64_t spec_batch_size = 0;      ///< Rows of a verifying call; batch_size [CFG-41].
   int64_t max_batch_size = 0;       ///< The most rows of any call; batch_size [CFG-41].
   int64_t kv_cache_batch_size = 0;  ///< Sequence slots of the cache; batch_size [CFG-59].
-  int64_t seq_len = 128;            ///< Default of the lengths below [CFG-42].
-  int64_t max_context_length = 0;   ///< Longest prompt, at most max_length; seq_len [CFG-43].
-  int64_t max_length = 0;           ///< Tokens a cache slot holds; seq_len [CFG-44].
+  int64_t seq_len = 0;              ///< Default of the lengths below [CFG-42].
+  int64_t max_context_length = 0;   ///< Longest row of a padded call; seq_len, or else no limit [CFG-43].
+  int64_t max_length = 0;           ///< Default capacity of a cache slot, in tokens; seq_len [CFG-44].
   int64_t n_positions = 0;          ///< Longest sequence a mask is made for; seq_len [CFG-45].
   int64_t windowed_context_encoding_size =
       0;                                 ///< Prefill in pieces of so many tokens; 0: the library's choice [CFG-68].
   std::string padding_side = "right";    ///< "right" or "left": where a padded batch has its padding [CFG-46].
-  DType torch_dtype = DType::bf16;       ///< Type of the model: f32, bf16 or f16 [CFG-47].
+  DType torch_dtype = DType::f32;        ///< Type of the model: f32, bf16 or f16 [CFG-47].
   std::optional<DType> attention_dtype;  ///< Type of the cache; torch_dtype [CFG-48], [KV-5].
   std::string cast_type = "config";      ///< "config" or "as-declared" [CFG-49].
   bool allow_input_truncation = false;   ///< A prompt longer than max_context_length loses its tail [CFG-75].

@@ -60,8 +60,8 @@ struct KvFormat {
 /// What a cache holds. A 0, or nothing, stands for the default that the comment gives.
 struct KvCacheOptions {
   int64_t slots = 0;               ///< Sequences; the config's kv_cache_batch_size.
-  int64_t capacity = 0;            ///< Tokens that a sequence may come to; the config's max_length.
-  std::optional<DType> dtype;      ///< Of keys and values; the config's attention_dtype [KV-5].
+  int64_t capacity = 0;            ///< Tokens that a sequence may come to; the config's max_length, Error if that is 0.
+  std::optional<DType> dtype;      ///< Of keys and values; the config's attention_dtype, f32 if that is not set [KV-5].
   std::optional<KvFormat> keys;    ///< Of keys alone; dtype, with scales per token.
   std::optional<KvFormat> values;  ///< Of values alone.
   /// Tokens a page: 16, 32, 64, 128 or 256; in contiguous caches 256, or less where that holds the capacity, else 32.

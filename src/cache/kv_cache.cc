@@ -41,6 +41,8 @@ KvCacheOptions with_defaults(KvStorage storage, const KvCacheOptions& options, c
   KvCacheOptions filled = options;
   if (filled.slots == 0) filled.slots = layer.inference.kv_cache_batch_size;
   if (filled.capacity == 0) filled.capacity = layer.inference.max_length;
+  require(filled.capacity != 0,
+          "cache: capacity is 0 and the config has no max_length, expected the tokens that a sequence may come to");
   if (!filled.dtype) filled.dtype = layer.inference.attention_dtype;
   if (filled.page_size == 0) filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : 32;
   check_sizes(storage, filled, layer);

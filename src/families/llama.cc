@@ -130,7 +130,7 @@ class LlamaHuggingFace : public Family {
                             .hidden_size = values_.required<int64_t>("hidden_size"),
                             .intermediate_size = values_.required<int64_t>("intermediate_size"),
                             .vocab_size = values_.required<int64_t>("vocab_size"),
-                            .context_length = values_.get<int64_t>("max_position_embeddings").value_or(2048),
+                            .context_length = context_length(),
                             .rms_norm_eps = values_.get<double>("rms_norm_eps").value_or(1e-6),
                             .tied_embeddings = values_.get<bool>("tie_word_embeddings").value_or(false)};
     return checked(model, checkpoint_);
@@ -145,7 +145,7 @@ class LlamaHuggingFace : public Family {
     config.rms_norm_eps = values_.get<double>("rms_norm_eps").value_or(1e-6);
     config.qkv_bias = config.o_bias = values_.get<bool>("attention_bias").value_or(false);
     config.rotary_emb = rotary();
-    config.inference.seq_len = values_.get<int64_t>("max_position_embeddings").value_or(2048);
+    config.inference.seq_len = context_length();
     const auto dtype =
         values_.get<std::string>("dtype").value_or(values_.get<std::string>("torch_dtype").value_or("float32"));
     config.inference.torch_dtype = dtype == "bfloat16" ? DType::bf16 : dtype == "float16" ? DType::f16 : DType::f32;
@@ -174,6 +174,8 @@ class LlamaHuggingFace : public Family {
   std::vector<int64_t> rotary_row_order(int64_t, int64_t) const override { return {}; }
 
  private:
+  int64_t context_length() const { return values_.get<int64_t>("max_position_embeddings").value_or(2048); }
+
   // Newer files have `rope_parameters`; older ones `rope_theta` and `rope_scaling`.
   RotaryConfig rotary() const {
     const JsonValues newer = values_.object("rope_parameters");
@@ -202,6 +204,7 @@ class LlamaHuggingFace : public Family {
       rotary.scaling = RopeScaling::longrope;
       rotary.short_factor = scaling.required<std::vector<double>>("short_factor");
       rotary.long_factor = scaling.required<std::vector<double>>("long_factor");
+      rotary.longrope_factors = rotary.longrope_factors_for(context_length());
     } else {
       require(type == "default", "config.json: rope type is \"{}\", expected default, linear, llama3, yarn or longrope",
               printable(type));

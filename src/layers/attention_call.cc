@@ -26,6 +26,15 @@ int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t to
   return asked > 0 ? std::min(asked, KvCache::kTokensAtOnce) : KvCache::kTokensAtOnce;
 }
 
+Span implied_span(const Attention& attention, const AttentionInput& input) {
+  const int64_t tokens = input.hidden_states.size(0);
+  if (input.cache == nullptr) return {.slot = 0, .first_position = 0, .count = tokens};
+  require(!attention.shares_sequences(),
+          "attention: spans are missing, expected them where ranks divide sequences or their tokens: none knows all "
+          "lengths");
+  return {.slot = 0, .first_position = input.cache->length(0), .count = tokens};
+}
+
 AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
                              const RankPlace* place)
     : layer_(attention),
@@ -82,7 +91,7 @@ void AttentionCall::check_input() const {
 void AttentionCall::resolve_spans() {
   spans_ = input_.spans;
   if (spans_.empty() && tokens_ > 0) {
-    own_spans_ = {{.slot = 0, .first_position = 0, .count = tokens_}};
+    own_spans_ = {implied_span(layer_, input_)};
     spans_ = own_spans_;
   }
   int64_t counted = 0;

@@ -77,12 +77,18 @@ void normalize(const QKNorm& norm, std::span<const float> weight, std::span<cons
   }
 }
 
-// Every row of x [tokens, heads * width], head by head or all heads together.
+// Every row of x [tokens, heads * width], head by head or all heads together. Gain and bias are [width], or, of all
+// heads together or of each head its own, [heads * width].
 void normalize_heads(const QKNorm& norm, std::span<const float> weight, std::span<const float> bias, int64_t heads,
                      OracleMatrix& x) {
   const int64_t count = norm.width == NormWidth::all ? x.columns : x.columns / heads;
+  const auto own = [&](std::span<const float> numbers, int64_t first) {
+    const bool whole = numbers.empty() || !norm.weight_per_head;
+    return whole ? numbers : numbers.subspan(static_cast<size_t>(first), static_cast<size_t>(count));
+  };
   for (int64_t t = 0; t < x.rows; ++t)
-    for (int64_t first = 0; first < x.columns; first += count) normalize(norm, weight, bias, count, x[t] + first);
+    for (int64_t first = 0; first < x.columns; first += count)
+      normalize(norm, own(weight, first), own(bias, first), count, x[t] + first);
 }
 
 void normalize_queries_and_keys(const AttentionConfig& c, const AttentionWeights& w, Heads& heads) {
@@ -98,7 +104,7 @@ void normalize_queries_and_keys(const AttentionConfig& c, const AttentionWeights
 // ---- Rotation ----
 
 // Radians a position of pair i, i = 0 .. rotary_dim/2 - 1 [POS-3], [POS-5], [POS-6], [POS-7].
-long double frequency(const RotaryConfig& r, bool beyond_training, int64_t i) {
+long double frequency(const RotaryConfig& r, int64_t i) {
   constexpr long double kPi = std::numbers::pi_v<long double>;
   const auto base = static_cast<long double>(r.rope_theta);
   const auto factor = static_cast<long double>(r.factor);
@@ -135,7 +141,8 @@ long double frequency(const RotaryConfig& r, bool beyond_training, int64_t i) {
       return stretched * plain / factor + (1.0L - stretched) * plain;
     }
     case RopeScaling::longrope: {
-      const auto& factors = beyond_training ? r.long_factor : r.short_factor;
+      const bool is_long = r.longrope_factors == LongropeFactors::long_factor;
+      const auto& factors = is_long ? r.long_factor : r.short_factor;
       return plain / static_cast<long double>(factors[static_cast<size_t>(i)]);
     }
   }
@@ -242,13 +249,12 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
   if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE) normalize_queries_and_keys(c, weights, heads);
   if (c.rotary_emb) {
     const RotaryConfig& r = *c.rotary_emb;
-    const bool beyond_training = c.inference.max_length > r.original_max_position_embeddings;
     result.cos = result.sin = OracleMatrix(tokens, r.rotary_dim / 2);
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < r.rotary_dim / 2; ++i) {
         const int64_t position =
             in.rotary_position_ids.empty() ? in.first_position + t : in.rotary_position_ids[static_cast<size_t>(t)];
-        const long double angle = static_cast<long double>(position) * frequency(r, beyond_training, i);
+        const long double angle = static_cast<long double>(position) * frequency(r, i);
         result.cos[t][i] = static_cast<double>(std::cos(angle)) * concentration(r);
         result.sin[t][i] = static_cast<double>(std::sin(angle)) * concentration(r);
       }
@@ -258,7 +264,7 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
   if (c.qk_norm_placement == QKNormPlacement::POST_ROPE) normalize_queries_and_keys(c, weights, heads);
   if (c.query_position_scale)
     for (int64_t t = 0; t < tokens; ++t) {
-      const auto nth = static_cast<double>(in.first_position + t + 1);
+      const auto nth = static_cast<double>(in.first_position + t + c.query_position_scale->offset);
       const double growth = std::log(1.0 + std::floor(nth / c.query_position_scale->floor_scale));
       for (int64_t i = 0; i < heads.q.columns; ++i) heads.q[t][i] *= growth * c.query_position_scale->attn_scale + 1.0;
     }

@@ -123,7 +123,7 @@ class PaddedCall {
 
   void limit_prompt(int64_t b, Row& row) const {
     const auto& inference = config_.inference;
-    if (row.count <= inference.max_context_length) return;
+    if (inference.max_context_length == 0 || row.count <= inference.max_context_length) return;
     require(inference.allow_input_truncation,
             "attention: row {} has {} tokens, expected at most max_context_length ({})", b, row.count,
             inference.max_context_length);

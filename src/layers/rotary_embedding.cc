@@ -72,7 +72,7 @@ uint64_t mix(uint64_t hash, uint64_t value) {
 
 }  // namespace
 
-RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, int64_t max_length)
+RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config)
     : config_(config), frequencies_(plain_frequencies(config)) {
   switch (config.scaling) {
     case RopeScaling::none:
@@ -90,7 +90,7 @@ RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, int64_t max_length)
       break;
     case RopeScaling::longrope:
       divide(frequencies_,
-             max_length > config.original_max_position_embeddings ? config.long_factor : config.short_factor);
+             config.longrope_factors == LongropeFactors::long_factor ? config.long_factor : config.short_factor);
       attention_factor_ = config.attention_factor.value_or(
           config.factor <= 1.0
               ? 1.0

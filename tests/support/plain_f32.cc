@@ -61,8 +61,12 @@ void normalize(const QKNorm& norm, std::span<const float> weight, std::span<cons
 void normalize_heads(const QKNorm& norm, std::span<const float> weight, std::span<const float> bias, int64_t heads,
                      int64_t width, Floats& x) {
   const auto count = static_cast<size_t>(norm.width == NormWidth::all ? heads * width : width);
+  // Weights of each head's own repeat with every token.
+  const auto own = [&](std::span<const float> numbers, size_t first) {
+    return numbers.empty() || !norm.weight_per_head ? numbers : numbers.subspan(first % numbers.size(), count);
+  };
   for (size_t first = 0; first < x.size(); first += count)
-    normalize(norm, weight, bias, std::span(x).subspan(first, count));
+    normalize(norm, own(weight, first), own(bias, first), std::span(x).subspan(first, count));
 }
 
 // x [tokens, width], heads of head_dim
@@ -185,8 +189,8 @@ PlainOutput plain_layer(const AttentionConfig& config, const AttentionWeights& w
   if (c.query_position_scale)
     for (size_t i = 0; i < q.size(); ++i) {
       const int64_t position = in.first_position + static_cast<int64_t>(i) / q_width;
-      const float turns =
-          std::floor(static_cast<float>(position + 1) / static_cast<float>(c.query_position_scale->floor_scale));
+      const float turns = std::floor(static_cast<float>(position + c.query_position_scale->offset) /
+                                     static_cast<float>(c.query_position_scale->floor_scale));
       q[i] *= std::log(1.0F + turns) * static_cast<float>(c.query_position_scale->attn_scale) + 1.0F;
     }
   if (c.v_norm) normalize_heads(*c.v_norm, weights.v_norm, {}, c.num_key_value_heads, c.v_head_dim, v);

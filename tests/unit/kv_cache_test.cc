@@ -264,6 +264,13 @@ TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
   EXPECT_EQ(cache.bytes_per_token(), 2 * (20 + 16) * 2);  // values in panels of 16
 }
 
+// A length that nobody said is not 128 tokens, and a type that nobody said is not bf16.
+TEST(KvCache, WithoutALengthFromOptionsOrConfigThereIsNoCache) {
+  EXPECT_THAT(error_of([] { (void)KvCache::contiguous({.slots = 1}, two_head_layer()); }),
+              HasSubstr("capacity is 0 and the config has no max_length"));
+  EXPECT_EQ(KvCache::contiguous({.capacity = 8}, two_head_layer()).key_format().dtype, DType::f32);
+}
+
 TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
   const auto refusal = [](const KvCacheOptions& options) {
     return error_of([&] { (void)KvCache::contiguous(options, two_head_layer()); });

@@ -117,6 +117,12 @@ TEST(LlamaFamily, HuggingFaceScalingsAreRead) {
   const auto longrope =
       rotary_of({{"rope_type", "longrope"}, {"short_factor", {1, 1, 1.5, 2}}, {"long_factor", {1, 2, 3, 4}}});
   EXPECT_EQ(longrope.long_factor, (std::vector<double>{1, 2, 3, 4}));
+  EXPECT_EQ(longrope.longrope_factors, LongropeFactors::short_factor);
+  const auto stretched = rotary_of({{"rope_type", "longrope"},
+                                    {"short_factor", {1, 1, 1.5, 2}},
+                                    {"long_factor", {1, 2, 3, 4}},
+                                    {"original_max_position_embeddings", 8}});
+  EXPECT_EQ(stretched.longrope_factors, LongropeFactors::long_factor);
 }
 
 TEST(LlamaFamily, BrokenModelsAreRefusedWithTheReason) {

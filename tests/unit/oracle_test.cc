@@ -161,15 +161,15 @@ TEST(Oracle, LinearScalingDividesAllFrequencies) {  // [POS-5]
   EXPECT_NEAR(second_angle({.scaling = RopeScaling::linear, .factor = 4}), 0.0025, 1e-12);
 }
 
-TEST(Oracle, LongropeDividesByTheListThatMaxLengthAsksFor) {
+TEST(Oracle, LongropeDividesByTheListThatIsChosen) {
   IdentityLayer layer(4);
   layer.config.rotary_emb = RotaryConfig{.scaling = RopeScaling::longrope,
                                          .original_max_position_embeddings = 100,
                                          .short_factor = {1, 2},
                                          .long_factor = {1, 5}};
-  layer.config.inference.seq_len = 100;
+  layer.config.rotary_emb->longrope_factors = LongropeFactors::short_factor;
   expect_near(layer.key_of({0, 1, 0, 0}, 1), {0, std::cos(0.005), 0, std::sin(0.005)}, 1e-15);
-  layer.config.inference.seq_len = 101;
+  layer.config.rotary_emb->longrope_factors = LongropeFactors::long_factor;
   expect_near(layer.key_of({0, 1, 0, 0}, 1), {0, std::cos(0.002), 0, std::sin(0.002)}, 1e-15);
 }
 
