@@ -199,6 +199,19 @@ TEST(LayerNorms, EachHeadMayHaveWeightsOfItsOwn) {
   }
 }
 
+// What transformers 5.24 makes of kKey with these gains: StableLmLayerNormPerHead in f64; its CohereLayerNorm differs
+// by the roundings of f32.
+TEST(LayerNorms, WeightsOfEachHeadAreThoseOfCohereAndStableLm) {
+  AttentionConfig config = two_heads();
+  config.q_layernorm = config.k_layernorm = QKNorm{.kind = NormKind::layer_norm, .eps = 1e-5, .weight_per_head = true};
+  AttentionWeights weights;
+  weights.q_norm = weights.k_norm = {1.5F, -0.5F, 2, 1, 0.25F, 3, -1, 0.5F};
+  expect_near(run(config, weights).keys,
+              {0.7606370906585876, 0.08451523229539862, -3.04254836263435, 1.1832132521355807, -0.429774836860251,
+               1.1211517483310895, -0.6726910489986537, 0.33634552449932686},
+              tolerance(kWidth));
+}
+
 // [CFG-8], [POS-12], [CFG-7]: no gain, per head, eps 1e-6 unless rms_norm_eps says otherwise.
 TEST(LayerNorms, UseQkNormTakesItsEpsFromRmsNormEps) {
   AttentionConfig config = two_heads();

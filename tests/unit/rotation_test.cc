@@ -287,7 +287,7 @@ TEST(Rotation, AQueryPositionScaleWithOffset0StepsAtMultiplesOfItsLength) {
   input.hidden_states = hidden;
   input.lse = true;
   const auto output = layer.load().forward(input);
-  // 1 + 0.5 ln(1 + floor(p / 3)) for p = 0 .. 6
+  // 1 + 0.5 ln(1 + floor(p / 3)) for p = 0 .. 6, as get_llama_4_attn_scale of transformers' ministral3 has it
   const std::vector<double> growth = {
       1, 1, 1, 1.3465735902799727, 1.3465735902799727, 1.3465735902799727, 1.5493061443340548};
   for (size_t p = 0; p < growth.size(); ++p) EXPECT_NEAR(output.lse.elements<float>()[p], 6 * growth[p], 2e-6);
