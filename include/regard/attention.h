@@ -25,7 +25,7 @@ struct AttentionShard;
 /// The weights of one attention layer, as a checkpoint stores them.
 struct AttentionWeights {
   QkvWeights qkv;
-  WeightView output;               ///< [hidden_size, heads * v_head_dim]
+  StoredMatrix output;             ///< [hidden_size, heads * v_head_dim]
   std::vector<float> output_bias;  ///< [hidden_size], or empty
   /// Gains and biases of q_layernorm and k_layernorm: [head_dim], or [heads * head_dim] for norms over all heads;
   /// empty: none.
