@@ -6,7 +6,7 @@
 
 #include "regard/communicator.h"
 #include "regard/plan.h"
-#include "regard/projection.h"
+#include "regard/linear.h"
 
 namespace regard::bench {
 

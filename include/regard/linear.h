@@ -11,8 +11,9 @@
 namespace regard {
 
 namespace kernels {
+enum class PanelType : uint8_t;
 struct PanelView;
-}
+}  // namespace kernels
 
 /// How a checkpoint stores a matrix [rows, columns]: its values and, where those are integers or fp8, what turns them
 /// into numbers: value[r][c] = (values[r][c] - zeros[r][g]) * scales[r][g], with g the group of column c.
@@ -82,8 +83,8 @@ class PackedMatrix {
   int64_t rows_ = 0;
   int64_t columns_ = 0;
   WeightType source_type_ = WeightType::f32;
-  uint8_t panel_type_ = 0;  // a kernels::PanelType
-  int64_t group_ = 0;       // columns that share a scale; 0: none do
+  kernels::PanelType panel_type_{};
+  int64_t group_ = 0;  // columns that share a scale; 0: none do
   std::vector<int64_t> order_;
   Buffer buffer_;
 };
@@ -101,7 +102,7 @@ class Linear {
   [[nodiscard]] int64_t rows() const { return weight_.rows(); }
   [[nodiscard]] int64_t columns() const { return weight_.columns(); }
   [[nodiscard]] const PackedMatrix& weight() const { return weight_; }
-  [[nodiscard]] std::span<const float> bias() const { return bias_; }  ///< [rows], or empty.
+  [[nodiscard]] const std::vector<float>& bias() const { return bias_; }  ///< [rows], or empty.
   /// Bytes of the packed matrix.
   [[nodiscard]] int64_t bytes() const { return weight_.bytes(); }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -11,7 +12,8 @@
 
 namespace regard {
 
-class RowParallel;
+class Mlp;
+struct RowSplit;
 
 /// What a call has to do at least.
 struct ModelCost {
@@ -66,26 +68,19 @@ class Model {
     Attention attention;
     std::vector<float> attention_norm;
     std::vector<float> mlp_norm;
-    Linear gate, up, down;
+    std::shared_ptr<const Mlp> mlp;
   };
 
-  void load_mlp(const Checkpoint& checkpoint, int64_t layer, const Threads& threads, Layer& into) const;
   void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
                   std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
                   Workspace& workspace) const;
-  struct RowSplit;
   [[nodiscard]] RowSplit split_rows(TensorView hidden, std::span<const Span> spans,
                                     std::span<const ConstTensorView> active_masks, std::span<KvCache> caches,
                                     Workspace& workspace) const;
-  void all_gather(const RowSplit& split, ConstTensorView own, TensorView all) const;
   void gather_rows(const RowSplit& split, TensorView hidden) const;
-  void run_mlp(const Layer& layer, const RowSplit& split, Workspace& workspace) const;
-  [[nodiscard]] ConstTensorView normed(const Layer& layer, ConstTensorView rows, Workspace& workspace) const;
-  [[nodiscard]] TensorView gated(const Layer& layer, ConstTensorView x, Workspace& workspace) const;
 
   ModelConfig config_;
   Ranks ranks_;
-  std::shared_ptr<const RowParallel> mlp_sum_;  // none: one rank's product is the whole
   Linear embedding_;
   Linear output_;  // empty where the embedding is the head
   std::vector<float> norm_;

@@ -134,10 +134,10 @@ Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const Att
     weights.qkv.v_bias = bias("attention.v", c.qkv_bias);
   }
   // Before memory is asked for by these numbers, the weights must have them.
-  const auto check_rows = [&](const char* name, const WeightView& stored, int64_t heads) {
-    require(stored.empty() || stored.rows == heads * c.head_dim,
-            "checkpoint: {} of layer {} has shape [{}, {}], expected [{}, {}]", name, layer, stored.rows,
-            stored.columns, heads * c.head_dim, c.hidden_size);
+  const auto check_rows = [&](const char* name, const StoredMatrix& stored, int64_t heads) {
+    require(stored.empty() || stored.rows() == heads * c.head_dim,
+            "checkpoint: {} of layer {} has shape [{}, {}], expected [{}, {}]", name, layer, stored.rows(),
+            stored.columns(), heads * c.head_dim, c.hidden_size);
   };
   check_rows("q_proj", weights.qkv.q, c.num_attention_heads);
   check_rows("k_proj", weights.qkv.k, c.num_key_value_heads);

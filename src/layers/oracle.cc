@@ -12,16 +12,24 @@ namespace {
 
 // ---- Projections ----
 
-// out[t][r] = sum over c of x[t][c] * weight[order[r]][c] + bias[order[r]]
-OracleMatrix project(const OracleMatrix& x, const WeightView& weight, std::span<const float> bias,
-                     std::span<const int64_t> order) {
-  OracleMatrix out(x.rows, weight.rows);
-  std::vector<float> row(static_cast<size_t>(weight.columns));
-  for (int64_t r = 0; r < weight.rows; ++r) {
-    const int64_t source = order.empty() ? r : order[static_cast<size_t>(r)];
-    decode_row(weight, source, row);
+// Rows of a stored matrix: row r is stored row first + order[r].
+struct StoredRows {
+  const StoredMatrix& matrix;
+  std::span<const float> bias;  // of the whole matrix, or empty
+  int64_t first;
+  int64_t count;
+  std::span<const int64_t> order;
+};
+
+// out[t][r] = sum over c of x[t][c] * weight[r][c] + bias[r]
+OracleMatrix project(const OracleMatrix& x, const StoredRows& rows) {
+  OracleMatrix out(x.rows, rows.count);
+  std::vector<float> row(static_cast<size_t>(rows.matrix.columns()));
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t source = rows.first + (rows.order.empty() ? r : rows.order[static_cast<size_t>(r)]);
+    decode_row(rows.matrix, source, row);
     for (int64_t t = 0; t < x.rows; ++t) {
-      double sum = bias.empty() ? 0.0 : static_cast<double>(bias[static_cast<size_t>(source)]);
+      double sum = rows.bias.empty() ? 0.0 : static_cast<double>(rows.bias[static_cast<size_t>(source)]);
       for (int64_t c = 0; c < x.columns; ++c) sum += x[t][c] * static_cast<double>(row[static_cast<size_t>(c)]);
       out[t][r] = sum;
     }
@@ -41,12 +49,10 @@ Heads project_heads(const AttentionConfig& c, const QkvWeights& w, const OracleM
   const int64_t q_rows = c.num_attention_heads * c.head_dim;
   const int64_t k_rows = c.num_key_value_heads * c.head_dim;
   const int64_t v_rows = c.num_key_value_heads * c.v_head_dim;
-  const auto part = [&](int64_t first, int64_t rows, const WeightView& own, std::span<const float> own_bias,
+  const auto part = [&](int64_t first, int64_t rows, const StoredMatrix& own, std::span<const float> own_bias,
                         std::span<const int64_t> order) {
-    if (!c.fused_qkv) return project(x, own, own_bias, order);
-    const auto bias = std::span(w.qkv_bias);
-    return project(x, w.qkv.row_range(first, rows),
-                   bias.empty() ? bias : bias.subspan(static_cast<size_t>(first), static_cast<size_t>(rows)), order);
+    if (!c.fused_qkv) return project(x, {own, own_bias, 0, rows, order});
+    return project(x, {w.qkv, w.qkv_bias, first, rows, order});
   };
   Heads heads{.q = part(0, q_rows, w.q, w.q_bias, w.q_row_order),
               .k = part(q_rows, k_rows, w.k, w.k_bias, w.k_row_order),
@@ -279,7 +285,7 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
        .sees = [&](int64_t query, int64_t key) { return oracle_sees(c, in.first_position + query, first_key + key); }});
 
   // 4. The output projection.
-  result.hidden_states = project(attended.out, weights.output, weights.output_bias, {});
+  result.hidden_states = project(attended.out, {weights.output, weights.output_bias, 0, weights.output.rows(), {}});
   result.queries = heads.q;
   result.key_values = {.keys = heads.k, .values = heads.v};
   result.attended = attended.out;

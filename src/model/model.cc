@@ -9,7 +9,8 @@
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
 #include "layers/attention_call.h"
-#include "linear/row_parallel.h"
+#include "layers/for_each_row.h"
+#include "layers/mlp.h"
 #include "parallel/even_parts.h"
 #include "tensor/fail.h"
 
@@ -25,14 +26,8 @@ std::vector<float> load_norm(const Checkpoint& checkpoint, const std::string& na
   return gain;
 }
 
-// The rows and columns of a matrix that are wanted; empty: all.
-struct Wanted {
-  std::vector<int64_t> rows;
-  std::vector<Columns> columns;
-};
-
 Linear load_linear(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t columns,
-                   const Threads& threads, const Wanted& wanted = {}) {
+                   const Threads& threads) {
   const WeightView weight = read_matrix(checkpoint, name + ".weight");
   require(weight.rows == rows && weight.columns == columns,
           "checkpoint: tensor \"{}.weight\" has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns,
@@ -41,30 +36,15 @@ Linear load_linear(const Checkpoint& checkpoint, const std::string& name, int64_
   require(bias.empty() || static_cast<int64_t>(bias.size()) == rows,
           "checkpoint: tensor \"{}.bias\" has {} numbers, expected {}", name, bias.size(), rows);
   try {
-    if (!wanted.rows.empty() && !bias.empty()) {
-      std::vector<float> own;
-      for (const int64_t row : wanted.rows) own.push_back(bias[static_cast<size_t>(row)]);
-      bias = std::move(own);
-    }
-    return {.weight = PackedMatrix::pack(weight, threads, wanted.rows, wanted.columns), .bias = std::move(bias)};
+    return Linear::load(weight, bias, threads);
   } catch (const Error& error) {
     fail("checkpoint: tensor \"{}.weight\": {}", name, error.what());
   }
 }
 
-// Rows a thread works on at a time, so that small calls stay on one thread.
-constexpr int64_t kRowRun = 16;
-
-template <class Work>
-void for_each_row(int64_t rows, const Threads& threads, Work work) {
-  threads.for_each((rows + kRowRun - 1) / kRowRun, [&](int64_t run, int) {
-    for (int64_t row = run * kRowRun; row < std::min((run + 1) * kRowRun, rows); ++row) work(row);
-  });
-}
-
 void add_rows(ConstTensorView from, TensorView to, const Threads& threads) {
   const int64_t width = to.size(1);
-  for_each_row(to.size(0), threads, [&](int64_t row) {
+  for_each_row(to.size(0), threads, [&](int64_t row, int) {
     const float* source = from.as<float>() + row * width;
     float* sum = to.as<float>() + row * width;
     for (int64_t i = 0; i < width; ++i) sum[i] += source[i];
@@ -75,21 +55,30 @@ void add_rows(ConstTensorView from, TensorView to, const Threads& threads) {
 
 namespace {
 
-// How the MLPs' inner columns are summed over ranks. Ranks may have none where there are fewer leaves than ranks.
-std::shared_ptr<const RowParallel> mlp_sum_of(const Ranks& ranks, int64_t columns) {
-  const ParallelConfig& parallel = ranks.config();
-  if (ranks.size() == 1 && !parallel.deterministic) return nullptr;
-  const DType wire = parallel.rpl_reduce_dtype.value_or(DType::f32);
-  std::vector<ElementRange> leaves;
-  int64_t count = 0;
-  for (int64_t rank = 0; rank < ranks.size(); ++rank) {
-    const ElementRange own = part_of(mlp_leaves(columns), ranks.size(), rank);
-    leaves.push_back(parallel.deterministic ? own : ElementRange{.first = count, .count = own.count > 0 ? 1 : 0});
-    count += leaves.back().count;
+// A part of a cut checkpoint may have no matrices of an MLP that has fewer leaves than there are ranks.
+StoredMatrix read_part(const Checkpoint& checkpoint, const std::string& name) {
+  return checkpoint.shard() && checkpoint.find(name) == nullptr ? StoredMatrix() : read_matrix(checkpoint, name);
+}
+
+std::shared_ptr<const Mlp> load_mlp(const Checkpoint& checkpoint, const Family& family, int64_t layer,
+                                    const ModelConfig& c, const Threads& threads, const Ranks& ranks) {
+  const auto name = [&](std::string_view part) { return family.layer_tensor(layer, part); };
+  const auto weight = [&](std::string_view part) { return read_part(checkpoint, name(part) + ".weight"); };
+  const auto bias = [&](std::string_view part) { return read_vector(checkpoint, name(part) + ".bias"); };
+  DenseWeights weights{.gate = weight("mlp.gate"),
+                       .up = weight("mlp.up"),
+                       .down = weight("mlp.down"),
+                       .gate_bias = bias("mlp.gate"),
+                       .up_bias = bias("mlp.up"),
+                       .down_bias = bias("mlp.down"),
+                       .gate_rows = {},
+                       .up_rows = {}};
+  const DenseMlp spec{.width = c.intermediate_size, .has_bias = !weights.down_bias.empty()};
+  try {
+    return std::make_shared<const Mlp>(Mlp::load(spec, weights, c.hidden_size, threads, ranks));
+  } catch (const Error& error) {
+    fail("checkpoint: layer {}: {}", layer, error.what());
   }
-  const int64_t width =
-      parallel.deterministic ? kMlpLeaf : std::max<int64_t>(1, mlp_part_of(columns, ranks.size(), ranks.rank()).count);
-  return std::make_shared<const RowParallel>(ranks.shared_world(), SumTree(count), leaves, width, wire);
 }
 
 }  // namespace
@@ -99,7 +88,6 @@ Model Model::load(const Checkpoint& checkpoint, const Threads& threads, const Ra
   Model decoder;
   decoder.config_ = family->model();
   decoder.ranks_ = ranks;
-  decoder.mlp_sum_ = mlp_sum_of(ranks, decoder.config_.intermediate_size);
   const ModelConfig& c = decoder.config_;
   decoder.embedding_ = load_linear(checkpoint, family->model_tensor("embedding"), c.vocab_size, c.hidden_size, threads);
   if (!c.tied_embeddings)
@@ -107,40 +95,15 @@ Model Model::load(const Checkpoint& checkpoint, const Threads& threads, const Ra
   decoder.norm_ = load_norm(checkpoint, family->model_tensor("norm"), c.hidden_size);
   for (int64_t i = 0; i < c.num_layers; ++i) {
     const auto name = [&](std::string_view part) { return family->layer_tensor(i, part); };
-    Layer& layer = decoder.layers_.emplace_back(
-        Layer{.attention = Attention::load(checkpoint, i, AttentionConfig::from(checkpoint, i), threads, ranks),
-              .attention_norm = load_norm(checkpoint, name("attention.norm"), c.hidden_size),
-              .mlp_norm = load_norm(checkpoint, name("mlp.norm"), c.hidden_size)});
-    decoder.load_mlp(checkpoint, i, threads, layer);
+    decoder.layers_.push_back(
+        {.attention = Attention::load(checkpoint, i, AttentionConfig::from(checkpoint, i), threads, ranks),
+         .attention_norm = load_norm(checkpoint, name("attention.norm"), c.hidden_size),
+         .mlp_norm = load_norm(checkpoint, name("mlp.norm"), c.hidden_size),
+         .mlp = load_mlp(checkpoint, *family, i, c, threads, ranks)});
   }
   // All weights are packed: what the file's pages hold is not needed any more.
   checkpoint.release_pages();
   return decoder;
-}
-
-// This rank's inner columns; none, but the bias that it adds to its part of the sum, where there are more ranks than
-// leaves.
-void Model::load_mlp(const Checkpoint& checkpoint, int64_t layer, const Threads& threads, Layer& into) const {
-  const auto family = family_of(checkpoint);
-  const auto name = [&](std::string_view part) { return family->layer_tensor(layer, part); };
-  const ModelConfig& c = config_;
-  Wanted rows, columns;
-  int64_t stored = c.intermediate_size;
-  if (mlp_sum_ && checkpoint.shard()) {
-    stored = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank()).count;
-    if (stored == 0) into.down.bias = read_vector(checkpoint, name("mlp.down") + ".bias");
-    if (stored == 0) return;
-  } else if (mlp_sum_) {
-    const ElementRange own = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank());
-    if (own.count == 0) into.down.bias = read_vector(checkpoint, name("mlp.down") + ".bias");
-    if (own.count == 0) return;
-    for (int64_t i = own.first; i < own.end(); ++i) rows.rows.push_back(i);
-    for (int64_t first = own.first; first < own.end(); first += kMlpLeaf)
-      columns.columns.push_back({.first = first, .count = std::min(kMlpLeaf, own.end() - first)});
-  }
-  into.gate = load_linear(checkpoint, name("mlp.gate"), stored, c.hidden_size, threads, rows);
-  into.up = load_linear(checkpoint, name("mlp.up"), stored, c.hidden_size, threads, rows);
-  into.down = load_linear(checkpoint, name("mlp.down"), c.hidden_size, stored, threads, columns);
 }
 
 void Model::truncate(std::span<KvCache> caches, int64_t slot, int64_t length) const {
@@ -157,9 +120,10 @@ ModelCost Model::cost(int64_t history, int64_t tokens, DType cache_dtype) const 
   for (const Layer& layer : layers_) {
     const Attention& attention = layer.attention;
     const auto& qkv = attention.qkv_projection();
-    for (const Linear* linear :
-         {&qkv.q(), &qkv.k(), &qkv.v(), &attention.output_projection().linear(), &layer.gate, &layer.up, &layer.down})
-      add_linear(linear->weight, tokens);
+    for (const Linear* linear : {&qkv.q(), &qkv.k(), &qkv.v(), &attention.output_projection().linear()})
+      add_linear(linear->weight(), tokens);
+    cost.operations += 2.0 * static_cast<double>(tokens) * static_cast<double>(layer.mlp->weights_per_token());
+    cost.bytes += layer.mlp->bytes_read(tokens);
     const AttentionConfig& c = attention.config();
     const Mask mask = Mask::of(c);
     double keys = 0;
@@ -171,7 +135,7 @@ ModelCost Model::cost(int64_t history, int64_t tokens, DType cache_dtype) const 
     cost.bytes +=
         static_cast<double>(elements * kernels::row_bytes_of_cache(cache_dtype)) / static_cast<double>(kernels::kTile);
   }
-  add_linear(config_.tied_embeddings ? embedding_.weight : output_.weight, 1);
+  add_linear((config_.tied_embeddings ? embedding_ : output_).weight(), 1);
   return cost;
 }
 
@@ -256,7 +220,7 @@ ConstTensorView Model::forward(std::span<const int32_t> tokens, std::span<const 
   }
   const auto row_count = static_cast<int64_t>(rows.size());
   const TensorView normed = memory.matrix(Memory::Piece::normed, row_count, config_.hidden_size);
-  for_each_row(row_count, workspace.threads(), [&](int64_t row) {
+  for_each_row(row_count, workspace.threads(), [&](int64_t row, int) {
     kernels::rms_norm(hidden.as<float>() + rows[static_cast<size_t>(row)] * config_.hidden_size, norm_.data(),
                       config_.rms_norm_eps, config_.hidden_size, normed.as<float>() + row * config_.hidden_size);
   });
@@ -266,28 +230,12 @@ ConstTensorView Model::forward(std::span<const int32_t> tokens, std::span<const 
   return out;
 }
 
-// The rows that this rank has between layers.
-struct Model::RowSplit {
-  TensorView rows;
-  int64_t rank = 0;
-  // Where each rank has its own: their tokens, and their places when ranks' rows lie one after the other.
-  std::vector<std::vector<int64_t>> tokens;
-  std::vector<ElementRange> ranges;
-
-  [[nodiscard]] bool scattered() const { return !ranges.empty(); }
-  [[nodiscard]] const ElementRange& own() const { return ranges[static_cast<size_t>(rank)]; }
-  // The token of the call that a row is.
-  [[nodiscard]] int64_t token_of(int64_t row) const {
-    return scattered() ? tokens[static_cast<size_t>(rank)][static_cast<size_t>(row)] : row;
-  }
-};
-
 void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
                        std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
                        Workspace& workspace) const {
   const RowSplit split = split_rows(hidden, spans, active_masks, caches, workspace);
-  for_each_row(split.rows.size(0), workspace.threads(), [&](int64_t row) {
-    embedding_.weight.decode_row(
+  for_each_row(split.rows.size(0), workspace.threads(), [&](int64_t row, int) {
+    embedding_.weight().decode_row(
         tokens[static_cast<size_t>(split.token_of(row))],
         {split.rows.as<float>() + row * config_.hidden_size, static_cast<size_t>(config_.hidden_size)});
   });
@@ -306,15 +254,21 @@ void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> sp
     input.workspace = &workspace;
     (void)layer.attention.forward(input);
     add_rows(branch, split.rows, workspace.threads());
-    run_mlp(layer, split, workspace);
+    const TensorView normed = workspace.memory().matrix(Memory::Piece::normed, split.rows.size(0), config_.hidden_size);
+    for_each_row(normed.size(0), workspace.threads(), [&](int64_t row, int) {
+      kernels::rms_norm(split.rows.as<float>() + row * config_.hidden_size, layer.mlp_norm.data(), config_.rms_norm_eps,
+                        config_.hidden_size, normed.as<float>() + row * config_.hidden_size);
+    });
+    layer.mlp->run(normed, split, branch, workspace);
+    add_rows(branch, split.rows, workspace.threads());
   }
   if (split.scattered()) gather_rows(split, hidden);
 }
 
 // Between layers every rank has all rows, or with sequence parallelism its own.
-Model::RowSplit Model::split_rows(TensorView hidden, std::span<const Span> spans,
-                                  std::span<const ConstTensorView> active_masks, std::span<KvCache> caches,
-                                  Workspace& workspace) const {
+RowSplit Model::split_rows(TensorView hidden, std::span<const Span> spans,
+                           std::span<const ConstTensorView> active_masks, std::span<KvCache> caches,
+                           Workspace& workspace) const {
   RowSplit split{.rows = hidden, .rank = ranks_.rank(), .tokens = {}, .ranges = {}};
   if (!ranks_.config().sequence_parallel_enabled || ranks_.size() == 1) return split;
   int64_t first = 0;
@@ -331,81 +285,11 @@ Model::RowSplit Model::split_rows(TensorView hidden, std::span<const Span> spans
 // All rows in the order of their tokens.
 void Model::gather_rows(const RowSplit& split, TensorView hidden) const {
   const Tensor all(DType::f32, hidden.shape());
-  all_gather(split, split.rows, all);
+  gather_split_rows(ranks_, split, split.rows, all);
   for (size_t rank = 0; rank < split.tokens.size(); ++rank)
     for (size_t i = 0; i < split.tokens[rank].size(); ++i)
       std::copy_n(all.view().as<float>() + (split.ranges[rank].first + static_cast<int64_t>(i)) * config_.hidden_size,
                   config_.hidden_size, hidden.as<float>() + split.tokens[rank][i] * config_.hidden_size);
-}
-
-// Every rank's rows one after the other, in order of ranks.
-void Model::all_gather(const RowSplit& split, ConstTensorView own, TensorView all) const {
-  const int64_t row_bytes = config_.hidden_size * static_cast<int64_t>(sizeof(float));
-  std::vector<std::span<std::byte>> parts;
-  for (const ElementRange& range : split.ranges)
-    parts.emplace_back(all.data() + range.first * row_bytes, static_cast<size_t>(range.count * row_bytes));
-  ranks_.world().all_gather({own.data(), static_cast<size_t>(split.own().count * row_bytes)}, parts);
-}
-
-// Rows pass in pieces, so that the wide activations do not grow with the length of a prompt.
-void Model::run_mlp(const Layer& layer, const RowSplit& split, Workspace& workspace) const {
-  constexpr int64_t kPieceTokens = 512;
-  Memory& memory = workspace.memory();
-  const TensorView rows = split.rows;
-  const TensorView branch = memory.matrix(Memory::Piece::branch, rows.size(0), config_.hidden_size);
-  std::optional<SummedRows> sums;
-  if (mlp_sum_) sums.emplace(*mlp_sum_, layer.down, workspace);
-  ConstTensorView all;
-  if (split.scattered()) {
-    const TensorView gathered =
-        memory.matrix(Memory::Piece::all_hidden, split.ranges.back().end(), config_.hidden_size);
-    all_gather(split, normed(layer, rows, workspace), gathered);
-    all = gathered;
-  }
-  const int64_t count = split.scattered() ? all.size(0) : rows.size(0);
-  for (int64_t first = 0; first < count; first += kPieceTokens) {
-    const ElementRange piece{.first = first, .count = std::min(kPieceTokens, count - first)};
-    const TensorView gate = gated(layer,
-                                  split.scattered() ? all.slice(0, first, piece.count)
-                                                    : normed(layer, rows.slice(0, first, piece.count), workspace),
-                                  workspace);
-    if (!sums) {
-      apply(std::array<const Linear*, 1>{&layer.down}, gate, std::array{branch.slice(0, first, piece.count)},
-            workspace);
-    } else if (!split.scattered()) {
-      sums->add(gate, branch.slice(0, first, piece.count));
-    } else {
-      std::vector<ElementRange> parts;
-      for (const ElementRange& range : split.ranges) parts.push_back(inside(range, piece));
-      const ElementRange own = parts[static_cast<size_t>(ranks_.rank())];
-      const int64_t own_first = own.count == 0 ? 0 : first + own.first - split.own().first;
-      sums->scatter(gate, parts, branch.slice(0, own_first, own.count));
-    }
-  }
-  if (sums) sums->finish();
-  add_rows(branch, rows, workspace.threads());
-}
-
-ConstTensorView Model::normed(const Layer& layer, ConstTensorView rows, Workspace& workspace) const {
-  const TensorView out = workspace.memory().matrix(Memory::Piece::normed, rows.size(0), config_.hidden_size);
-  for_each_row(out.size(0), workspace.threads(), [&](int64_t row) {
-    kernels::rms_norm(rows.as<float>() + row * config_.hidden_size, layer.mlp_norm.data(), config_.rms_norm_eps,
-                      config_.hidden_size, out.as<float>() + row * config_.hidden_size);
-  });
-  return out;
-}
-
-// silu(x G^T) * (x U^T) over this rank's inner columns.
-TensorView Model::gated(const Layer& layer, ConstTensorView x, Workspace& workspace) const {
-  const int64_t inner = layer.gate.weight.rows();
-  const TensorView gate = workspace.memory().matrix(Memory::Piece::gate, x.size(0), inner);
-  if (inner == 0) return gate;
-  const TensorView up = workspace.memory().matrix(Memory::Piece::up, x.size(0), inner);
-  apply(std::array<const Linear*, 2>{&layer.gate, &layer.up}, x, std::array{gate, up}, workspace);
-  for_each_row(x.size(0), workspace.threads(), [&](int64_t row) {
-    kernels::silu_times(up.as<float>() + row * inner, inner, gate.as<float>() + row * inner);
-  });
-  return gate;
 }
 
 }  // namespace regard

@@ -11,7 +11,7 @@
 #include "families/family.h"
 #include "parallel/even_parts.h"
 #include "regard/attention.h"
-#include "regard/projection.h"
+#include "regard/linear.h"
 #include "regard/tokenizer.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"

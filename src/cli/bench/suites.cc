@@ -14,8 +14,8 @@
 #include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
+#include "regard/linear.h"
 #include "regard/model.h"
-#include "regard/projection.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -218,7 +218,7 @@ struct ProjectionBench {
     // As many as do not stay in the processor from one run to the next.
     const int64_t count =
         tokens > 64 ? 1 : 1 + 4 * CacheSizes::of_machine().last_level / static_cast<int64_t>(bytes.size());
-    for (int64_t i = 0; i < count; ++i) layers.push_back({.weight = PackedMatrix::pack(weights, workspace.threads())});
+    for (int64_t i = 0; i < count; ++i) layers.push_back(Linear::load(weights, {}, workspace.threads()));
   }
 
   void run(Workspace& workspace) {
