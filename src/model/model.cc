@@ -63,11 +63,19 @@ StoredMatrix read_part(const Checkpoint& checkpoint, const std::string& name) {
 std::shared_ptr<const Mlp> load_mlp(const Checkpoint& checkpoint, const Family& family, int64_t layer,
                                     const ModelConfig& c, const Threads& threads, const Ranks& ranks) {
   const auto name = [&](std::string_view part) { return family.layer_tensor(layer, part); };
-  const auto weight = [&](std::string_view part) { return read_part(checkpoint, name(part) + ".weight"); };
+  const int64_t width =
+      checkpoint.shard() ? mlp_part_of(c.intermediate_size, ranks.size(), ranks.rank()).count : c.intermediate_size;
+  const auto weight = [&](std::string_view part, int64_t rows, int64_t columns) {
+    StoredMatrix matrix = read_part(checkpoint, name(part) + ".weight");
+    require(matrix.empty() || (matrix.rows() == rows && matrix.columns() == columns),
+            "checkpoint: tensor \"{}.weight\" has shape [{}, {}], expected [{}, {}]", name(part), matrix.rows(),
+            matrix.columns(), rows, columns);
+    return matrix;
+  };
   const auto bias = [&](std::string_view part) { return read_vector(checkpoint, name(part) + ".bias"); };
-  DenseWeights weights{.gate = weight("mlp.gate"),
-                       .up = weight("mlp.up"),
-                       .down = weight("mlp.down"),
+  DenseWeights weights{.gate = weight("mlp.gate", width, c.hidden_size),
+                       .up = weight("mlp.up", width, c.hidden_size),
+                       .down = weight("mlp.down", c.hidden_size, width),
                        .gate_bias = bias("mlp.gate"),
                        .up_bias = bias("mlp.up"),
                        .down_bias = bias("mlp.down"),
