@@ -53,7 +53,7 @@ struct Scaled {
   test::StoredWeight values, scales, zeros;
   StoredMatrix matrix;
   std::vector<double> numbers;   // [rows][columns]
-  std::vector<double> minimums;  // the sizes of zero * scale
+  std::vector<double> minimums;  // at least the size of (offset - zero) * scale
   bool exact;
 
   struct Form {
@@ -87,7 +87,7 @@ struct Scaled {
         const auto scale = static_cast<double>(s[at]);
         numbers.push_back(
             (static_cast<double>(v[static_cast<size_t>(row * columns + column)]) - static_cast<double>(z[at])) * scale);
-        minimums.push_back(std::fabs((static_cast<double>(z[at]) + 128) * scale));
+        minimums.push_back((std::fabs(static_cast<double>(z[at])) + 128) * std::fabs(scale));
       }
     if (form.transposed) {
       values = test::StoredWeight(transposed(values));
@@ -141,10 +141,13 @@ TEST(StoredMatrix, ScaledValuesKeepTheirNumbers) {
       for (size_t c = 0; c < row.size(); ++c) {
         const size_t at = static_cast<size_t>(r * scaled.columns) + c;
         ASSERT_EQ(static_cast<double>(stored[c]), static_cast<double>(static_cast<float>(scaled.numbers[at])));
-        // Scales of f32 round the minimum.
-        const double error = scaled.exact ? 0 : 0x1p-24 * (scaled.minimums[at] + std::fabs(scaled.numbers[at]));
-        ASSERT_NEAR(static_cast<double>(row[c]), static_cast<double>(static_cast<float>(scaled.numbers[at])), error)
-            << r << ' ' << c;
+        if (scaled.exact) {
+          ASSERT_EQ(row[c], static_cast<float>(scaled.numbers[at])) << r << ' ' << c;
+        } else {  // Scales of f32 round the minimum, and then the number.
+          ASSERT_NEAR(static_cast<double>(row[c]), scaled.numbers[at],
+                      0x1.001p-24 * (scaled.minimums[at] + std::fabs(scaled.numbers[at])))
+              << r << ' ' << c;
+        }
       }
     }
   });
@@ -241,7 +244,7 @@ TEST(StoredMatrix, RefusesPartsThatDoNotFit) {
   };
   EXPECT_EQ(refusal([](StoredMatrix&) {}), "");
   EXPECT_THAT(refusal([](StoredMatrix& m) { m.scales = {}; }), HasSubstr("but no scales"));
-  EXPECT_THAT(refusal([](StoredMatrix& m) { m.group = 64; }), HasSubstr("has 333 scales"));
+  EXPECT_THAT(refusal([](StoredMatrix& m) { m.group = 96; }), HasSubstr("has 333 scales"));
   EXPECT_THAT(refusal([](StoredMatrix& m) { m.group = 7; }), HasSubstr("group is 7"));
   EXPECT_THAT(refusal([](StoredMatrix& m) { m.zeros = m.zeros.row_range(0, 36); }), HasSubstr("324 zeros"));
   EXPECT_THAT(refusal([](StoredMatrix& m) { m.order[3] = m.order[4]; }), HasSubstr("no permutation"));
