@@ -115,8 +115,8 @@ HWY_INLINE Vec normal_cdf(Vec x) {
   const auto one = hn::Set(F32(), 1.0F);
   const auto u = hn::Div(one, hn::MulAdd(hn::Abs(x), hn::Set(F32(), 0.24F), one));
   auto p = hn::Set(F32(), 0.0254736544F);
-  for (const float coefficient : {-0.124326263F, 0.204727734F, -0.143198683F, 0.140492505F, 0.0287117104F,
-                                  0.0875527094F, 0.0889834153F, 0.0958508027F, 0.0957424372F})
+  for (const float coefficient : {-0.124336263F, 0.204727734F, -0.143198683F, 0.140492505F, 0.0287117104F,
+                                  0.0875526894F, 0.0889834153F, 0.0958508027F, 0.0957424372F})
     p = hn::MulAdd(p, u, hn::Set(F32(), coefficient));
   const auto power = exp2_nonpositive(F32(), hn::Mul(hn::Mul(x, x), hn::Set(F32(), -kHalfLog2E)));
   const auto above = hn::Mul(hn::Mul(u, p), power);

@@ -114,6 +114,10 @@ def activations(out):
     for name, key in (("silu", "silu"), ("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("relu", "relu")):
         tensors[name] = ACT2FN[key](x.double())
         tensors[name + "_f32"] = ACT2FN[key](x)
+    # PyTorch's 1 + erf and 1 + tanh lose all digits below 0, in float64 as well.
+    wide = x.double()
+    tensors["gelu"] = wide * 0.5 * torch.special.erfc(-wide * 0.5**0.5)
+    tensors["gelu_tanh"] = wide * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3))
     # _apply_gate of gpt_oss takes gate and up in turn.
     experts = type("Experts", (), {"limit": 7.0, "alpha": 1.702})()
     up = x.flip(0)

@@ -163,8 +163,8 @@ Tensor run_over_ranks(const Checkpoint& file, const ExpertsMlp& spec, int count,
     if (scattered) {
       for (const ElementRange& part : even_parts(kTokens, count)) {
         split.ranges.push_back(part);
-        std::iota(split.tokens.emplace_back(static_cast<size_t>(part.count)).begin(), split.tokens.back().end(),
-                  part.first);
+        std::vector<int64_t>& tokens = split.tokens.emplace_back(static_cast<size_t>(part.count));
+        std::iota(tokens.begin(), tokens.end(), part.first);
       }
       own = split.own();
     }
@@ -215,7 +215,7 @@ TEST(ActivationGolden, IsWithinTwiceTheErrorOfPyTorch) {
     std::vector<float> up(x.rbegin(), x.rend());
     kernels::activate({.kind = kind}, kind == Activation::clamped_silu ? up.data() : nullptr,
                       static_cast<int64_t>(ours.size()), ours.data());
-    for (const auto& [low, high] : {std::pair{-1e39, -10.0}, {-10.0, -1.0}, {-1.0, 1.0}, {1.0, 10.0}, {10.0, 40.0}}) {
+    for (const auto& [low, high] : {std::pair{-1e39, -1.0}, {-1.0, 1.0}, {1.0, 10.0}, {10.0, 40.0}}) {
       double our_error = 0, plain_error = 0;
       for (size_t i = 0; i < x.size(); ++i) {
         const auto at = static_cast<double>(x[i]);
