@@ -104,6 +104,14 @@ Tensor run(const Mlp& mlp, ConstTensorView x, int threads) {
   return out;
 }
 
+// So many rows, over and over the same.
+Tensor repeated(ConstTensorView x, int64_t rows) {
+  Tensor many(DType::f32, {rows, kHidden});
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(x.as<float>() + row % kTokens * kHidden, kHidden, many.elements<float>().data() + row * kHidden);
+  return many;
+}
+
 class MlpGolden : public ::testing::Test {
  protected:
   template <class Check>
@@ -135,9 +143,7 @@ TEST_F(MlpGolden, ARowAloneHasTheSameBitsAsAmongOthersWithAnyThreads) {
   for_each_family([](const Checkpoint& file, const ExpertsMlp& spec) {
     const Mlp mlp = Mlp::load(spec, weights_of(file, spec), kHidden, Threads(2), Ranks());
     const ConstTensorView x = file.tensor("x").view();
-    const Tensor many(DType::f32, {600, kHidden});
-    for (int64_t row = 0; row < 600; ++row)
-      std::copy_n(x.as<float>() + row % kTokens * kHidden, kHidden, many.elements<float>().data() + row * kHidden);
+    const Tensor many = repeated(x, 600);
     std::vector<Bytes> alone;
     for (int64_t row = 0; row < kTokens; ++row) alone.push_back(test::bytes_of(run(mlp, x.slice(0, row, 1), 1)));
     for (const int threads : {1, 2, 3, 5})
@@ -150,8 +156,10 @@ TEST_F(MlpGolden, ARowAloneHasTheSameBitsAsAmongOthersWithAnyThreads) {
 }
 
 // All ranks' rows; with `scattered` each has its own of them.
-Tensor run_over_ranks(const Checkpoint& file, const ExpertsMlp& spec, int count, bool deterministic, bool scattered) {
-  const ConstTensorView x = file.tensor("x").view();
+Tensor run_over_ranks(const Checkpoint& file, const ExpertsMlp& spec, int count, bool deterministic, bool scattered,
+                      int64_t rows = kTokens) {
+  const Tensor all = repeated(file.tensor("x").view(), rows);
+  const ConstTensorView x = all;
   const Tensor out(DType::f32, x.shape());
   std::mutex writing;
   test::run_ranks(count, [&](const std::shared_ptr<Communicator>& world) {
@@ -159,9 +167,9 @@ Tensor run_over_ranks(const Checkpoint& file, const ExpertsMlp& spec, int count,
     const Mlp mlp = Mlp::load(spec, weights_of(file, spec), kHidden, Threads(1), ranks);
     Workspace workspace(1);
     RowSplit split{.rows = {}, .rank = world->rank(), .tokens = {}, .ranges = {}};
-    ElementRange own{.first = 0, .count = kTokens};
+    ElementRange own{.first = 0, .count = rows};
     if (scattered) {
-      for (const ElementRange& part : even_parts(kTokens, count)) {
+      for (const ElementRange& part : even_parts(rows, count)) {
         split.ranges.push_back(part);
         std::vector<int64_t>& tokens = split.tokens.emplace_back(static_cast<size_t>(part.count));
         std::iota(tokens.begin(), tokens.end(), part.first);
@@ -196,6 +204,15 @@ TEST_F(MlpGolden, DeterministicRanksHaveTheBitsOfOne) {
       for (const bool scattered : {false, true})
         EXPECT_EQ(test::bytes_of(run_over_ranks(file, spec, count, true, scattered)), one)
             << count << " ranks, scattered " << scattered;
+    // Two pieces, the second of which begins inside a rank's rows.
+    for (const bool scattered : {false, true}) {
+      const Tensor many = run_over_ranks(file, spec, 3, true, scattered, 600);
+      for (int64_t row = 0; row < 600; ++row)
+        ASSERT_TRUE(
+            std::ranges::equal(test::bytes_of(many.view()[row]),
+                               std::span(one).subspan(static_cast<size_t>(row % kTokens) * kHidden * 4, kHidden * 4)))
+            << row << ", scattered " << scattered;
+    }
   });
 }
 
