@@ -51,10 +51,6 @@ void add_rows(ConstTensorView from, TensorView to, const Threads& threads) {
   });
 }
 
-}  // namespace
-
-namespace {
-
 // A part of a cut checkpoint may have no matrices of an MLP that has fewer leaves than there are ranks.
 StoredMatrix read_part(const Checkpoint& checkpoint, const std::string& name) {
   return checkpoint.shard() && checkpoint.find(name) == nullptr ? StoredMatrix() : read_matrix(checkpoint, name);
