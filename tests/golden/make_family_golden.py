@@ -157,7 +157,7 @@ VARIANTS = [
             mscale_all_dim=0.5,
         ),
     ),
-    llama("llama_longrope", layers=2, head_dim=12, rope_parameters=LONGROPE, decodes_alike=False),
+    llama("llama_longrope", layers=2, head_dim=12, rope_parameters=LONGROPE, older_keys=True, decodes_alike=False),
     Variant(
         "qwen3",
         Qwen3Config,
@@ -388,6 +388,8 @@ def save_checkpoint(variant, seed, folder):
     if variant.older_keys:
         use_older_keys(folder / "config.json")
         again = AutoConfig.from_pretrained(folder)
+        again.standardize_rope_params()  # as the model does at first: only then keys outside rope_scaling count
+        again.rope_parameters.pop("type", None)
         assert again.rope_parameters == config.rope_parameters, (again.rope_parameters, config.rope_parameters)
         assert getattr(again, "layer_types", None) == getattr(config, "layer_types", None)
     return config
@@ -403,7 +405,10 @@ def use_older_keys(path):
         del values["layer_types"]
         parameters = parameters["full_attention"]
     values["rope_theta"] = parameters.pop("rope_theta")
-    values["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+    if parameters["rope_type"] == "longrope":  # as Phi-3's files
+        values["original_max_position_embeddings"] = parameters.pop("original_max_position_embeddings")
+        parameters["type"] = parameters.pop("rope_type")
+    values["rope_scaling"] = None if parameters.get("rope_type") == "default" else parameters
     values["torch_dtype"] = values.pop("dtype")
     path.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n")
 

@@ -194,7 +194,7 @@ def frequencies_of(rope, dim, length, config):
         return plain, 1.0
     if kind == "linear":
         return plain / rope["factor"], 1.0
-    trained = rope["original_max_position_embeddings"]
+    trained = config.get("original_max_position_embeddings") or rope["original_max_position_embeddings"]
     if kind == "llama3":
         return llama3_frequencies(plain, rope, trained), 1.0
     if kind == "yarn":
