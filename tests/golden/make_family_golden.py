@@ -4,7 +4,7 @@
     ./make_family_golden.py --out families [--only llama]
 
     config.json, model.safetensors   as transformers' save_pretrained writes them; in some the rotation is described
-                                     with the older keys that most published files have (see OLDER_KEYS)
+                                     with the older keys that most published files have (Variant.older_keys)
     <name>.gguf                      the same weights as GGUF, where the format can say what the config says
     golden.safetensors:
         tokens        i32 [tokens]
@@ -18,7 +18,8 @@
         prefill_hidden_error f64 [layers + 1, 2], prefill_logits_error f64 [2]
         decode_hidden_error, decode_logits_error
                                      largest and root mean square error of transformers in float32 on the same tokens,
-                                     in one call and token by token with its cache
+                                     in one call and token by token with its cache (llama_longrope: in one call,
+                                     as transformers changes the factors of a text that grows past the trained length)
         metadata      family, attention (the implementation that made the errors: what from_pretrained chooses by
                       itself), seed, torch, transformers
 
@@ -35,10 +36,9 @@ same.
 import argparse
 import contextlib
 import json
-import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,6 @@ class Variant:
     gguf: bool = True
     older_keys: bool = False
     decodes_alike: bool = True  # transformers gives the same for a text at once and token by token
-    seed: int = field(default=1)
 
 
 def rope(kind="default", theta=10000.0, **more):
@@ -499,7 +498,7 @@ def golden_of(model, plain, tokens):
 
 def make(variant, out):
     folder = out / variant.name
-    for seed in range(variant.seed, variant.seed + 100):
+    for seed in range(1, 100):
         config = save_checkpoint(variant, seed, folder)
         random = np.random.default_rng(seed)
         tokens, other, short = (random.integers(3, config.vocab_size, n) for n in (TOKENS, OTHER_TOKENS, SHORT_TOKENS))
@@ -507,6 +506,8 @@ def make(variant, out):
         margins = [m for m in (router_margins(model, t) for t in (tokens, other)) if m is not None]
         if all(margin > ROUTER_MARGIN for margin, _ in margins) and all(n >= 3 for _, n in margins[:1]):
             break
+    else:
+        raise ValueError(f"{variant.name}: no seed gives every expert tokens and clear decisions")
     plain = PlainModel(folder)
     hidden, logits = golden_of(model, plain, tokens)
     golden = {"tokens": tokens, "hidden": hidden, "logits": logits, "other_tokens": other}
