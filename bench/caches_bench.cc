@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "regard/attend.h"
+#include "regard/attention_config.h"
+#include "regard/block_table.h"
 #include "regard/model_cache.h"
 
 namespace regard {
@@ -40,12 +42,12 @@ KvCache full_cache(Place place, DType dtype) {
   }
   KvCache cache = KvCache::paged(options, layer());
   if (place == Place::scattered) {
-    std::vector<int32_t> pages(static_cast<size_t>(cache.pages()));
+    std::vector<int32_t> pages(static_cast<size_t>(cache.block_tables().pages()));
     std::iota(pages.begin(), pages.end(), 0);
     std::ranges::shuffle(pages, std::mt19937(1));  // NOLINT(cert-msc32-c,cert-msc51-cpp): the same ones every time
-    cache.reserve(0, std::span(pages).first(pages.size() / 2));
+    cache.block_tables().reserve(0, std::span(pages).first(pages.size() / 2));
   }
-  const Tensor part = rows(cache.page_size(), 8);
+  const Tensor part = rows(cache.block_tables().page_size(), 8);
   for (int64_t first = 0; first < kLength; first += part.shape()[0])
     for (int64_t slot = 0; slot < 2; ++slot)
       cache.append({.slot = slot, .first_position = first, .count = part.shape()[0]}, part, part);

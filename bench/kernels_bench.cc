@@ -69,10 +69,11 @@ void matmul(benchmark::State& state, const Panel& panel) {
   const kernels::InputRows input{.data = x.view().data(), .rows = rows, .depth = kDepth, .stride = kDepth};
   const kernels::Product product{
       .weights = weights, .columns = kColumns, .out = out.elements<float>().data(), .out_stride = kColumns};
+  const kernels::ProductGroup group{.first = 0, .count = rows, .products = std::span(&product, 1)};
   kernels::MatmulScratch scratch;
   const Threads one(1);
   for (auto _ : state) {
-    kernels::matmul(input, std::span(&product, 1), scratch, one, {.bf16_products = panel.pairs});
+    kernels::matmul(input, std::span(&group, 1), scratch, one, {.bf16_products = panel.pairs});
     benchmark::ClobberMemory();
   }
   state.counters["FLOP/s"] = rate(2.0 * static_cast<double>(rows * kColumns * kDepth));

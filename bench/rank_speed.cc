@@ -24,8 +24,8 @@ RankSpeedProbe::RankSpeedProbe(Communicator& world, Workspace& workspace)
       own_(kSentBytes),
       received_(static_cast<size_t>(world.size()), std::vector<std::byte>(kSentBytes)) {
   const std::vector<BFloat16> weights(static_cast<size_t>(kOut * kIn), BFloat16(0.5F));
-  linear_.weight = PackedMatrix::pack(WeightView::make(WeightType::bf16, kOut, kIn, std::as_bytes(std::span(weights))),
-                                      workspace.threads());
+  linear_ = Linear::load(WeightView::make(WeightType::bf16, kOut, kIn, std::as_bytes(std::span(weights))), {},
+                         workspace.threads());
 }
 
 RankSpeed RankSpeedProbe::measure() {
@@ -48,7 +48,7 @@ void RankSpeedProbe::measure_machine(RankSpeed& speed) {
            times;
   };
   speed.flops = 2.0 * kRows * kOut * kIn / seconds_of_product(kRows, 4);
-  speed.bandwidth = static_cast<double>(linear_.weight.bytes()) / seconds_of_product(1, 60);
+  speed.bandwidth = static_cast<double>(linear_.bytes()) / seconds_of_product(1, 60);
 }
 
 void RankSpeedProbe::measure_link(RankSpeed& speed) {

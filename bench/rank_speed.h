@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "regard/communicator.h"
+#include "regard/linear.h"
 #include "regard/plan.h"
-#include "regard/projection.h"
 
 namespace regard::bench {
 

@@ -149,10 +149,10 @@ void RanksBench::fill() {
 }
 
 void RanksBench::run() {
-  const ModelShape model{.family = "layer",
-                         .hidden_size = config_.hidden_size,
-                         .vocab_size = 1,
-                         .layers = {{.attention = LayerShape::of(config_), .mlp = {.width = 1}, .count = 1}}};
+  const ModelSpec model{.family = "layer",
+                        .vocab_size = 1,
+                        .hidden_size = config_.hidden_size,
+                        .layers = {{.attention = config_, .mlp = DenseMlp{.width = 1}}}};
   const Workload prompts{.context = options_.prompt, .prompt = options_.prompt, .cache = DType::bf16};
   const Workload steps{.context = options_.history + 1, .prompt = 1, .cache = DType::bf16};
   const int64_t before = world_.bytes_sent();

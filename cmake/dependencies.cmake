@@ -1,11 +1,12 @@
-# Debian: libhwy-dev libfmt-dev libpcre2-dev nlohmann-json3-dev libcli11-dev libgtest-dev librapidcheck-dev libbenchmark-dev
-# libopenmpi-dev openmpi-bin
+# Debian: libhwy-dev libfmt-dev libpcre2-dev libutf8proc-dev nlohmann-json3-dev libcli11-dev libgtest-dev
+# librapidcheck-dev libbenchmark-dev libopenmpi-dev openmpi-bin
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 find_package(fmt 9 REQUIRED)
 find_package(nlohmann_json 3.11 REQUIRED)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
 
 # The C interface, from C++; the old C++ one is left alone.
 set(MPI_CXX_SKIP_MPICXX ON)

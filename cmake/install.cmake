@@ -21,6 +21,7 @@ if(TARGET regard_mpi)
     NAMESPACE regard::
     DESTINATION ${REGARD_PACKAGE_DIR})
 endif()
+install(FILES LICENSE README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(DIRECTORY include/regard DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(
   EXPORT regardTargets
@@ -35,5 +36,12 @@ install(FILES ${PROJECT_BINARY_DIR}/regardConfig.cmake ${PROJECT_BINARY_DIR}/reg
 
 # So that the file is right wherever the tree is installed or moved.
 file(RELATIVE_PATH REGARD_PC_TO_PREFIX "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
+# What a static libregard is linked with, its users link too, and `pkg-config --libs` says so without --static.
+set(REGARD_PC_LINKED "libhwy libpcre2-8 libutf8proc fmt")
+if(BUILD_SHARED_LIBS)
+  set(REGARD_PC_DEPENDENCIES "Requires.private: ${REGARD_PC_LINKED}\nLibs: -L\${libdir} -lregard\nLibs.private: -pthread")
+else()
+  set(REGARD_PC_DEPENDENCIES "Requires: ${REGARD_PC_LINKED}\nLibs: -L\${libdir} -lregard -pthread")
+endif()
 configure_file(cmake/regard.pc.in ${PROJECT_BINARY_DIR}/regard.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/regard.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

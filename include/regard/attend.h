@@ -11,8 +11,11 @@ namespace regard {
 
 /// Attention without its projections, for engines that have their own: query heads over the keys and values in a cache.
 struct AttendInput {
-  ConstTensorView queries;         ///< [tokens, heads, head_dim], rotated and normed; f32, bf16 or f16, dense
-  std::span<const Span> spans;     ///< In the order of the tokens, whose keys and values are in the cache already.
+  ConstTensorView queries;  ///< [tokens, heads, head_dim], rotated and normed; f32, bf16 or f16, dense
+  /// In the order of the tokens. With a causal mask the tokens' keys and values are in the cache already. Without one
+  /// a span's slot may be another sequence's, as in cross-attention: there may be more queries than keys, positions
+  /// may lie past the last key, a slot may be empty, and several spans may name the same slot.
+  std::span<const Span> spans;
   const KvCache* cache = nullptr;  ///< Its KV heads divide the query heads [MATH-2].
   Mask mask;
   double softmax_scale = 0.0;    ///< Multiplies the scores; 0: 1/sqrt(head_dim).
@@ -27,7 +30,7 @@ struct AttendInput {
 
 /// Writes output and lse. Rows that see nothing, and those of spans with slot -1, give zeros. A token's bits do not
 /// depend on what else is in the call. Throws Error, before anything is written, for shapes or types that do not fit,
-/// spans that do not add up, or tokens that the cache does not hold.
+/// spans that do not add up, or keys that the cache does not hold.
 void attend(const AttendInput& input);
 
 }  // namespace regard

@@ -25,10 +25,10 @@ struct AttentionShard;
 /// The weights of one attention layer, as a checkpoint stores them.
 struct AttentionWeights {
   QkvWeights qkv;
-  WeightView output;               ///< [hidden_size, heads * v_head_dim]
+  StoredMatrix output;             ///< [hidden_size, heads * v_head_dim]
   std::vector<float> output_bias;  ///< [hidden_size], or empty
-  /// Gains and biases of q_layernorm and k_layernorm: [head_dim], or [heads * head_dim] for norms over all heads;
-  /// empty: none.
+  /// Gains and biases of q_layernorm and k_layernorm: [head_dim], or [heads * head_dim] for norms over all heads and
+  /// those with weight_per_head; empty: none.
   std::vector<float> q_norm, q_norm_bias, k_norm, k_norm_bias;
   std::vector<float> v_norm;  ///< [v_head_dim], or empty
   std::vector<float> sinks;   ///< [heads, learned_sinks_size] [PROJ-21]
@@ -56,7 +56,7 @@ struct AttentionOutput {
                                ///< keeps them too: layers that share it need not be handed them.
   AngleTable sin_cache;
   Tensor residual;                  ///< With rmsnorm: input + residual, else the residual as it came [OUT-6].
-  Tensor attn_input_hidden_states;  ///< Only chunked context parallelism fills it [OUT-7].
+  Tensor attn_input_hidden_states;  ///< Always empty [OUT-7].
   Tensor lse;  ///< Where asked for: f32 [tokens, heads] or [batch, seq, heads], log of the sum of exp(scores), sinks
                ///< included.
 
@@ -104,9 +104,9 @@ struct AttentionOptions {
 /// may be mixed in one call.
 struct AttentionInput : AttentionOptions {
   ConstTensorView hidden_states;  ///< [tokens, input_size]; f32, bf16 or f16
-  std::span<const Span>
-      spans;  ///< In the order of the tokens; their counts add up to tokens. None: one sequence from position 0.
-  TensorView output;  ///< Where to write [tokens, hidden_size], of the input's type; none: a new tensor.
+  std::span<const Span> spans;    ///< In the order of the tokens; their counts add up to tokens. None: one sequence,
+                                  ///< which continues slot 0 of the cache, or starts at position 0 without a cache.
+  TensorView output;              ///< Where to write [tokens, hidden_size], of the input's type; none: a new tensor.
   /// For drafts that branch: one [count, count] of bool or u8 a span, telling which of the span's own tokens (columns)
   /// each of them (rows) sees; itself and some before it. An empty view, or none at all: all before it [MASK-11],
   /// [MASK-12]. A token's position is then the span's first plus the number it sees but itself, and its output has the
@@ -122,7 +122,8 @@ struct PaddedAttentionInput : AttentionOptions {
   ConstTensorView position_ids;  ///< [batch, seq] of i32 or i64; consecutive over a row's tokens. None: from 0, or from
                                  ///< the cache's length on.
   ConstTensorView active_mask;   ///< [batch, seq, seq], or [seq, seq] for all rows; as AttentionInput::active_masks.
-  std::span<const int64_t> seq_ids;  ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
+  std::span<const int64_t> prefixes;  ///< [batch]: as Span::prefix, of each row's tokens without padding; none: 0.
+  std::span<const int64_t> seq_ids;   ///< [batch]: the cache slot of each row, -1 for rows to skip; none: 0, 1, 2, ...
 };
 
 /// Attention of one layer: hidden states -> projection -> rotation -> cache -> attention -> projection.
@@ -148,8 +149,12 @@ class Attention {
   /// Bytes of this rank's weights.
   [[nodiscard]] int64_t bytes() const;
 
+  /// The sizes and type of a cache that the config asks for: kv_cache_batch_size sequences of max_length tokens, of
+  /// attention_dtype.
+  [[nodiscard]] KvCacheOptions cache_options() const;
   /// This rank's part of a cache for `options.slots` sequences of `options.capacity` tokens: its KV heads; with data
-  /// parallel decode its sequences; with flash decoding its share of their tokens.
+  /// parallel decode its sequences; with flash decoding its share of their tokens. Throws Error as KvCache does, so
+  /// also for a capacity of 0 where the config has no max_length.
   [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;
   /// Whether this rank's part of a cache has only some of the sequences, or of their tokens.
   [[nodiscard]] bool shares_sequences() const;
@@ -164,7 +169,8 @@ class Attention {
                                                     std::span<const ConstTensorView> active_masks = {}) const;
 
   /// Throws Error, before the cache changes, for shapes or types that do not fit, spans that do not add up, slots or
-  /// positions that the cache can't take; the padded form also for rows longer than max_context_length [CFG-75].
+  /// positions that the cache can't take; the padded form also for rows longer than a max_context_length that is set
+  /// [CFG-75].
   /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its tokens_of_rank
   /// of them. Keys, values and angles are not returned then, and log-sum-exps refused.
   AttentionOutput forward(const AttentionInput& input) const;

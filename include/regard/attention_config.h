@@ -10,6 +10,7 @@
 namespace regard {
 
 class Checkpoint;
+struct KvSpec;
 
 /// Which elements of a head are rotated together.
 enum class RotaryStyle : uint8_t {
@@ -23,8 +24,15 @@ enum class RopeScaling : uint8_t {
   linear,    ///< all frequencies divided by `factor` [POS-5]
   llama3,    ///< low frequencies divided by `factor`, high ones kept, a blend between [POS-6]
   yarn,      ///< a ramp between both over the dimensions; cos and sin times an attention factor [POS-7]
-  longrope,  ///< each frequency divided by its own factor: of the long list where max_length exceeds the training's
-             ///< length, else of the short one, so that a token's rotation never depends on its batch-mates
+  longrope,  ///< each frequency divided by its own factor, of the list that `longrope_factors` names
+};
+
+/// Which list of factors a longrope rotation divides by. The choice belongs to the layer: a token's rotation never
+/// depends on the length of its sequence, or of others in the batch.
+enum class LongropeFactors : uint8_t {
+  unspecified,  ///< Error where the two lists differ
+  short_factor,
+  long_factor,
 };
 
 /// Rotary position embedding. Angles are computed in double precision.
@@ -41,9 +49,16 @@ struct RotaryConfig {
   double beta_fast = 32.0;                          ///< yarn
   double beta_slow = 1.0;                           ///< yarn
   bool truncate = true;                             ///< yarn: the ramp's ends are rounded outwards to dimensions
-  std::optional<double> attention_factor;  ///< yarn, longrope: times cos and sin; yarn's default 0.1 ln(factor) + 1
+  std::optional<double> attention_factor;  ///< Times cos and sin; 1, but for yarn 0.1 ln(factor) + 1, and for longrope
+                                           ///< sqrt(1 + ln(factor) / ln(original_max_position_embeddings))
   std::vector<double> short_factor;        ///< longrope: rotary_dim/2 numbers
   std::vector<double> long_factor;         ///< longrope: rotary_dim/2 numbers
+  LongropeFactors longrope_factors = LongropeFactors::unspecified;  ///< longrope: required where the lists differ
+
+  /// The list for sequences of up to `length` tokens: the long one beyond original_max_position_embeddings.
+  [[nodiscard]] LongropeFactors longrope_factors_for(int64_t length) const {
+    return length > original_max_position_embeddings ? LongropeFactors::long_factor : LongropeFactors::short_factor;
+  }
 
   friend bool operator==(const RotaryConfig&, const RotaryConfig&) = default;
 };
@@ -70,15 +85,18 @@ struct QKNorm {
   NormWidth width = NormWidth::head;
   double eps = 1e-6;
   bool has_weight = true;
+  bool weight_per_head = false;  ///< Width `head`: gain and bias are [heads, head_dim], each head's own (Cohere's
+                                 ///< Command R+, StableLM 2); false: [head_dim], the same for all heads.
 
   friend bool operator==(const QKNorm&, const QKNorm&) = default;
 };
 
-/// Queries grow with their position p by log(1 + floor((p + 1) / floor_scale)) * attn_scale + 1 (Llama 4's layers
-/// without rotation).
+/// Queries grow with their position p by log(1 + floor((p + offset) / floor_scale)) * attn_scale + 1, after norms and
+/// rotation.
 struct QueryPositionScale {
   double floor_scale = 8192.0;
   double attn_scale = 0.1;
+  int64_t offset = 1;  ///< 1: Llama 4's layers without rotation; 0: Ministral 3's layers. 0 or more.
 
   friend bool operator==(const QueryPositionScale&, const QueryPositionScale&) = default;
 };
@@ -90,7 +108,8 @@ enum class ValueSource : uint8_t {
 };
 
 /// The flags of the reference's inference config that a single rank needs: lengths, batch, types.
-/// A 0 stands for the default that the comment gives.
+/// A 0 stands for the default that the comment gives. Lengths have none: where neither the length itself nor seq_len is
+/// set, they stay 0, and a cache needs the capacity in its own options.
 struct InferenceConfig {
   int64_t batch_size = 1;           ///< Rows a call [CFG-40].
   int64_t ctx_batch_size = 0;       ///< Rows of a prefill call; batch_size [CFG-41].
@@ -98,17 +117,19 @@ struct InferenceConfig {
   int64_t spec_batch_size = 0;      ///< Rows of a verifying call; batch_size [CFG-41].
   int64_t max_batch_size = 0;       ///< The most rows of any call; batch_size [CFG-41].
   int64_t kv_cache_batch_size = 0;  ///< Sequence slots of the cache; batch_size [CFG-59].
-  int64_t seq_len = 128;            ///< Default of the lengths below [CFG-42].
-  int64_t max_context_length = 0;   ///< Longest prompt, at most max_length; seq_len [CFG-43].
-  int64_t max_length = 0;           ///< Tokens a cache slot holds; seq_len [CFG-44].
+  int64_t seq_len = 0;              ///< Default of the lengths below [CFG-42].
+  int64_t max_context_length = 0;   ///< Longest row of a padded call; seq_len, or else no limit [CFG-43].
+  int64_t max_length = 0;           ///< Default capacity of a cache slot, in tokens; seq_len [CFG-44].
   int64_t n_positions = 0;          ///< Longest sequence a mask is made for; seq_len [CFG-45].
   int64_t windowed_context_encoding_size =
       0;                                 ///< Prefill in pieces of so many tokens; 0: the library's choice [CFG-68].
   std::string padding_side = "right";    ///< "right" or "left": where a padded batch has its padding [CFG-46].
-  DType torch_dtype = DType::bf16;       ///< Type of the model: f32, bf16 or f16 [CFG-47].
+  DType torch_dtype = DType::f32;        ///< Type of the model: f32, bf16 or f16 [CFG-47].
   std::optional<DType> attention_dtype;  ///< Type of the cache; torch_dtype [CFG-48], [KV-5].
   std::string cast_type = "config";      ///< "config" or "as-declared" [CFG-49].
   bool allow_input_truncation = false;   ///< A prompt longer than max_context_length loses its tail [CFG-75].
+
+  friend bool operator==(const InferenceConfig&, const InferenceConfig&) = default;
 };
 
 /// One attention layer. Names and defaults are the reference's (NeuronAttentionBase); where a meaning differs, the
@@ -150,13 +171,17 @@ struct AttentionConfig {
   ValueSource value_source = ValueSource::v_proj;
   std::optional<int64_t> kv_source_layer;  ///< The layer whose keys and values this one reads (Gemma 4).
 
-  bool is_causal = true;       ///< False: every token sees all of its sequence [MASK-6].
-  int64_t sliding_window = 0;  ///< Tokens a query sees, itself included; 0: all [CFG-20], [MASK-3].
+  bool is_causal = true;  ///< False: every token sees all of its sequence [MASK-6], as far as window and chunk allow.
+  /// Tokens a query sees, itself included; 0: all [CFG-20], [MASK-3]. Where is_causal is false: sliding_window / 2 on
+  /// either side, and itself, as ModernBERT's local_attention [MASK-25].
+  int64_t sliding_window = 0;
   int64_t attention_chunk_size =
       0;  ///< Tokens see only their own chunk; 0: off. With a window: both apply [CFG-17], [GAP-27].
   int64_t learned_sinks_size = 0;  ///< Sink logits per query head; 0: none [CFG-23], [GAP-6].
 
   InferenceConfig inference;
+
+  friend bool operator==(const AttentionConfig&, const AttentionConfig&) = default;
 
   /// Query heads that share one KV head.
   [[nodiscard]] int64_t group_size() const { return num_attention_heads / num_key_value_heads; }
@@ -166,6 +191,9 @@ struct AttentionConfig {
   /// A copy with every default filled in. Throws Error, naming parameter, value and expectation, for the first
   /// constraint that does not hold.
   [[nodiscard]] AttentionConfig validated() const;
+
+  /// What a cache of this layer has to know. Throws Error as `validated` does.
+  operator KvSpec() const;  // NOLINT(google-explicit-constructor): KvCache::paged(options, config)
 
   /// The attention of one layer of a checkpoint. Throws Error for a layer that is not there, a model family that is not
   /// known, or metadata that makes no sense.

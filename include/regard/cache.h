@@ -7,7 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "regard/attention_config.h"
+#include "regard/dtype.h"
+#include "regard/mask.h"
 #include "regard/tensor.h"
 #include "regard/threads.h"
 
@@ -17,12 +18,31 @@ namespace kernels {
 struct KvPages;
 }
 
+class BlockTables;
+
 /// A run of consecutive tokens of one sequence, in a call's packed tokens. A slot of -1 marks tokens that belong to no
 /// sequence: they see nothing, their output is zero and nothing is stored.
 struct Span {
   int64_t slot = 0;            ///< Sequence slot of the cache, or -1.
   int64_t first_position = 0;  ///< Position in the sequence of the first token, from 0 on.
   int64_t count = 0;           ///< Tokens, 1 or more.
+  /// How many of the tokens, from the first on, see each other under a causal mask [MASK-27]: those of a prefix-LM's
+  /// prompt, or of an image. 0: none.
+  int64_t prefix = 0;
+
+  /// The position after the prefix.
+  [[nodiscard]] int64_t prefix_end() const { return first_position + prefix; }
+};
+
+/// What a cache has to know of its layer. An AttentionConfig converts to it, so that `KvCache::paged(options, config)`
+/// makes a layer's cache.
+struct KvSpec {
+  int64_t num_key_value_heads = 0;
+  int64_t head_dim = 0;    ///< Width of a key head.
+  int64_t v_head_dim = 0;  ///< Width of a value head; 0: head_dim.
+  Mask mask = {};          ///< Tells which tokens later ones still see.
+
+  friend bool operator==(const KvSpec&, const KvSpec&) = default;
 };
 
 /// Where the pages of a slot come from, and which it keeps.
@@ -32,6 +52,10 @@ enum class KvStorage : uint8_t {
   chunk,       ///< Enough of its own for the layer's chunk [KV-26].
   paged,       ///< A pool that all slots share. A layer with a window or chunk gives back what no token sees any more.
 };
+
+/// The storage without a pool that keeps just what later tokens see: a ring under a window, else chunk under chunks,
+/// else contiguous.
+[[nodiscard]] KvStorage bounded_storage(const Mask& mask);
 
 /// What shares a scale of an 8-bit or 4-bit cache [KV-43].
 enum class KvScaling : uint8_t {
@@ -57,17 +81,18 @@ struct KvFormat {
   [[nodiscard]] static KvFormat fitted(DType dtype, KvScaling scaling, ConstTensorView sample);
 };
 
-/// What a cache holds. A 0, or nothing, stands for the default that the comment gives.
+/// What a cache holds.
 struct KvCacheOptions {
-  int64_t slots = 0;               ///< Sequences; the config's kv_cache_batch_size.
-  int64_t capacity = 0;            ///< Tokens that a sequence may come to; the config's max_length.
-  std::optional<DType> dtype;      ///< Of keys and values; the config's attention_dtype [KV-5].
-  std::optional<KvFormat> keys;    ///< Of keys alone; dtype, with scales per token.
+  int64_t slots = 1;               ///< Sequences.
+  int64_t capacity = 0;            ///< Tokens that a sequence may come to, 1 or more: it has to be given.
+  DType dtype = DType::f32;        ///< Of keys and values [KV-5].
+  std::optional<KvFormat> keys;    ///< Of keys alone; none: dtype, with scales per token.
   std::optional<KvFormat> values;  ///< Of values alone.
-  /// Tokens a page: 16, 32, 64, 128 or 256; in contiguous caches 256, or less where that holds the capacity, else 32.
+  /// Tokens a page: 16, 32, 64, 128 or 256. 0: in contiguous caches 256, or less where that holds the capacity,
+  /// else 32.
   int64_t page_size = 0;
-  int64_t pages = 0;               ///< Paged: pages of the pool; as many as all slots together can need.
-  int64_t speculation_length = 0;  ///< Tokens that a layer with a window or chunk may take back; 0.
+  int64_t pages = 0;               ///< Paged: pages of the pool; 0: as many as all slots together can need.
+  int64_t speculation_length = 0;  ///< Tokens that a layer with a window or chunk may take back.
 };
 
 /// The keys and values of one layer's sequences. Keys are stored rotated and normalised [POS-2]. A sequence is the
@@ -80,15 +105,15 @@ class KvCache {
   static constexpr int64_t kTokensAtOnce = 512;
 
   /// Throws Error for sizes, types or scales out of range, and for a ring or chunk without a window or chunk.
-  KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache contiguous(const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache ring(const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache chunk(const KvCacheOptions& options, const AttentionConfig& config);
-  [[nodiscard]] static KvCache paged(const KvCacheOptions& options, const AttentionConfig& config);
+  KvCache(KvStorage storage, const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache contiguous(const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache ring(const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache chunk(const KvCacheOptions& options, const KvSpec& spec);
+  [[nodiscard]] static KvCache paged(const KvCacheOptions& options, const KvSpec& spec);
 
   /// Pages that a paged cache has unless `options.pages` says otherwise: as many as all its slots can need, and, in
   /// layers that give pages back, what a call appends beyond that. Throws Error as the constructor does.
-  [[nodiscard]] static int64_t pages_needed(const KvCacheOptions& options, const AttentionConfig& config);
+  [[nodiscard]] static int64_t pages_needed(const KvCacheOptions& options, const KvSpec& spec);
 
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
@@ -119,8 +144,9 @@ class KvCache {
   [[nodiscard]] int64_t first_kept(int64_t length) const;
 
   /// Checks that all spans can be appended, without changing anything, if they come in order and `tokens_at_once` at a
-  /// time, with a `trim` after each. Throws Error for a slot that does not exist, one that comes twice, a position
-  /// beyond the stored length (a hole) or before what is held, a token past the capacity, or too few free pages.
+  /// time, with a `trim` after each. What would cut a prefix ends before it; a longer prefix comes at once. Throws
+  /// Error for a slot that does not exist, one that comes twice, a position beyond the stored length (a hole) or before
+  /// what is held, a token past the capacity, or too few free pages.
   void check(std::span<const Span> spans, int64_t tokens_at_once = kTokensAtOnce) const;
   /// How many free pages more the same spans would need; 0 if they fit. Throws Error for what `check` refuses
   /// otherwise.
@@ -130,7 +156,7 @@ class KvCache {
   /// or where shapes differ.
   void append(const Span& span, ConstTensorView keys, ConstTensorView values, const Threads& threads = Threads(1));
   /// Gives back the pages that no later token can see; Attention::forward does so by itself, but see
-  /// `leave_trim_to_owner`.
+  /// BlockTables::leave_trim_to_owner.
   void trim(int64_t slot);
   /// Forgets the tokens from `length` on, and with 0 frees the slot. Throws Error if the slot holds fewer, or if the
   /// next token would need one that is not held any more.
@@ -166,45 +192,17 @@ class KvCache {
   /// nothing is held. Throws Error where `append` would, and where the next token would see what is not held.
   void restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens);
 
-  // ---- Pages, for whoever manages them: prefix caches, schedulers, other engines' block tables ----
-
-  /// Tokens a page.
-  [[nodiscard]] int64_t page_size() const;
-  /// Pages of the pool, and those of them that nobody holds.
-  [[nodiscard]] int64_t pages() const;
-  [[nodiscard]] int64_t free_pages() const;
-  /// The pages that hold tokens 0.. of a slot, page_size() in each; -1: given back. Valid until the slot changes.
-  [[nodiscard]] std::vector<int32_t> page_table(int64_t slot) const;
-  /// Its entry `index`; -1 if it was given back. Throws Error for an index past the length.
-  [[nodiscard]] int32_t page_of(int64_t slot, int64_t index) const;
-  /// The place of a token: page * page_size + offset [KV-62]. Throws Error if it is not held.
-  [[nodiscard]] int64_t index_of(int64_t slot, int64_t position) const;
-  /// Holds a page in use once more, so that it outlives its sequences, and lets it go again. Throws Error for a page
-  /// that does not exist, that nobody holds or has written to yet, and `release` for one that was not retained as
-  /// often.
-  void retain(int32_t page);
-  void release(int32_t page);
-  /// How many hold a page: sequences, and retain calls.
-  [[nodiscard]] int64_t holders(int32_t page) const;
-  /// Of the pages that are retained, but that no sequence holds, the one after `previous`, or the first: in the order
-  /// in which sequences let go of them. -1: there is none.
-  [[nodiscard]] int32_t next_unused(int32_t previous = -1) const;
-  /// From now on Attention::forward leaves the trim at its end to whoever shares pages, who has to retain them first.
-  void leave_trim_to_owner();
-  [[nodiscard]] bool owner_trims() const;
-  /// Makes an empty slot a sequence of `length` tokens in pages that are in use: a shared prefix. -1 stands for a page
-  /// that no later token sees. Throws Error, before anything changes, for a slot in use, pages out of range, free,
-  /// named twice, not written as far, too few or too many.
-  void share(int64_t slot, std::span<const int32_t> pages, int64_t length);
-  /// Gives a slot of a pool these free pages for the tokens that it will append next, in order: the block table of an
-  /// engine that allocates by itself. Throws Error, before anything changes, for pages out of range, in use or named
-  /// twice.
-  void reserve(int64_t slot, std::span<const int32_t> pages);
+  /// The pages behind the slots, for prefix caches, schedulers and engines with block tables of their own: see
+  /// block_table.h.
+  [[nodiscard]] BlockTables& block_tables();
+  [[nodiscard]] const BlockTables& block_tables() const;
 
   /// What the kernels read; for the library's own use.
   [[nodiscard]] kernels::KvPages view(int64_t slot) const;
 
  private:
+  friend class BlockTables;
+
   struct State;
   std::unique_ptr<State> state_;
 };

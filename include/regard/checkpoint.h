@@ -52,7 +52,7 @@ class Checkpoint {
 
   /// Opens a .gguf file (versions 2 and 3), a .safetensors file, a `model.safetensors.index.json`, or a folder that
   /// holds one of them (index first, then model.safetensors, then the only *.safetensors or *.gguf), with config.json,
-  /// tokenizer.json, tokenizer_config.json and chat_template.jinja beside it where they exist.
+  /// tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json beside it where they exist.
   [[nodiscard]] static Checkpoint open(const std::filesystem::path& path);
 
   /// Whether a folder holds what save_shards writes.
@@ -91,6 +91,8 @@ class Checkpoint {
   [[nodiscard]] const std::string& tokenizer_config_json() const;
   /// The text of chat_template.jinja beside the checkpoint; empty if there is none.
   [[nodiscard]] const std::string& chat_template() const;
+  /// The text of generation_config.json beside the checkpoint; empty if there is none.
+  [[nodiscard]] const std::string& generation_config_json() const;
   /// The `__metadata__` strings of a single safetensors file.
   [[nodiscard]] const std::map<std::string, std::string>& safetensors_metadata() const;
 

@@ -1,17 +1,21 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
-#include "regard/model_config.h"
+#include "regard/linear.h"
+#include "regard/model_spec.h"
 #include "regard/workspace.h"
 
 namespace regard {
 
-class RowParallel;
+class Norm;
+class TensorReader;
+struct RowSplit;
 
 /// What a call has to do at least.
 struct ModelCost {
@@ -19,20 +23,24 @@ struct ModelCost {
   double bytes = 0;       ///< Weights, keys and values, each read once.
 };
 
-/// The small decoder that makes a checkpoint speak: embedding, layers of attention and SwiGLU MLP between RMS norms,
-/// output head. Activations are f32.
+/// The model that a ModelSpec describes, with its weights: token ids -> logits. Activations are f32.
 class Model {
  public:
   /// Loads and packs all weights; with ranks, what this one computes: its heads, and its columns of the MLPs. All ranks
   /// then make the same calls, and all get the logits. Throws Error for a checkpoint that is not a whole model of a
-  /// known family.
+  /// known family, and for tensors that the model would leave out.
   [[nodiscard]] static Model load(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks = Ranks());
+  /// The same of a spec that is the checkpoint's but for choices that tensors do not depend on, as
+  /// ModelSpec::with_context_length.
+  [[nodiscard]] static Model load(const Checkpoint& checkpoint, const ModelSpec& spec, const Threads& threads,
+                                  const Ranks& ranks = Ranks());
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
 
-  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] const ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const Ranks& ranks() const { return ranks_; }
-  [[nodiscard]] const Attention& attention(int64_t layer) const {
-    return layers_[static_cast<size_t>(layer)].attention;
-  }
+  [[nodiscard]] const Attention& attention(int64_t layer) const;
 
   /// The cost of running `tokens` tokens after `history` cached ones of one sequence, with the last one's logits and
   /// caches of that type.
@@ -53,43 +61,46 @@ class Model {
 
   /// Which tokens' logits a call computes.
   enum class Logits : uint8_t { last_of_each_span, all };
+  struct ForwardOptions {
+    Logits logits = Logits::last_of_each_span;
+    std::span<const ConstTensorView> active_masks = {};  ///< As AttentionInput::active_masks, for tokens that branch.
+    /// Where to write what the layers hand on, f32 [layers + 1, tokens, hidden_size]: the embedding's rows, and then
+    /// the rows that each layer leaves, before the final norm. None: nowhere.
+    TensorView hidden_states = {};
+  };
   /// Runs packed tokens through the model, appending to the caches. Returns logits [rows, vocab_size] in f32, rows in
   /// order of the tokens; they live until the workspace's next use. Throws Error, before a cache changes, for token ids
-  /// outside the vocabulary and for what Attention::forward refuses. `active_masks` are those of AttentionInput, for
-  /// tokens that branch.
+  /// outside the vocabulary and for what Attention::forward refuses.
   [[nodiscard]] ConstTensorView forward(std::span<const int32_t> tokens, std::span<const Span> spans,
-                                        std::span<KvCache> caches, Logits logits, Workspace& workspace,
-                                        std::span<const ConstTensorView> active_masks = {}) const;
+                                        std::span<KvCache> caches, const ForwardOptions& options,
+                                        Workspace& workspace) const;
 
  private:
-  struct Layer {
-    Attention attention;
-    std::vector<float> attention_norm;
-    std::vector<float> mlp_norm;
-    Linear gate, up, down;
-  };
+  struct Layer;
 
-  void load_mlp(const Checkpoint& checkpoint, int64_t layer, const Threads& threads, Layer& into) const;
-  void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
-                  std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
-                  Workspace& workspace) const;
-  struct RowSplit;
-  [[nodiscard]] RowSplit split_rows(TensorView hidden, std::span<const Span> spans,
-                                    std::span<const ConstTensorView> active_masks, std::span<KvCache> caches,
-                                    Workspace& workspace) const;
-  void all_gather(const RowSplit& split, ConstTensorView own, TensorView all) const;
+  Model();
+  [[nodiscard]] static std::unique_ptr<const Layer> load_layer(TensorReader& reader, const ModelSpec& spec,
+                                                               size_t index, const Threads& threads,
+                                                               const Ranks& ranks);
+  [[nodiscard]] const Linear& head() const { return spec_.head.tied ? embedding_ : head_; }
+  void check_call(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                  const ForwardOptions& options) const;
+  void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                  const ForwardOptions& options, TensorView hidden, Workspace& workspace) const;
+  void embed(std::span<const int32_t> tokens, const RowSplit& split, const Threads& threads) const;
+  void run_layer(const Layer& layer, AttentionInput& input, const RowSplit& split, Workspace& workspace) const;
+  [[nodiscard]] ConstTensorView logits_of(ConstTensorView hidden, std::span<const Span> spans, Logits logits,
+                                          Workspace& workspace) const;
+  [[nodiscard]] RowSplit split_rows(TensorView hidden, std::span<const Span> spans, std::span<KvCache> caches,
+                                    std::span<const ConstTensorView> active_masks, Workspace& workspace) const;
   void gather_rows(const RowSplit& split, TensorView hidden) const;
-  void run_mlp(const Layer& layer, const RowSplit& split, Workspace& workspace) const;
-  [[nodiscard]] ConstTensorView normed(const Layer& layer, ConstTensorView rows, Workspace& workspace) const;
-  [[nodiscard]] TensorView gated(const Layer& layer, ConstTensorView x, Workspace& workspace) const;
 
-  ModelConfig config_;
+  ModelSpec spec_;
   Ranks ranks_;
-  std::shared_ptr<const RowParallel> mlp_sum_;  // none: one rank's product is the whole
   Linear embedding_;
-  Linear output_;  // empty where the embedding is the head
-  std::vector<float> norm_;
-  std::vector<Layer> layers_;
+  Linear head_;  // empty where the embedding is the head
+  std::unique_ptr<const Norm> norm_;
+  std::vector<std::unique_ptr<const Layer>> layers_;
 };
 
 }  // namespace regard

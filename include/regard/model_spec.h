@@ -32,6 +32,9 @@ struct DenseMlp {
   double alpha = 1.702;   ///< clamped_silu
   double limit = 7.0;     ///< clamped_silu
 
+  /// Weights of its matrices, for hidden states of that width.
+  [[nodiscard]] int64_t weights(int64_t hidden_size) const { return hidden_size * width * (gated ? 3 : 2); }
+
   friend bool operator==(const DenseMlp&, const DenseMlp&) = default;
 };
 
@@ -88,11 +91,13 @@ struct LayerSpec {
   std::optional<NormSpec> attention_norm, post_attention_norm, mlp_norm, post_mlp_norm;
   bool parallel = false;
   double residual_scale = 1.0;
+
+  friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
 /// Token ids -> rows of the residual stream.
 struct EmbeddingSpec {
-  double scale = 1.0;  ///< Multiplies the rows, rounded to the type of the checkpoint's weights first (Gemma).
+  double scale = 1.0;  ///< Multiplies the rows (Gemma, Granite).
 };
 
 /// Rows of the residual stream -> logits.
@@ -120,7 +125,7 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
   NormSpec final_norm;
   HeadSpec head;
-  WeightBytes weight_bytes;
+  WeightBytes bytes_per_weight;
 
   /// From the text of a Hugging Face config.json; `name` is what messages call it. Throws Error for a family that is
   /// not known (and lists those that are), for a key that is missing or makes no sense, and for one that may change
@@ -128,6 +133,19 @@ struct ModelSpec {
   [[nodiscard]] static ModelSpec from_config_json(std::string_view text, const std::string& name);
   /// From a checkpoint: config.json, or GGUF metadata and the names of the tensors. Throws Error as above.
   [[nodiscard]] static ModelSpec from(const Checkpoint& checkpoint);
+
+  /// The same model for sequences of up to `length` tokens: LongRoPE takes its short factors where that is no more than
+  /// the length of the training, its long ones beyond, for all tokens alike. Throws Error for a length below 1.
+  [[nodiscard]] ModelSpec with_context_length(int64_t length) const;
+
+  /// Equal layers, wherever they stand, by first appearance.
+  struct EqualLayers {
+    const LayerSpec* layer = nullptr;  ///< The first of them.
+    int64_t count = 0;
+  };
+  [[nodiscard]] std::vector<EqualLayers> equal_layers() const;
+  /// Bytes of all matrices as the checkpoint stores them.
+  [[nodiscard]] double weight_bytes() const;
 };
 
 }  // namespace regard

@@ -44,9 +44,9 @@ struct OracleAttended {
 
 [[nodiscard]] OracleAttended oracle_attend(const OracleAttendInput& input);
 
-/// Whether the query at one position sees the key at another, by comparison: causal [MASK-1], window [MASK-3], chunk
-/// [MASK-4].
-[[nodiscard]] bool oracle_sees(const AttentionConfig& config, int64_t query, int64_t key);
+/// Whether the query at one position sees the key at another, by comparison: causal [MASK-1], window [MASK-3],
+/// [MASK-25], chunk [MASK-4], [MASK-26]; tokens before `prefix_end` see each other [MASK-27].
+[[nodiscard]] bool oracle_sees(const AttentionConfig& config, int64_t query, int64_t key, int64_t prefix_end = 0);
 
 /// Keys, rotated and normalised, and values of consecutive positions.
 struct OracleKeyValues {
@@ -58,6 +58,7 @@ struct OracleKeyValues {
 struct OracleInput {
   OracleMatrix hidden_states;  ///< [tokens, input_size]
   int64_t first_position = 0;  ///< Of the first token.
+  int64_t prefix = 0;          ///< How many of the tokens, from the first on, see each other.
   /// Keys and values of the positions 0 .. first_position + tokens - 1, as a cache holds them: rounded to its type.
   /// None: the tokens see only each other, unrounded.
   const OracleKeyValues* cached = nullptr;

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "regard/dtype.h"
-#include "regard/model_shape.h"
+#include "regard/model_spec.h"
 #include "regard/parallel.h"
 
 namespace regard {
@@ -65,17 +65,17 @@ struct Plan {
 };
 
 /// The parts of a plan, as the formulas of docs/scaling.md say. Throw Error for what does not fit together.
-[[nodiscard]] RankMemory rank_memory(const ModelShape& model, const Workload& workload, const ParallelConfig& config);
-[[nodiscard]] StageCost prefill_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+[[nodiscard]] RankMemory rank_memory(const ModelSpec& model, const Workload& workload, const ParallelConfig& config);
+[[nodiscard]] StageCost prefill_cost(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                                      const ParallelConfig& config);
-[[nodiscard]] StageCost decode_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+[[nodiscard]] StageCost decode_cost(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                                     const ParallelConfig& config);
 
 /// Every sensible combination of degrees for `ranks` ranks, the fastest for the whole workload first. Left out is what
 /// leaves rows without a token or a sequence, and what needs keys and values to be exchanged between prefill and decode
 /// (rank_orders refuses it). Context parallelism splits contiguously or strided, data parallelism dispatches, as is
 /// faster. Throws Error for ranks out of range, or what the parts above refuse.
-[[nodiscard]] std::vector<Plan> plans(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+[[nodiscard]] std::vector<Plan> plans(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                                       int64_t ranks);
 
 }  // namespace regard

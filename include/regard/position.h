@@ -27,10 +27,8 @@ struct RotaryAngles {
 /// Rotary position embedding of one layer.
 class RotaryEmbedding {
  public:
-  /// `config` as AttentionConfig::validated leaves it; `max_length` is the longest sequence the layer is set up for.
-  /// LongRoPE takes its long list where that exceeds the length of the training: the choice is the layer's, not a
-  /// call's, so that a token's rotation never depends on what it is computed with.
-  RotaryEmbedding(const RotaryConfig& config, int64_t max_length);
+  /// `config` as AttentionConfig::validated leaves it.
+  explicit RotaryEmbedding(const RotaryConfig& config);
 
   [[nodiscard]] const RotaryConfig& config() const { return config_; }
   /// Radians per position of each pair, [rotary_dim / 2].

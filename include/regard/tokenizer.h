@@ -12,12 +12,14 @@
 
 namespace regard {
 
-/// Byte-level BPE: text to token ids and back. Read from GGUF metadata (`tokenizer.ggml.*`, model "gpt2") or from a
-/// Hugging Face tokenizer.json (model type BPE with byte-level pre-tokenizer).
+/// Text to token ids and back, with the ids of Hugging Face's `tokenizers`: byte-level BPE, SentencePiece's BPE with
+/// byte fallback, and unigram. Read from a Hugging Face tokenizer.json (model type BPE or Unigram) or from GGUF
+/// metadata
+/// (`tokenizer.ggml.*`, model "gpt2", "llama" or "t5").
 class Tokenizer {
  public:
   /// From the checkpoint's tokenizer.json where there is one, else from its GGUF metadata.
-  /// Throws Error if there is neither, or a kind that is not byte-level BPE.
+  /// Throws Error if there is neither, and for a step or an option that is not understood, with its name.
   [[nodiscard]] static Tokenizer from(const Checkpoint& checkpoint);
   [[nodiscard]] static Tokenizer from_json(std::string_view tokenizer_json);
 
@@ -25,18 +27,25 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  /// Whether BOS is put in front: where the model asks for it, or never, as for text that a chat template made.
+  /// Whether BOS and the like are put around a text: in front and behind as the model asks for it, or never, as for
+  /// text that a chat template made.
   enum class Bos : uint8_t { as_the_model_says, never };
-  /// Token ids of `text`; special tokens written in it are recognised. Bytes that the vocabulary lacks are dropped.
+  /// Token ids of `text`; special tokens written in it are recognised. What the vocabulary lacks becomes the unknown
+  /// token; where there is none, it is dropped. Takes time in proportion to the text times the longest token.
   /// Throws Error if the text is not valid UTF-8.
   [[nodiscard]] std::vector<int32_t> encode(std::string_view text, Bos bos = Bos::as_the_model_says) const;
+  /// Where tokens stand: some tokenizers write a space before a text's first word that the text does not have.
+  enum class Place : uint8_t { beginning, behind_others };
   /// The bytes that the tokens stand for, special tokens included as they are written. Not always valid UTF-8: a
-  /// character may span tokens. Throws Error for an id outside 0..vocabulary_size()-1.
-  [[nodiscard]] std::string decode(std::span<const int32_t> tokens) const;
+  /// character may span tokens. To decode a text token by token, all but the first are `behind_others`.
+  /// Throws Error for an id outside 0..vocabulary_size()-1.
+  [[nodiscard]] std::string decode(std::span<const int32_t> tokens, Place place = Place::beginning) const;
 
   [[nodiscard]] int32_t vocabulary_size() const;
-  /// The ids that end a text (EOS, and end-of-turn tokens where the model names them).
+  /// The ids that end a text: EOS, and end-of-turn tokens where the model names them (`eos_token_id` of config.json and
+  /// generation_config.json; in GGUF `eos_token_id`, `eot_token_id`, `eom_token_id` and control tokens by their texts).
   [[nodiscard]] std::span<const int32_t> end_tokens() const;
+  /// The first token that is put in front of a text, and in GGUF BOS itself.
   [[nodiscard]] std::optional<int32_t> bos_token() const;
   [[nodiscard]] bool is_special(int32_t token) const;
   /// The id of a token by its text, e.g. "<|im_start|>".

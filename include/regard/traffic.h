@@ -41,6 +41,7 @@ struct TokenRun {
   int64_t count = 0;
   int64_t row = 0;          ///< The row of decode whose caches hold the sequence.
   bool is_skipped = false;  ///< Tokens that belong to no sequence: a span's slot is -1.
+  int64_t prefix = 0;       ///< How many of the tokens, from the first on, see each other: Span::prefix.
 };
 
 /// Which of a call's keys and values caches keep for later calls.

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "cache/kv_cache_state.h"
 
@@ -10,8 +11,9 @@ using kernels::kTile;
 using kernels::PanelSide;
 
 constexpr int64_t kMost = int64_t{1} << 31;
+constexpr int64_t kMostWidth = int64_t{1} << 24;
 
-void check_sizes(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
+void check_sizes(KvStorage storage, const KvCacheOptions& options, const Mask& mask) {
   require(options.slots >= 1 && options.slots <= kMost, "cache: slots is {}, expected 1 to {}", options.slots, kMost);
   require(options.capacity >= 1 && options.capacity <= kMost, "cache: capacity is {}, expected 1 to {}",
           options.capacity, kMost);
@@ -24,10 +26,10 @@ void check_sizes(KvStorage storage, const KvCacheOptions& options, const Attenti
           "cache: pages is {}, but only a paged cache has a pool of a given size", options.pages);
   require(options.speculation_length >= 0 && options.speculation_length <= kMost,
           "cache: speculation_length is {}, expected 0 or more", options.speculation_length);
-  require(storage != KvStorage::ring || config.sliding_window > 0,
-          "cache: a ring needs a layer with a window, but sliding_window is 0");
-  require(storage != KvStorage::chunk || config.attention_chunk_size > 0,
-          "cache: a chunk cache needs a layer with chunks, but attention_chunk_size is 0");
+  require(storage != KvStorage::ring || mask.has_window(),
+          "cache: a ring needs a layer with a window, but its mask is {}", mask.description());
+  require(storage != KvStorage::chunk || mask.has_chunks(),
+          "cache: a chunk cache needs a layer with chunks, but its mask is {}", mask.description());
 }
 
 // A contiguous slot's page: one, if it is short.
@@ -37,31 +39,36 @@ int64_t page_size_for(int64_t capacity) {
   return size;
 }
 
-KvCacheOptions with_defaults(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& layer) {
-  KvCacheOptions filled = options;
-  if (filled.slots == 0) filled.slots = layer.inference.kv_cache_batch_size;
-  if (filled.capacity == 0) filled.capacity = layer.inference.max_length;
-  if (!filled.dtype) filled.dtype = layer.inference.attention_dtype;
-  if (filled.page_size == 0) filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : 32;
-  check_sizes(storage, filled, layer);
+KvSpec checked(const KvSpec& spec) {
+  KvSpec filled = spec;
+  if (filled.v_head_dim == 0) filled.v_head_dim = filled.head_dim;
+  for (const auto& [name, value] : {std::pair{"num_key_value_heads", filled.num_key_value_heads},
+                                    {"head_dim", filled.head_dim},
+                                    {"v_head_dim", filled.v_head_dim}})
+    require(value >= 1 && value <= kMostWidth, "cache: {} is {}, expected 1 to {}", name, value, kMostWidth);
+  filled.mask.check("cache");
   return filled;
 }
 
-Retention retention_of(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& layer) {
-  const Mask mask = Mask::of(layer);
-  const bool has_reach = mask.sliding_window > 0 || mask.attention_chunk_size > 0;
-  return {
-      .mask = mask, .all = storage == KvStorage::contiguous || !has_reach, .speculation = options.speculation_length};
+KvCacheOptions with_defaults(KvStorage storage, const KvCacheOptions& options, const Mask& mask) {
+  KvCacheOptions filled = options;
+  if (filled.page_size == 0) filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : 32;
+  check_sizes(storage, filled, mask);
+  return filled;
+}
+
+Retention retention_of(KvStorage storage, const KvCacheOptions& options, const Mask& mask) {
+  return {.mask = mask,
+          .all = storage == KvStorage::contiguous || !mask.reach(),
+          .speculation = options.speculation_length};
 }
 
 // The most pages of a slot while it decodes, a draft at a time.
 int64_t pages_of_slot(const KvCacheOptions& options, const Retention& retention) {
   const int64_t all = (options.capacity + options.page_size - 1) / options.page_size;
-  if (retention.all) return all;
-  const auto& mask = retention.mask;
-  int64_t reach = options.capacity;
-  if (mask.sliding_window > 0) reach = std::min(reach, mask.sliding_window);
-  if (mask.attention_chunk_size > 0) reach = std::min(reach, mask.attention_chunk_size);
+  // Where queries see later tokens, a whole call's come at once.
+  if (retention.all || !retention.mask.is_causal) return all;
+  const int64_t reach = std::min(retention.mask.reach().value_or(options.capacity), options.capacity);
   const int64_t tokens = std::min(reach + 2 * options.speculation_length, options.capacity);
   return std::min(all, (tokens + options.page_size - 2) / options.page_size + 1);
 }
@@ -88,10 +95,15 @@ int64_t staying_of(std::span<const int64_t> indices) {
 
 }  // namespace
 
-KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const AttentionConfig& config) {
-  const AttentionConfig layer = config.validated();
-  const KvCacheOptions filled = with_defaults(storage, options, layer);
-  const Retention retention = retention_of(storage, filled, layer);
+KvStorage bounded_storage(const Mask& mask) {
+  if (mask.has_window()) return KvStorage::ring;
+  return mask.has_chunks() ? KvStorage::chunk : KvStorage::contiguous;
+}
+
+KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const KvSpec& spec) {
+  const KvSpec layer = checked(spec);
+  const KvCacheOptions filled = with_defaults(storage, options, layer.mask);
+  const Retention retention = retention_of(storage, filled, layer.mask);
   const int64_t pages = pages_of_pool(filled, retention);
   const int64_t own = pages_of_slot(filled, retention);
   // A slot that keeps its pages for ever has all side by side; others at least as many as are read at once.
@@ -99,7 +111,7 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
   const int64_t stretch = storage == KvStorage::contiguous ? own : std::min(own, at_once);
   const auto store = [&](PanelSide side, const std::optional<KvFormat>& format, int64_t width) {
     return PageStore(
-        side, format.value_or(KvFormat{.dtype = *filled.dtype}),
+        side, format.value_or(KvFormat{.dtype = filled.dtype}),
         {.pages = pages, .page_tokens = filled.page_size, .kv_heads = layer.num_key_value_heads, .width = width});
   };
   state_ = std::make_unique<State>(State{.storage = storage,
@@ -113,31 +125,26 @@ KvCache::KvCache(KvStorage storage, const KvCacheOptions& options, const Attenti
                                          .head_dim = layer.head_dim,
                                          .v_head_dim = layer.v_head_dim,
                                          .notes = RehearsalNotes(pages, filled.slots)});
+  state_->tables.state_ = state_.get();
   for (Slot& slot : state_->slots) {
     if (state_->fixed() || !retention.all) slot.table.reserve(static_cast<size_t>(own));
     if (state_->fixed()) state_->take_pages(slot, own);
   }
 }
 
-int64_t KvCache::pages_needed(const KvCacheOptions& options, const AttentionConfig& config) {
-  const AttentionConfig layer = config.validated();
-  KvCacheOptions filled = with_defaults(KvStorage::paged, options, layer);
+int64_t KvCache::pages_needed(const KvCacheOptions& options, const KvSpec& spec) {
+  const Mask mask = checked(spec).mask;
+  KvCacheOptions filled = with_defaults(KvStorage::paged, options, mask);
   filled.pages = 0;
-  return pages_of_pool(filled, retention_of(KvStorage::paged, filled, layer));
+  return pages_of_pool(filled, retention_of(KvStorage::paged, filled, mask));
 }
 
-KvCache KvCache::contiguous(const KvCacheOptions& options, const AttentionConfig& config) {
-  return {KvStorage::contiguous, options, config};
+KvCache KvCache::contiguous(const KvCacheOptions& options, const KvSpec& spec) {
+  return {KvStorage::contiguous, options, spec};
 }
-KvCache KvCache::ring(const KvCacheOptions& options, const AttentionConfig& config) {
-  return {KvStorage::ring, options, config};
-}
-KvCache KvCache::chunk(const KvCacheOptions& options, const AttentionConfig& config) {
-  return {KvStorage::chunk, options, config};
-}
-KvCache KvCache::paged(const KvCacheOptions& options, const AttentionConfig& config) {
-  return {KvStorage::paged, options, config};
-}
+KvCache KvCache::ring(const KvCacheOptions& options, const KvSpec& spec) { return {KvStorage::ring, options, spec}; }
+KvCache KvCache::chunk(const KvCacheOptions& options, const KvSpec& spec) { return {KvStorage::chunk, options, spec}; }
+KvCache KvCache::paged(const KvCacheOptions& options, const KvSpec& spec) { return {KvStorage::paged, options, spec}; }
 
 KvCache::KvCache(KvCache&&) noexcept = default;
 KvCache& KvCache::operator=(KvCache&&) noexcept = default;
@@ -161,7 +168,7 @@ int64_t KvCache::first_held(int64_t slot) const {
 int64_t KvCache::first_seen(int64_t position) const { return state_->retention.first_seen(position); }
 
 int64_t KvCache::first_kept(int64_t length) const {
-  return state_->retention.first_needed(length) / page_size() * page_size();
+  return state_->retention.first_needed(length) / state_->page_size() * state_->page_size();
 }
 
 void KvCache::check(std::span<const Span> spans, int64_t tokens_at_once) const { state_->check(spans, tokens_at_once); }
@@ -292,6 +299,9 @@ std::pair<Tensor, Tensor> KvCache::read(int64_t slot, int64_t first, int64_t cou
     }
   return {std::move(keys), std::move(values)};
 }
+
+BlockTables& KvCache::block_tables() { return state_->tables; }
+const BlockTables& KvCache::block_tables() const { return state_->tables; }
 
 kernels::KvPages KvCache::view(int64_t slot) const { return state_->view(state_->at(slot)); }
 

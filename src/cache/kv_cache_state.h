@@ -10,6 +10,7 @@
 #include "cache/page_store.h"
 #include "cache/rehearsal.h"
 #include "cache/slot.h"
+#include "regard/block_table.h"
 #include "regard/cache.h"
 #include "tensor/fail.h"
 
@@ -30,6 +31,7 @@ struct KvCache::State {
   bool owner_trims = false;
   uint64_t checks = 0;  // made so far
   RehearsalNotes notes;
+  BlockTables tables = {};
 
   [[nodiscard]] int64_t page_size() const { return options.page_size; }
   [[nodiscard]] int64_t pages_of(int64_t tokens) const { return (tokens + page_size() - 1) / page_size(); }
@@ -84,6 +86,9 @@ struct KvCache::State {
     require(span.slot == -1 || (span.slot >= 0 && span.slot < options.slots),
             "cache: slot is {}, expected -1 (none) or 0 to {}", span.slot, options.slots - 1);
     require(span.count >= 1, "cache: span of slot {} has count {}, expected 1 or more", span.slot, span.count);
+    require(span.prefix >= 0 && span.prefix <= span.count,
+            "cache: span of slot {} has a prefix of {} tokens, expected 0 to its count {}", span.slot, span.prefix,
+            span.count);
     if (span.slot == -1) return;
     Slot& slot = at(span.slot);
     require(span.first_position >= 0 && span.first_position <= slot.length,

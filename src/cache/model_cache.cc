@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cache/prefix_tree.h"
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -52,10 +53,12 @@ struct ModelCache::State {
       throw;
     }
   }
-  [[nodiscard]] int64_t pages_in_use(const KvCache& layer) const { return layer.pages() - layer.free_pages(); }
+  [[nodiscard]] int64_t pages_in_use(const KvCache& layer) const {
+    return layer.block_tables().pages() - layer.block_tables().free_pages();
+  }
   [[nodiscard]] const KvCache& fullest() const {
     return *std::ranges::max_element(layers, {}, [&](const KvCache& layer) {
-      return static_cast<double>(pages_in_use(layer)) / static_cast<double>(layer.pages());
+      return static_cast<double>(pages_in_use(layer)) / static_cast<double>(layer.block_tables().pages());
     });
   }
 };
@@ -70,8 +73,9 @@ ModelCache::ModelCache(std::vector<KvCache> layers, bool prefixes) : state_(std:
             layer.capacity(), first.slots(), first.capacity());
     require(!prefixes || layer.storage() == KvStorage::paged,
             "model cache: prefixes are to be shared, but layer {} is not paged", i);
-    require(!prefixes || layer.page_size() == first.page_size(),
-            "model cache: layer {} has pages of {} tokens, but layer 0 of {}", i, layer.page_size(), first.page_size());
+    require(!prefixes || layer.block_tables().page_size() == first.block_tables().page_size(),
+            "model cache: layer {} has pages of {} tokens, but layer 0 of {}", i, layer.block_tables().page_size(),
+            first.block_tables().page_size());
   }
   State& s = *state_;
   s.layers = std::move(layers);
@@ -80,7 +84,7 @@ ModelCache::ModelCache(std::vector<KvCache> layers, bool prefixes) : state_(std:
   if (prefixes) s.tree.emplace(s.layers);
   for (KvCache& layer : s.layers)
     if (prefixes && layer.first_seen(layer.capacity()) > 0) {
-      layer.leave_trim_to_owner();
+      layer.block_tables().leave_trim_to_owner();
       s.trimmed.push_back(&layer);
     }
 }
@@ -156,7 +160,7 @@ void ModelCache::commit(int64_t slot, std::span<const int32_t> tokens) {
             slot, s.layers[i].length(slot), i, stored);
   require(static_cast<int64_t>(tokens.size()) >= stored, "model cache: {} tokens are committed, but slot {} holds {}",
           tokens.size(), slot, stored);
-  if (s.tree && s.tree->pages_of(slot) != stored / s.layers[0].page_size())
+  if (s.tree && s.tree->pages_of(slot) != stored / s.layers[0].block_tables().page_size())
     s.tree->insert(slot, tokens.first(static_cast<size_t>(stored)));
   for (KvCache* layer : s.trimmed) layer->trim(slot);
 }
@@ -172,7 +176,7 @@ bool ModelCache::make_room(std::span<const Span> spans, int64_t tokens_at_once) 
 
 ModelCache::Stats ModelCache::stats() const {
   Stats stats = state_->stats;
-  stats.pages = state_->fullest().pages();
+  stats.pages = state_->fullest().block_tables().pages();
   stats.pages_in_use = state_->pages_in_use(state_->fullest());
   if (state_->tree) {
     stats.cached_pages = state_->tree->pages();

@@ -4,6 +4,8 @@
 #include <string_view>
 #include <utility>
 
+#include "regard/block_table.h"
+
 namespace regard {
 
 size_t PrefixTree::Hash::operator()(std::span<const int32_t> tokens) const {
@@ -28,7 +30,7 @@ PrefixTree::~PrefixTree() {
 // Whether every layer holds what the token after these pages sees.
 bool PrefixTree::can_go_on(std::span<Node* const> path) const {
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    const int64_t page_size = layers_[layer].page_size();
+    const int64_t page_size = layers_[layer].block_tables().page_size();
     const int64_t length = static_cast<int64_t>(path.size()) * page_size;
     for (auto page = static_cast<size_t>(layers_[layer].first_seen(length) / page_size); page < path.size(); ++page)
       if (path[page]->pages[layer] < 0) return false;
@@ -54,7 +56,7 @@ int64_t PrefixTree::open(int64_t slot, std::span<const int32_t> tokens, uint64_t
     std::vector<int32_t> pages(path.size(), -1);
     for (auto page = static_cast<size_t>(layers_[layer].first_seen(length)) / page_tokens; page < path.size(); ++page)
       pages[page] = path[page]->pages[layer];
-    layers_[layer].share(slot, pages, length);
+    layers_[layer].block_tables().share(slot, pages, length);
   }
   at(slot).node = path.back();
   at(slot).pages = static_cast<int64_t>(path.size());
@@ -76,7 +78,7 @@ void PrefixTree::insert(int64_t slot, std::span<const int32_t> tokens) {
     const auto child = parent.children.find(tokens.first(page_tokens));
     place.node = child == parent.children.end() ? add(parent, tokens.first(page_tokens)) : child->second.get();
     for (size_t layer = 0; layer < layers_.size(); ++layer) {
-      const int32_t own = layers_[layer].page_of(slot, place.pages);
+      const int32_t own = layers_[layer].block_tables().page_of(slot, place.pages);
       if (place.node->pages[layer] < 0 && own >= 0) take_in(*place.node, layer, own);
     }
     ++place.pages;
@@ -125,7 +127,7 @@ PrefixTree::Node* PrefixTree::add(Node& parent, std::span<const int32_t> tokens)
 }
 
 void PrefixTree::take_in(Node& node, size_t layer, int32_t page) {
-  layers_[layer].retain(page);
+  layers_[layer].block_tables().retain(page);
   node.pages[layer] = page;
   node_of(layer, page) = &node;
 }
@@ -134,7 +136,7 @@ void PrefixTree::let_go(Node& node, size_t layer) {
   const int32_t page = std::exchange(node.pages[layer], -1);
   if (page < 0) return;
   node_of(layer, page) = nullptr;
-  layers_[layer].release(page);
+  layers_[layer].block_tables().release(page);
 }
 
 // Erases a node without children, and those before it that are left without children and pages: where all layers have
@@ -161,12 +163,12 @@ int64_t PrefixTree::evict(size_t layer, int64_t count) {
   const bool needed = keeps_all(layer);
   KvCache& cache = layers_[layer];
   int64_t freed = 0;
-  int32_t page = cache.next_unused();
+  int32_t page = cache.block_tables().next_unused();
   while (page >= 0 && freed < count) {
     Node* const node = node_of(layer, page);
     // Others may retain pages too. And a sequence may still hold the pages that follow, if it computed this one itself.
-    if (node == nullptr || cache.holders(page) > 1 || (needed && !node->children.empty())) {
-      page = cache.next_unused(page);
+    if (node == nullptr || cache.block_tables().reference_count(page) > 1 || (needed && !node->children.empty())) {
+      page = cache.block_tables().next_unused(page);
       continue;
     }
     ++freed;
@@ -174,7 +176,7 @@ int64_t PrefixTree::evict(size_t layer, int64_t count) {
     let_go(*node, layer);
     // Without the page of a layer that keeps all, the others are of no use.
     if (needed || is_empty(*node)) erase(node);
-    page = cache.next_unused();
+    page = cache.block_tables().next_unused();
   }
   return freed;
 }

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "regard/block_table.h"
 #include "regard/cache.h"
 
 namespace regard {
@@ -23,7 +24,7 @@ class PrefixTree {
   explicit PrefixTree(std::span<KvCache> layers)
       : layers_(layers), places_(static_cast<size_t>(layers.front().slots())), nodes_of_(layers.size()) {
     for (size_t layer = 0; layer < layers.size(); ++layer)
-      nodes_of_[layer].resize(static_cast<size_t>(layers[layer].pages()));
+      nodes_of_[layer].resize(static_cast<size_t>(layers[layer].block_tables().pages()));
   }
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
@@ -74,7 +75,7 @@ class PrefixTree {
 
   [[nodiscard]] Place& at(int64_t slot) { return places_[static_cast<size_t>(slot)]; }
   [[nodiscard]] const Place& at(int64_t slot) const { return places_[static_cast<size_t>(slot)]; }
-  [[nodiscard]] int64_t page_size() const { return layers_.front().page_size(); }
+  [[nodiscard]] int64_t page_size() const { return layers_.front().block_tables().page_size(); }
 
   [[nodiscard]] bool keeps_all(size_t layer) const { return layers_[layer].first_seen(layers_[layer].capacity()) == 0; }
   [[nodiscard]] bool can_go_on(std::span<Node* const> path) const;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cache/pieces.h"
+
 namespace regard {
 namespace {
 
@@ -22,9 +24,11 @@ class Rehearsal {
 
   // How many pages are missing at most.
   int64_t missing(std::span<const Slot> slots, int64_t tokens_at_once) {
-    Cursor begin;
-    while (begin.span < spans_.size()) {
-      const Cursor end = append_piece(slots, begin, tokens_at_once);
+    TokenCursor begin;
+    while (begin.run < spans_.size()) {
+      TokenCursor end = begin;
+      next_piece(spans_, tokens_at_once, end);
+      append_piece(slots, begin, end);
       trim_piece(slots, begin, end);
       begin = end;
     }
@@ -32,37 +36,26 @@ class Rehearsal {
   }
 
  private:
-  // Tokens before: whole spans, and some of the next one's.
-  struct Cursor {
-    size_t span = 0;
-    int64_t tokens = 0;
-  };
-  Cursor append_piece(std::span<const Slot> slots, Cursor at, int64_t room) {
-    while (at.span < spans_.size() && room > 0) {
-      const Span& span = spans_[at.span];
-      const int64_t count = std::min(room, span.count - at.tokens);
-      if (span.slot != -1) {
-        PageRange& pages = notes_.held[at.span];
-        const Slot& slot = slots[static_cast<size_t>(span.slot)];
-        if (at.tokens == 0) pages = begin(slot, span);
-        append(pages, span.first_position + at.tokens + count);
-      }
-      room -= count;
-      at.tokens += count;
-      if (at.tokens == span.count) at = {.span = at.span + 1, .tokens = 0};
-    }
-    return at;
+  // Calls visit(index of the span, its slot, tokens of it up to the end of the piece) for each span of a piece.
+  template <class Visit>
+  void for_each_part(std::span<const Slot> slots, TokenCursor piece, TokenCursor end, Visit visit) {
+    const size_t last = end.tokens > 0 ? end.run + 1 : end.run;
+    for (size_t i = piece.run; i < last; ++i)
+      if (const Span& span = spans_[i]; span.slot != -1)
+        visit(i, slots[static_cast<size_t>(span.slot)], i == end.run ? end.tokens : span.count);
   }
 
-  void trim_piece(std::span<const Slot> slots, Cursor begin, Cursor end) {
-    const size_t last = end.tokens > 0 ? end.span + 1 : end.span;
-    for (size_t i = begin.span; i < last; ++i) {
-      const Span& span = spans_[i];
-      const int64_t tokens = i == end.span ? end.tokens : span.count;
-      if (span.slot != -1)
-        trim(slots[static_cast<size_t>(span.slot)], notes_.held[i],
-             retention_.first_needed(span.first_position + tokens));
-    }
+  void append_piece(std::span<const Slot> slots, TokenCursor piece, TokenCursor end) {
+    for_each_part(slots, piece, end, [&](size_t i, const Slot& slot, int64_t tokens) {
+      if (i != piece.run || piece.tokens == 0) notes_.held[i] = begin(slot, spans_[i]);
+      append(notes_.held[i], spans_[i].first_position + tokens);
+    });
+  }
+
+  void trim_piece(std::span<const Slot> slots, TokenCursor piece, TokenCursor end) {
+    for_each_part(slots, piece, end, [&](size_t i, const Slot& slot, int64_t tokens) {
+      trim(slot, notes_.held[i], retention_.first_needed(spans_[i].first_position + tokens));
+    });
   }
 
   // What the slot holds once it is ready for the span's first token.

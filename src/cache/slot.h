@@ -16,9 +16,7 @@ struct Retention {
   int64_t speculation = 0;  // tokens that may be taken back
 
   // The first position that the token at `position` sees.
-  [[nodiscard]] int64_t first_seen(int64_t position) const {
-    return all ? 0 : mask.visible(position, position + 1).first;
-  }
+  [[nodiscard]] int64_t first_seen(int64_t position) const { return all ? 0 : mask.first_seen(position); }
   // The first position that some token after `length` tokens sees, even if the last ones are taken back.
   [[nodiscard]] int64_t first_needed(int64_t length) const {
     return first_seen(std::max<int64_t>(0, length - speculation));

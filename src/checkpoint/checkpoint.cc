@@ -98,12 +98,14 @@ struct Checkpoint::State {
   std::string tokenizer_json;
   std::string tokenizer_config_json;
   std::string chat_template;
+  std::string generation_config_json;
   std::optional<CheckpointShard> shard;
 
   // The texts beside the tensors that `wanted` names.
   template <class Wanted>
   void read_texts(const fs::path& folder, const Wanted& wanted) {
-    const std::array<std::string*, 4> texts = {&config_json, &tokenizer_json, &tokenizer_config_json, &chat_template};
+    const std::array<std::string*, std::size(kShardTexts)> texts = {
+        &config_json, &tokenizer_json, &tokenizer_config_json, &chat_template, &generation_config_json};
     for (size_t i = 0; i < texts.size(); ++i)
       if (wanted(kShardTexts[i])) *texts[i] = read_text(folder / kShardTexts[i]);
   }
@@ -246,6 +248,7 @@ const std::string& Checkpoint::config_json() const { return state_->config_json;
 const std::string& Checkpoint::tokenizer_json() const { return state_->tokenizer_json; }
 const std::string& Checkpoint::tokenizer_config_json() const { return state_->tokenizer_config_json; }
 const std::string& Checkpoint::chat_template() const { return state_->chat_template; }
+const std::string& Checkpoint::generation_config_json() const { return state_->generation_config_json; }
 const std::map<std::string, std::string>& Checkpoint::safetensors_metadata() const { return state_->parsed.strings; }
 
 void Checkpoint::release_pages() const {

@@ -64,8 +64,9 @@ std::string digest_of(const Checkpoint& checkpoint) {
     digest.add(key);
     std::visit([&](const auto& content) { digest.add(content); }, value);
   }
-  for (const std::string* text : {&checkpoint.config_json(), &checkpoint.tokenizer_json(),
-                                  &checkpoint.tokenizer_config_json(), &checkpoint.chat_template()})
+  for (const std::string* text :
+       {&checkpoint.config_json(), &checkpoint.tokenizer_json(), &checkpoint.tokenizer_config_json(),
+        &checkpoint.chat_template(), &checkpoint.generation_config_json()})
     digest.add(*text);
   return digest.text();
 }

@@ -43,7 +43,7 @@ inline constexpr const char* kManifestFile = "manifest.json";
 // GGUF's key-values, as a GGUF file without tensors.
 inline constexpr const char* kShardMetadataFile = "metadata.gguf";
 inline constexpr std::string_view kShardTexts[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
-                                                   "chat_template.jinja"};
+                                                   "chat_template.jinja", "generation_config.json"};
 
 // The shape of a tensor in a rank's file: quantised rows are rows of bytes.
 [[nodiscard]] Shape stored_shape(const Manifest::Entry& entry);

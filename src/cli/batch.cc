@@ -44,7 +44,7 @@ int64_t available_memory_bytes() {
 ModelCache make_cache(const Options& options, const Model& model, size_t requests) {
   const int64_t bytes = options.kv_memory > 0 ? options.kv_memory : available_memory_bytes() / 2;
   const KvCacheOptions cache{.slots = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
-                             .capacity = model.config().context_length,
+                             .capacity = model.spec().context_length,
                              .dtype = parse_cache_dtype(options.model.kv_dtype)};
   return {model.make_paged_caches(cache, bytes), true};
 }

@@ -36,7 +36,9 @@ class Stream {
   explicit Stream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
   void write(int32_t token) {
     if (tokenizer_.is_special(token)) return;
-    pending_ += tokenizer_.decode({&token, 1});
+    using Place = Tokenizer::Place;
+    pending_ += tokenizer_.decode({&token, 1}, begun_ ? Place::behind_others : Place::beginning);
+    begun_ = true;
     const size_t ready = pending_.size() - incomplete_tail(pending_);
     fmt::print("{}", std::string_view(pending_).substr(0, ready));
     std::fflush(stdout);
@@ -50,6 +52,7 @@ class Stream {
  private:
   const Tokenizer& tokenizer_;
   std::string pending_;
+  bool begun_ = false;
 };
 
 std::string read_prompt(const Options& options, const CommandRanks& ranks) {

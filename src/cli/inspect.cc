@@ -6,21 +6,14 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/ranks.h"
-#include "families/family.h"
-#include "regard/attention_config.h"
+#include "model/tensor_reader.h"
+#include "regard/mask.h"
+#include "regard/model_spec.h"
 
 namespace regard::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string mask_of(const AttentionConfig& config) {
-  if (!config.is_causal) return "bidirectional";
-  std::string text = "causal";
-  if (config.sliding_window > 0) text += fmt::format(", window {}", config.sliding_window);
-  if (config.attention_chunk_size > 0) text += fmt::format(", chunk {}", config.attention_chunk_size);
-  return text;
-}
 
 const char* name_of(RopeScaling scaling) {
   switch (scaling) {
@@ -48,12 +41,12 @@ Json rotary_of(const AttentionConfig& config) {
           {"factor", rotary.factor}};
 }
 
-Json describe_layer(const Checkpoint& checkpoint, const Family& family, int64_t index) {
-  const AttentionConfig config = family.attention(index).validated();
+Json describe_layer(const Checkpoint& checkpoint, const TensorNames& names, const LayerSpec& layer, int64_t index) {
+  const AttentionConfig& config = layer.attention;
   Json types = Json::object();
   int64_t weight_bytes = 0;
   for (const char* part : {"attention.q", "attention.k", "attention.v", "attention.output"}) {
-    const StoredTensor& weight = checkpoint.tensor(family.layer_tensor(index, part) + ".weight");
+    const StoredTensor& weight = checkpoint.tensor(names.of(part, index).weight);
     types[part + std::string("attention.").size()] = regard::name_of(weight.type);
     weight_bytes += static_cast<int64_t>(weight.bytes.size());
   }
@@ -65,7 +58,7 @@ Json describe_layer(const Checkpoint& checkpoint, const Family& family, int64_t 
           {"num_key_value_heads", config.num_key_value_heads},
           {"head_dim", config.head_dim},
           {"v_head_dim", config.v_head_dim},
-          {"mask", mask_of(config)},
+          {"mask", Mask::of(config).description()},
           {"rotary", rotary_of(config)},
           {"softmax_scale", config.softmax_scale},
           {"learned_sinks", config.learned_sinks_size},
@@ -110,13 +103,14 @@ void print_layers(const Json& layers) {
 
 void run(const std::string& path, bool json) {
   const auto checkpoint = Checkpoint::open(path);
-  const auto family = family_of(checkpoint);
-  const ModelConfig model = family->model();
+  const ModelSpec model = ModelSpec::from(checkpoint);
+  const TensorNames names = tensor_names_of(checkpoint);
+  const auto num_layers = std::ssize(model.layers);
   Json layers = Json::array();
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;
-  for (int64_t i = 0; i < model.num_layers; ++i) {
-    layers.push_back(describe_layer(checkpoint, *family, i));
+  for (int64_t i = 0; i < num_layers; ++i) {
+    layers.push_back(describe_layer(checkpoint, names, model.layers[static_cast<size_t>(i)], i));
     weight_bytes += layers.back()["weight_bytes"].get<int64_t>();
     kv_bytes += layers.back()["kv_bytes_per_token"].get<int64_t>();
   }
@@ -125,7 +119,7 @@ void run(const std::string& path, bool json) {
                 {"family", model.family},
                 {"file_bytes", checkpoint.file_bytes()},
                 {"hidden_size", model.hidden_size},
-                {"num_layers", model.num_layers},
+                {"num_layers", num_layers},
                 {"vocab_size", model.vocab_size},
                 {"context_length", model.context_length},
                 {"attention_weight_bytes", weight_bytes},
@@ -133,8 +127,8 @@ void run(const std::string& path, bool json) {
                 {"layers", layers}});
     return;
   }
-  fmt::print("{}: {}, {} layers of width {}, vocabulary {}, context {}, {:.1f} MB\n", path, model.family,
-             model.num_layers, model.hidden_size, model.vocab_size, model.context_length,
+  fmt::print("{}: {}, {} layers of width {}, vocabulary {}, context {}, {:.1f} MB\n", path, model.family, num_layers,
+             model.hidden_size, model.vocab_size, model.context_length,
              static_cast<double>(checkpoint.file_bytes()) * 1e-6);
   print_layers(layers);
   fmt::print("attention weights {} bytes in all; an f32 cache takes {} bytes a token in all layers\n", weight_bytes,

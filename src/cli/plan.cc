@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/ranks.h"
+#include "regard/mask.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -35,15 +36,16 @@ struct Options {
   bool json = false;
 };
 
-ModelShape read_model(const Options& options) {
+ModelSpec read_model(const Options& options) {
   const std::filesystem::path path = options.model;
   const auto config = std::filesystem::is_directory(path) ? path / "config.json" : path;
   const bool is_config = config.extension() == ".json" && !config.string().ends_with(".index.json");
-  ModelShape model = is_config && std::filesystem::exists(config)
-                         ? ModelShape::from_config_json(read_text_file(config.string()), config.string())
-                         : ModelShape::from(Checkpoint::open(path));
+  ModelSpec model = is_config && std::filesystem::exists(config)
+                        ? ModelSpec::from_config_json(read_text_file(config.string()), config.string())
+                        : ModelSpec::from(Checkpoint::open(path));
   if (options.weight_bytes > 0)
-    model.attention_weight_bytes = model.mlp_weight_bytes = model.embedding_weight_bytes = options.weight_bytes;
+    model.bytes_per_weight = {
+        .attention = options.weight_bytes, .mlp = options.weight_bytes, .embedding = options.weight_bytes};
   return model;
 }
 
@@ -189,20 +191,23 @@ std::vector<Winner> winners(const std::vector<Plan>& all) {
 }
 
 std::string mask_text(const Mask& mask) {
-  if (mask.sliding_window > 0) return fmt::format(", window {}", mask.sliding_window);
-  if (mask.attention_chunk_size > 0) return fmt::format(", chunk {}", mask.attention_chunk_size);
-  return "";
+  const std::string limits = mask.limits();
+  return limits.empty() ? limits : ", " + limits;
 }
 
-void print_model(const ModelShape& model, const Options& options) {
+std::string mlp_text(const std::variant<DenseMlp, ExpertsMlp>& mlp) {
+  if (const auto* dense = std::get_if<DenseMlp>(&mlp)) return fmt::format("{}", dense->width);
+  const auto& experts = std::get<ExpertsMlp>(mlp);
+  return fmt::format("{}, {} of {} experts", experts.expert.width, experts.experts_per_token, experts.experts);
+}
+
+void print_model(const ModelSpec& model, const Options& options) {
   fmt::print("{}: {}, {} layers of width {}, {} of weights\n", options.model, printable(model.family),
-             model.num_layers(), model.hidden_size, bytes_text(model.weight_bytes()));
-  for (const ModelShape::Layers& same : model.layers) {
-    const LayerShape& a = same.attention;
-    const std::string experts =
-        same.mlp.experts > 1 ? fmt::format(", {} of {} experts", same.mlp.experts_per_token, same.mlp.experts) : "";
-    fmt::print("  {} x {} query and {} KV heads of {}{}; MLP {}{}\n", same.count, a.num_attention_heads,
-               a.num_key_value_heads, a.head_dim, mask_text(a.mask), same.mlp.width, experts);
+             model.layers.size(), model.hidden_size, bytes_text(model.weight_bytes()));
+  for (const auto& [layer, count] : model.equal_layers()) {
+    const AttentionConfig& a = layer->attention;
+    fmt::print("  {} x {} query and {} KV heads of {}{}; MLP {}\n", count, a.num_attention_heads, a.num_key_value_heads,
+               a.head_dim, mask_text(Mask::of(a)), mlp_text(layer->mlp));
   }
   fmt::print(
       "{} ranks, each with {:g} TFLOP/s, {:g} GB/s from memory, {:g} GB/s to others, {:g} us a round and {:g} us "
@@ -210,7 +215,7 @@ void print_model(const ModelShape& model, const Options& options) {
       options.ranks, options.teraflops, options.bandwidth, options.link, options.latency, options.per_message);
 }
 
-void print_text(const ModelShape& model, const std::vector<Plan>& all, const Options& options) {
+void print_text(const ModelSpec& model, const std::vector<Plan>& all, const Options& options) {
   const Workload& workload = options.workload;
   print_model(model, options);
   fmt::print("\nPrefill of one prompt of {} tokens\n", workload.prompt);
@@ -260,7 +265,7 @@ Json plan_json(const Plan& plan, const Workload& workload) {
           {"seconds", plan.seconds}};
 }
 
-void print_as_json(const ModelShape& model, const std::vector<Plan>& all, const Options& options) {
+void print_as_json(const ModelSpec& model, const std::vector<Plan>& all, const Options& options) {
   Json list = Json::array();
   for (const Plan& plan : all) list.push_back(plan_json(plan, options.workload));
   Json best;
@@ -288,7 +293,7 @@ void keep_what_fits(std::vector<Plan>& all, double gigabytes) {
 void run(Options options) {
   options.workload.cache = parse_cache_dtype(options.kv_dtype);
   if (options.workload.prompt == 0) options.workload.prompt = options.workload.context;
-  const ModelShape model = read_model(options);
+  const ModelSpec model = read_model(options);
   std::vector<Plan> all = plans(model, options.workload, speed_of(options), options.ranks);
   require(!all.empty(), "plan: the heads of this model can't be spread over {} ranks", options.ranks);
   if (options.memory > 0) keep_what_fits(all, options.memory);

@@ -24,7 +24,7 @@ class Stopwatch {
 };
 
 void check_length(const char* what, size_t tokens, int64_t least, const Model& model) {
-  const int64_t context = model.config().context_length;
+  const int64_t context = model.spec().context_length;
   require(static_cast<int64_t>(tokens) >= least && static_cast<int64_t>(tokens) <= context,
           "{} has {} tokens, expected {} to {} (the model's context)", what, tokens, least, context);
 }
@@ -71,12 +71,12 @@ Text begin_text(const Model& model, std::span<const int32_t> prompt, const Gener
   text.tokens.insert(text.tokens.end(), prompt.begin(), prompt.end());
   check_length(restored ? "the text" : "the prompt", text.tokens.size(), 1, model);
   // What is cached already does not run, so the model can't tell.
-  const int64_t vocabulary = model.config().vocab_size;
+  const int64_t vocabulary = model.spec().vocab_size;
   for (const int32_t token : text.tokens)
     require(token >= 0 && token < vocabulary, "generate: token id is {}, expected 0 to {}", token, vocabulary - 1);
   const auto length = static_cast<int64_t>(text.tokens.size());
   // The last token that is generated never goes into the cache.
-  const int64_t room = model.config().context_length - length + 1;
+  const int64_t room = model.spec().context_length - length + 1;
   const int64_t max_tokens = std::min(options.max_tokens, room);
   text.most = static_cast<size_t>(length + max_tokens);
   text.caches = model.make_caches({.slots = 1,
@@ -99,7 +99,7 @@ ConstTensorView run_pending(const Model& model, Text& text, std::span<const int3
   tokens.insert(tokens.end(), draft.begin(), draft.end());
   const Span span{.slot = 0, .first_position = first, .count = static_cast<int64_t>(tokens.size())};
   text.cached = first + span.count;
-  return model.forward(tokens, {&span, 1}, text.caches, logits, workspace);
+  return model.forward(tokens, {&span, 1}, text.caches, {.logits = logits}, workspace);
 }
 
 }  // namespace
@@ -155,7 +155,7 @@ Score score(const Model& model, std::span<const int32_t> tokens, Workspace& work
             const std::function<void(int64_t)>& progress, DType cache_dtype) {
   check_length("the text", tokens.size(), 2, model);
   // The model only sees the tokens it continues, so the last one is checked here.
-  const int64_t vocabulary = model.config().vocab_size;
+  const int64_t vocabulary = model.spec().vocab_size;
   for (const int32_t token : tokens)
     require(token >= 0 && token < vocabulary, "score: token id is {}, expected 0 to {}", token, vocabulary - 1);
   // Logits of so many tokens at a time: 50 MB with a vocabulary of 50,000.
@@ -168,7 +168,7 @@ Score score(const Model& model, std::span<const int32_t> tokens, Workspace& work
     const int64_t count = std::min(kTokensAtOnce, length - 1 - first);
     const Span span{.slot = 0, .first_position = first, .count = count};
     const auto logits = model.forward(tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-                                      {&span, 1}, caches, Model::Logits::all, workspace);
+                                      {&span, 1}, caches, {.logits = Model::Logits::all}, workspace);
     workspace.threads().for_each(count, [&](int64_t i, int) {
       const auto next = static_cast<size_t>(first + i + 1);
       losses[next] = negative_log_likelihood(

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <map>
 
+#include "regard/block_table.h"
 #include "regard/checkpoint.h"
 #include "tensor/fail.h"
 
@@ -177,7 +178,7 @@ Tensor copy_rows(ConstTensorView rows, int64_t first) {
 // Where a cache begins to take a layer: with the page of what its last token sees, should that run again.
 int64_t first_taken(const KvCache& cache, const SavedLayer& layer) {
   const int64_t seen = cache.first_seen(layer.first + layer.count - 1);
-  return std::max(layer.first, seen - seen % cache.page_size());
+  return std::max(layer.first, seen - seen % cache.block_tables().page_size());
 }
 
 void restore_layer(KvCache& cache, int64_t slot, const SavedLayer& layer) {
@@ -248,8 +249,8 @@ std::vector<int32_t> restore_sequence(const std::string& path, std::span<KvCache
     try {
       restore_layer(cache, slot, saved[rollback.done]);
     } catch (const Error& error) {
-      fail("saved sequence: {}: layer {}, with {} free pages of {} tokens: {}", path, rollback.done, cache.free_pages(),
-           cache.page_size(), error.what());
+      fail("saved sequence: {}: layer {}, with {} free pages of {} tokens: {}", path, rollback.done,
+           cache.block_tables().free_pages(), cache.block_tables().page_size(), error.what());
     }
   }
   return tokens;

@@ -4,6 +4,7 @@
 #include <exception>
 #include <utility>
 
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -18,10 +19,10 @@ int64_t count_of(std::span<const int32_t> tokens) { return static_cast<int64_t>(
 
 // The tokens of one sequence that all the memory holds. Layers with windows or chunks hold any number.
 int64_t tokens_in_memory(const Model& model, std::span<const KvCache> layers) {
-  int64_t tokens = model.config().context_length;
+  int64_t tokens = model.spec().context_length;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].first_seen(layers[i].capacity()) == 0)
-      tokens = std::min(tokens, layers[i].pages() * layers[i].page_size());
+      tokens = std::min(tokens, layers[i].block_tables().pages() * layers[i].block_tables().page_size());
   }
   return tokens;
 }
@@ -53,22 +54,22 @@ Scheduler::Scheduler(const Model& model, const Tokenizer& tokenizer, ModelCache 
       end_tokens_(tokenizer.end_tokens()),
       cache_(std::move(cache)),
       workspace_(workspace),
-      page_size_(cache_.layers().front().page_size()),
+      page_size_(cache_.layers().front().block_tables().page_size()),
       memory_tokens_(tokens_in_memory(model, cache_.layers())) {
-  require(cache_.capacity() >= model.config().context_length,
+  require(cache_.capacity() >= model.spec().context_length,
           "scheduler: the cache's capacity is {} tokens, expected at least the model's context of {}",
-          cache_.capacity(), model.config().context_length);
+          cache_.capacity(), model.spec().context_length);
 }
 
 Scheduler::~Scheduler() = default;
 
 int64_t Scheduler::most_tokens(const Request& request) const {
   // The last token that is generated never goes into the cache.
-  return std::min(request.max_tokens, model_.config().context_length - count_of(request.prompt) + 1);
+  return std::min(request.max_tokens, model_.spec().context_length - count_of(request.prompt) + 1);
 }
 
 int64_t Scheduler::submit(Request request) {
-  const ModelConfig& config = model_.config();
+  const ModelSpec& config = model_.spec();
   const int64_t length = count_of(request.prompt);
   require(length >= 1 && length <= config.context_length,
           "the prompt has {} tokens, expected 1 to {} (the model's context)", length, config.context_length);
@@ -229,7 +230,7 @@ void Scheduler::run() {
     tokens_.insert(tokens_.end(), first, first + spans_[i].count);
     if (spans_[i].count == planned_[i]->pending()) ++stats_.generated_tokens;
   }
-  sample(model_.forward(tokens_, spans_, cache_.layers(), Model::Logits::last_of_each_span, workspace_));
+  sample(model_.forward(tokens_, spans_, cache_.layers(), {.logits = Model::Logits::last_of_each_span}, workspace_));
   if (!growing_.empty()) stats_.most_pages_in_use = std::max(stats_.most_pages_in_use, cache_.stats().pages_in_use);
   for (Sequence* sequence : planned_) commit(*sequence);
   std::erase_if(running_, [&](const auto& sequence) { return end_if_finished(*sequence); });

@@ -1,155 +1,135 @@
 #include "families/family.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 
-#include "families/metadata.h"
+#include "tensor/fail.h"
 
 namespace regard {
 namespace {
 
-// Numbers beyond these are a damaged file, not a model.
-constexpr int64_t kMaxLayers = 4096;
-constexpr int64_t kMaxSize = int64_t{1} << 24;
+using Json = nlohmann::json;
 
-// A model that was cut for ranks is loaded by just these.
-void check_shard(const CheckpointShard& shard, const Ranks& ranks) {
-  const ParallelConfig& parallel = ranks.config();
-  require(parallel.tp_degree == shard.tp_degree, "checkpoint: it was cut for {} ranks, but there are {}",
-          shard.tp_degree, parallel.tp_degree);
-  require(parallel.cp_degree == 1 && parallel.attention_dp_degree == 1,
-          "checkpoint: it was cut by heads alone, but cp_degree is {} and attention_dp_degree {}, expected 1 and 1",
-          parallel.cp_degree, parallel.attention_dp_degree);
-  require(ranks.rank() == shard.rank && parallel.gqa == shard.gqa,
-          "checkpoint: it is the part of rank {} under {}, but this is rank {} under {}", shard.rank,
-          name_of(shard.gqa), ranks.rank(), name_of(parallel.gqa));
+std::string list_of(std::string_view Family::*name) {
+  std::string all;
+  for (const Family* family : families())
+    if (!(family->*name).empty()) all += fmt::format("{}\"{}\"", all.empty() ? "" : ", ", family->*name);
+  return all;
 }
 
-void check_layer(const Family& family, int64_t layer) {
-  const int64_t layers = family.model().num_layers;
-  require(layer >= 0 && layer < layers, "checkpoint: layer is {}, expected 0 to {}", layer, layers - 1);
+const Family& known_family(std::string_view Family::*kind, const std::string& name, const std::string& file) {
+  for (const Family* family : families())
+    if (!name.empty() && family->*kind == name) return *family;
+  fail("{} holds a model of family \"{}\", expected one of {}", file, printable(name), list_of(kind));
+}
+
+Json parsed(std::string_view text, const std::string& name) {
+  Json json = Json::parse(text, nullptr, false);
+  require(json.is_object(), "{} is no valid JSON object", name);
+  return json;
+}
+
+std::string architecture_of(const Checkpoint& checkpoint) {
+  return GgufReader(checkpoint, "general").text("architecture").value_or("");
+}
+
+const Family& config_family(const Json& json, const std::string& name) {
+  return known_family(&Family::model_type, ConfigReader(json, name).get<std::string>("model_type", ""), name);
+}
+
+const Family& gguf_family(const Checkpoint& checkpoint) {
+  return known_family(&Family::architecture, architecture_of(checkpoint), "checkpoint: " + checkpoint.path().string());
+}
+
+const std::string& config_text(const Checkpoint& checkpoint) {
+  require(!checkpoint.config_json().empty(), "checkpoint: {} has no config.json beside it", checkpoint.path().string());
+  return checkpoint.config_json();
+}
+
+int64_t weights_of(const std::variant<DenseMlp, ExpertsMlp>& mlp, int64_t hidden) {
+  if (const auto* dense = std::get_if<DenseMlp>(&mlp)) return dense->weights(hidden);
+  const auto& experts = std::get<ExpertsMlp>(mlp);
+  const int64_t beside = experts.shared ? experts.shared->weights(hidden) : 0;
+  return experts.experts * experts.expert.weights(hidden) + beside;
+}
+
+// Every layer's defaults are filled in, and its constraints checked.
+ModelSpec validated(ModelSpec spec, const std::string& name) {
+  for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
+    try {
+      spec.layers[layer].attention = spec.layers[layer].attention.validated();
+    } catch (const Error& error) {
+      fail("{}: layer {}: {}", name, layer, error.what());
+    }
+  }
+  return spec;
 }
 
 }  // namespace
 
-std::unique_ptr<Family> family_of(const Checkpoint& checkpoint) {
-  std::string name;
-  const bool gguf = checkpoint.format() == Checkpoint::Format::gguf;
-  if (gguf) {
-    name = GgufValues(checkpoint, "general.").text("architecture").value_or("");
-  } else {
-    require(!checkpoint.config_json().empty(), "checkpoint: {} has no config.json beside it",
-            checkpoint.path().string());
-    const auto config = nlohmann::json::parse(checkpoint.config_json(), nullptr, false);
-    require(config.is_object(), "checkpoint: config.json of {} is no valid JSON object", checkpoint.path().string());
-    name = JsonValues(config, "config.json").get<std::string>("model_type").value_or("");
-  }
-  require(name == "llama", "checkpoint: {} holds a model of family \"{}\"; this version loads \"llama\"",
-          checkpoint.path().string(), printable(name));
-  return gguf ? llama_gguf(checkpoint) : llama_hugging_face(checkpoint);
+std::span<const Family* const> families() {
+  static constexpr std::array<const Family*, 5> kFamilies = {&kLlama, &kQwen3, &kGemma3, &kGptOss, &kOlmo2};
+  return kFamilies;
 }
 
-ModelConfig checked(ModelConfig model, const Checkpoint& checkpoint) {
-  const auto check = [&](const char* what, int64_t value, int64_t most) {
-    require(value >= 1 && value <= most, "checkpoint: {}: the {} is {}, expected 1 to {}", checkpoint.path().string(),
-            what, value, most);
-  };
-  check("number of layers", model.num_layers, kMaxLayers);
-  check("hidden size", model.hidden_size, kMaxSize);
-  check("intermediate size of the MLP", model.intermediate_size, kMaxSize);
-  check("vocabulary size", model.vocab_size, kMaxSize);
-  check("context length", model.context_length, kMaxSize);
-  require(std::isfinite(model.rms_norm_eps) && model.rms_norm_eps >= 0,
-          "checkpoint: {}: the eps of the norms is {}, expected 0 or more", checkpoint.path().string(),
-          model.rms_norm_eps);
-  return model;
+TensorNames tensor_names_of(const Checkpoint& checkpoint) {
+  if (checkpoint.format() == Checkpoint::Format::gguf) return gguf_family(checkpoint).gguf_names(checkpoint);
+  const std::string name = "config.json of " + checkpoint.path().string();
+  return config_family(parsed(config_text(checkpoint), name), name).config_names(checkpoint);
 }
 
-std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& name) {
-  const StoredTensor* stored = checkpoint.find(name);
-  if (stored == nullptr) return {};
-  const WeightView view = WeightView::make(stored->type, 1, stored->shape.elements(), stored->bytes);
-  std::vector<float> values(static_cast<size_t>(view.columns));
-  decode_row(view, 0, values);
-  require(std::ranges::none_of(values, [](float value) { return std::isnan(value); }),
-          "checkpoint: tensor \"{}\" holds NaN", name);
-  return values;
+ModelSpec ModelSpec::from_config_json(std::string_view text, const std::string& name) {
+  const Json json = parsed(text, name);
+  const Family& family = config_family(json, name);
+  const ConfigReader config(json, name);
+  ModelSpec spec = family.from_config(config);
+  config.require_all_understood(family.name);
+  return validated(std::move(spec), name);
 }
 
-WeightView read_matrix(const Checkpoint& checkpoint, const std::string& name) {
-  const StoredTensor& stored = checkpoint.tensor(name);
-  switch (stored.type) {
-    case WeightType::f8_e4m3:
-    case WeightType::f8_e5m2:
-    case WeightType::i8:
-    case WeightType::u8:
-    case WeightType::i32:
-    case WeightType::i64:
-    case WeightType::boolean:
-      fail(
-          "checkpoint: tensor \"{}\" is a matrix of {}; such weights have scales in other tensors, which this version "
-          "does not read",
-          name, name_of(stored.type));
-    default:
-      return stored.matrix();
+ModelSpec ModelSpec::from(const Checkpoint& checkpoint) {
+  if (checkpoint.format() == Checkpoint::Format::safetensors) {
+    return from_config_json(config_text(checkpoint), "config.json");
   }
+  const Family& family = gguf_family(checkpoint);
+  const GgufReader reader(checkpoint, std::string(family.architecture));
+  ModelSpec spec = family.from_gguf(reader);
+  reader.require_all_understood();
+  return validated(std::move(spec), "checkpoint: " + checkpoint.path().string());
 }
 
-ModelConfig ModelConfig::from(const Checkpoint& checkpoint) { return family_of(checkpoint)->model(); }
-
-AttentionConfig AttentionConfig::from(const Checkpoint& checkpoint, int64_t layer) {
-  const auto family = family_of(checkpoint);
-  check_layer(*family, layer);
-  return family->attention(layer).validated();
+ModelSpec ModelSpec::with_context_length(int64_t length) const {
+  require(length >= 1, "model: context_length is {}, expected 1 or more", length);
+  ModelSpec spec = *this;
+  spec.context_length = length;
+  for (LayerSpec& layer : spec.layers)
+    if (auto& rotary = layer.attention.rotary_emb) rotary->longrope_factors = rotary->longrope_factors_for(length);
+  return spec;
 }
 
-Attention Attention::load(const Checkpoint& checkpoint, int64_t layer, const AttentionConfig& config,
-                          const Threads& threads, const Ranks& ranks) {
-  const auto family = family_of(checkpoint);
-  check_layer(*family, layer);
-  AttentionConfig c = config.validated();
-  AttentionWeights weights;
-  if (const auto& shard = checkpoint.shard()) {
-    check_shard(*shard, ranks);
-    const GqaSharding heads(c.num_attention_heads, c.num_key_value_heads, shard->tp_degree, shard->gqa);
-    c.num_attention_heads = heads.local_heads();
-    c.num_key_value_heads = heads.local_kv_heads();
-    weights.is_shard = true;
+std::vector<ModelSpec::EqualLayers> ModelSpec::equal_layers() const {
+  std::vector<EqualLayers> all;
+  for (const LayerSpec& layer : layers) {
+    const auto same = std::ranges::find_if(all, [&](const EqualLayers& other) { return *other.layer == layer; });
+    if (same == all.end())
+      all.push_back({.layer = &layer, .count = 1});
+    else
+      ++same->count;
   }
-  const auto weight = [&](std::string_view part) {
-    return read_matrix(checkpoint, family->layer_tensor(layer, part) + ".weight");
-  };
-  const auto bias = [&](std::string_view part, bool expected) {
-    return expected ? read_vector(checkpoint, family->layer_tensor(layer, part) + ".bias") : std::vector<float>();
-  };
-  if (c.fused_qkv) {
-    weights.qkv.qkv = weight("attention.qkv");
-    weights.qkv.qkv_bias = bias("attention.qkv", c.qkv_bias);
-  } else {
-    weights.qkv.q = weight("attention.q");
-    weights.qkv.k = weight("attention.k");
-    weights.qkv.v = weight("attention.v");
-    weights.qkv.q_bias = bias("attention.q", c.qkv_bias);
-    weights.qkv.k_bias = bias("attention.k", c.qkv_bias);
-    weights.qkv.v_bias = bias("attention.v", c.qkv_bias);
+  return all;
+}
+
+double ModelSpec::weight_bytes() const {
+  const auto hidden = static_cast<double>(hidden_size);
+  double bytes = hidden * static_cast<double>(vocab_size) * (head.tied ? 1 : 2) * bytes_per_weight.embedding;
+  for (const LayerSpec& layer : layers) {
+    const AttentionConfig& a = layer.attention;
+    const int64_t heads =
+        a.num_attention_heads * (a.head_dim + a.v_head_dim) + a.num_key_value_heads * (a.head_dim + a.v_head_dim);
+    bytes += hidden * static_cast<double>(heads) * bytes_per_weight.attention;
+    bytes += static_cast<double>(weights_of(layer.mlp, hidden_size)) * bytes_per_weight.mlp;
   }
-  // Before memory is asked for by these numbers, the weights must have them.
-  const auto check_rows = [&](const char* name, const WeightView& stored, int64_t heads) {
-    require(stored.empty() || stored.rows == heads * c.head_dim,
-            "checkpoint: {} of layer {} has shape [{}, {}], expected [{}, {}]", name, layer, stored.rows,
-            stored.columns, heads * c.head_dim, c.hidden_size);
-  };
-  check_rows("q_proj", weights.qkv.q, c.num_attention_heads);
-  check_rows("k_proj", weights.qkv.k, c.num_key_value_heads);
-  weights.qkv.q_row_order = family->rotary_row_order(c.num_attention_heads, c.head_dim);
-  weights.qkv.k_row_order = family->rotary_row_order(c.num_key_value_heads, c.head_dim);
-  weights.output = weight("attention.output");
-  weights.output_bias = bias("attention.output", c.o_bias);
-  try {
-    return Attention::load(weights, config, threads, ranks);
-  } catch (const Error& error) {
-    fail("checkpoint: layer {}: {}", layer, error.what());
-  }
+  return bytes;
 }
 
 }  // namespace regard

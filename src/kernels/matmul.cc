@@ -1,6 +1,7 @@
 #include "kernels/matmul.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/bf16_products.h"
 
@@ -54,10 +55,11 @@ namespace regard::kernels::HWY_NAMESPACE {
 namespace {
 
 void pack_row(const InputRows& input, int64_t row, int64_t index, const PackedRows& packed) {
+  const int64_t source = input.index == nullptr ? row : input.index[row];
   for (int64_t block = 0; block < blocks(input.depth); ++block) {
     const int64_t depth = std::min(kBlock, input.depth - block * kBlock);
     const std::byte* from =
-        input.data + (row * input.stride + block * kBlock) * static_cast<int64_t>(size_of(input.dtype));
+        input.data + (source * input.stride + block * kBlock) * static_cast<int64_t>(size_of(input.dtype));
     if (packed.pairs) {
       alignas(64) float wide[kBlock];
       load_row(from, input.dtype, depth, wide);
@@ -143,13 +145,93 @@ namespace {
 HWY_EXPORT(pack_row);
 HWY_EXPORT(multiply_run);
 
-// Tiles a thread takes at a time: a multiple of what the kernels take, small enough that the threads end together.
-int64_t run_tiles(std::span<const Product> products, const Threads& threads) {
+// Rows of one group, which are packed and multiplied together.
+struct Piece {
+  const ProductGroup* group;
+  PackedRows packed;
+  int64_t first;        // of the input
+  int64_t first_index;  // among the rows of all pieces of the batch
+  int64_t first_run;    // among the runs of columns of all pieces of the batch
+};
+
+// The pieces that are worked on at once. They have rows_at_once rows at most, and one at least each.
+struct Batch {
+  static constexpr int64_t kMostPieces = 5 * 48;
+  std::array<Piece, kMostPieces> pieces;
+  int64_t count = 0;
+  int64_t rows = 0;
+  int64_t runs = 0;
+  int64_t operations = 0;
+
+  // The piece of a row or a run, by where each piece's first one is.
+  [[nodiscard]] const Piece& find(int64_t Piece::*first, int64_t index) const {
+    const auto end = pieces.begin() + count;
+    return *(std::upper_bound(pieces.begin(), end, index,
+                              [&](int64_t wanted, const Piece& piece) { return wanted < piece.*first; }) -
+             1);
+  }
+};
+
+int64_t tiles_of(std::span<const Product> products) {
   int64_t total = 0;
   for (const Product& product : products) total += tiles(product.columns);
+  return total;
+}
+
+bool multiplies_pairs(const InputRows& input, std::span<const Product> products, const WorkspaceOptions& options) {
+  const bool bf16 = std::ranges::all_of(products, [](const Product& p) { return p.weights.type == PanelType::bf16; });
+  return options.bf16_products && bf16 && input.depth % 2 == 0 && has_bf16_products();
+}
+
+// Where the rows of all groups are cut into batches.
+struct Place {
+  size_t group = 0;
+  int64_t row = 0;  // of the group
+};
+
+// The next rows of the groups, up to `most_rows`; moves `place` behind them.
+void fill(Batch& batch, const InputRows& input, std::span<const ProductGroup> groups, int64_t most_rows,
+          const WorkspaceOptions& options, Place& place) {
+  batch.count = batch.rows = 0;
+  for (; place.group < groups.size(); ++place.group, place.row = 0) {
+    const ProductGroup& group = groups[place.group];
+    const int64_t left = group.count - place.row;
+    if (left == 0) continue;
+    // A group that fits into the next batch is not cut: its weights then come from memory once.
+    const bool fits = batch.rows + left <= most_rows;
+    if (!fits && batch.rows > 0) return;
+    const int64_t rows = std::min(left, most_rows);
+    batch.pieces[static_cast<size_t>(batch.count++)] = {
+        .group = &group,
+        .packed = {.data = nullptr, .rows = rows, .pairs = multiplies_pairs(input, group.products, options)},
+        .first = group.first + place.row,
+        .first_index = batch.rows,
+        .first_run = 0};
+    batch.rows += rows;
+    place.row += rows;
+    if (!fits) return;
+  }
+}
+
+// Gives the pieces their memory and their runs of `columns`, and returns how many tiles a run has: a multiple of what
+// the kernels take, small enough that the threads end together.
+int64_t lay_out(Batch& batch, int64_t depth, float* memory, const Threads& threads) {
+  const auto pieces = std::span(batch.pieces).first(static_cast<size_t>(batch.count));
+  int64_t total = 0;
+  for (const Piece& piece : pieces) total += tiles_of(piece.group->products);
   constexpr int64_t kSmall = 4;
   constexpr int64_t kLarge = 16;
-  return total >= 8 * kLarge * threads.count() ? kLarge : kSmall;
+  const int64_t size = total >= 8 * kLarge * threads.count() ? kLarge : kSmall;
+  batch.runs = batch.operations = 0;
+  for (Piece& piece : pieces) {
+    piece.packed.data = memory + piece.first_index * blocks(depth) * kBlock;
+    piece.first_run = batch.runs;
+    for (const Product& product : piece.group->products) {
+      batch.runs += (tiles(product.columns) + size - 1) / size;
+      batch.operations += piece.packed.rows * depth * product.columns;
+    }
+  }
+  return size;
 }
 
 // The `index`-th run of all products' tiles.
@@ -177,29 +259,26 @@ void MatmulScratch::reserve(int threads, size_t count_per_thread) {
     if (buffer.size() < count_per_thread * sizeof(float)) buffer = Buffer(count_per_thread * sizeof(float));
 }
 
-void matmul(const InputRows& input, std::span<const Product> products, MatmulScratch& scratch, const Threads& threads,
-            const WorkspaceOptions& options) {
+void matmul(const InputRows& input, std::span<const ProductGroup> groups, MatmulScratch& scratch,
+            const Threads& threads, const WorkspaceOptions& options) {
   const int64_t most_rows = rows_at_once(options.caches);
   scratch.reserve(threads.count(), static_cast<size_t>(kDecodedTiles * kTile * kBlock + most_rows * kTile));
-  const bool bf16 = std::ranges::all_of(products, [](const Product& p) { return p.weights.type == PanelType::bf16; });
-  const bool pairs = options.bf16_products && bf16 && input.depth % 2 == 0 && has_bf16_products();
-  const int64_t size = run_tiles(products, threads);
-  int64_t runs = 0;
-  int64_t columns = 0;
-  for (const Product& product : products) {
-    runs += (tiles(product.columns) + size - 1) / size;
-    columns += product.columns;
-  }
-  for (int64_t first = 0; first < input.rows; first += most_rows) {
-    const int64_t rows = std::min(most_rows, input.rows - first);
-    const PackedRows packed{
-        .data = scratch.rows(static_cast<size_t>(rows * blocks(input.depth) * kBlock)), .rows = rows, .pairs = pairs};
-    threads.for_work(rows * input.depth).for_each(rows, [&](int64_t row, int) {
-      HWY_DYNAMIC_DISPATCH(pack_row)(input, first + row, row, packed);
+  Batch batch;
+  Place place;
+  for (fill(batch, input, groups, most_rows, options, place); batch.rows > 0;
+       fill(batch, input, groups, most_rows, options, place)) {
+    float* memory = scratch.rows(static_cast<size_t>(batch.rows * blocks(input.depth) * kBlock));
+    const int64_t size = lay_out(batch, input.depth, memory, threads);
+    threads.for_work(batch.rows * input.depth).for_each(batch.rows, [&](int64_t index, int) {
+      const Piece& piece = batch.find(&Piece::first_index, index);
+      const int64_t row = index - piece.first_index;
+      HWY_DYNAMIC_DISPATCH(pack_row)(input, piece.first + row, row, piece.packed);
     });
-    threads.for_work(rows * input.depth * columns).for_each(runs, [&](int64_t index, int thread) {
+    threads.for_work(batch.operations).for_each(batch.runs, [&](int64_t index, int thread) {
+      const Piece& piece = batch.find(&Piece::first_run, index);
       HWY_DYNAMIC_DISPATCH(multiply_run)
-      (packed, input.depth, find_run(products, size, index), first, scratch.of_thread(thread));
+      (piece.packed, input.depth, find_run(piece.group->products, size, index - piece.first_run), piece.first,
+       scratch.of_thread(thread));
     });
   }
 }

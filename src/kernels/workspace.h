@@ -5,6 +5,7 @@
 
 #include "kernels/attend.h"
 #include "kernels/matmul.h"
+#include "regard/linear.h"
 #include "regard/workspace.h"
 
 namespace regard {
@@ -21,20 +22,36 @@ struct Workspace::Memory {
     tail_key_scales,
     tail_value_scales,
     normed,
+    ordered,
     cos,
     sin,
     hidden,
     own_hidden,
     all_hidden,
+    layer_input,
     branch,
+    mlp_branch,
     gate,
     up,
+    router_logits,
+    expert_rows,
+    shared,
     logits,
     count
   };
 
   kernels::MatmulScratch matmul;
   kernels::AttendScratch attend;
+  std::vector<kernels::Product> products;  ///< Of a grouped call, with its groups.
+  std::vector<kernels::ProductGroup> product_groups;
+  // Rows on their way through experts, which have one group of them each.
+  std::vector<RowGroup> row_groups;
+  std::vector<int64_t> expert_tokens;   ///< The token of each row.
+  std::vector<int64_t> expert_ends;     ///< Behind each expert's rows.
+  std::vector<int64_t> chosen_experts;  ///< [tokens][experts_per_token], with weights and rows of the same choices.
+  std::vector<float> chosen_weights;
+  std::vector<int64_t> chosen_rows;
+  std::vector<double> router_scores;  ///< Of each thread.
   std::vector<kernels::AttendSpan> spans;
   std::vector<Interval> visible;
   std::vector<int64_t> positions;

@@ -1,6 +1,7 @@
 #include "regard/attend.h"
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -36,9 +37,7 @@ void check(const AttendInput& input) {
           "attend: softmax_scale is {}, expected 0 (1/sqrt(head_dim)) or a positive number", input.softmax_scale);
   require(std::isfinite(input.logit_soft_cap) && input.logit_soft_cap >= 0,
           "attend: logit_soft_cap is {}, expected 0 (off) or a positive number", input.logit_soft_cap);
-  require(input.mask.sliding_window >= 0 && input.mask.attention_chunk_size >= 0,
-          "attend: sliding_window is {} and attention_chunk_size {}, expected 0 (off) or more",
-          input.mask.sliding_window, input.mask.attention_chunk_size);
+  input.mask.check("attend");
 }
 
 void check_spans(const AttendInput& input) {
@@ -49,11 +48,15 @@ void check_spans(const AttendInput& input) {
     tokens += span.count;
     if (span.slot == -1) continue;
     const int64_t stored = input.cache->length(span.slot);
-    require(span.first_position >= 0 && span.first_position <= stored && span.count <= stored - span.first_position,
+    require(span.first_position >= 0 && span.first_position <= std::numeric_limits<int64_t>::max() - span.count,
+            "attend: first_position is {}, expected 0 or more, and room for {} positions", span.first_position,
+            span.count);
+    // Without a causal mask the queries may be another sequence's than the keys (cross-attention).
+    require(!input.mask.is_causal || span.first_position + span.count <= stored,
             "attend: a span ends at position {}, but slot {} holds {} tokens; append keys and values first",
             span.first_position + span.count, span.slot, stored);
     // The first row sees the oldest keys.
-    const int64_t seen = input.mask.visible(span.first_position, stored).first;
+    const int64_t seen = input.mask.first_seen(span.first_position);
     require(seen >= input.cache->first_held(span.slot),
             "attend: the token at position {} of slot {} sees position {}, but only {} and later are held",
             span.first_position, span.slot, seen, input.cache->first_held(span.slot));
@@ -67,6 +70,7 @@ void check_spans(const AttendInput& input) {
 void attend(const AttendInput& input) {
   check(input);
   check_spans(input);
+  check_prefixes("attend", input.spans, input.mask.is_causal, input.active_masks);
   auto trees = make_trees("attend", input.spans, input.active_masks, input.mask.is_causal);
   std::optional<Workspace> own;
   if (input.workspace == nullptr) own.emplace();

@@ -49,7 +49,7 @@ Attention Attention::load(const AttentionWeights& weights, const AttentionConfig
   attention.decode_ = load(ranks.decode(), orders.decode);
   const bool same = ranks.prefill().degree == ranks.decode().degree && orders.prefill == orders.decode;
   attention.prefill_ = same ? attention.decode_ : load(ranks.prefill(), orders.prefill);
-  if (c.rotary_emb) attention.rotary_.emplace(*c.rotary_emb, c.inference.max_length);
+  if (c.rotary_emb) attention.rotary_.emplace(*c.rotary_emb);
   return attention;
 }
 
@@ -58,14 +58,20 @@ bool Attention::spreads_stages_differently() const { return ranks_.prefill().deg
 
 bool Attention::shares_sequences() const { return ranks_.decode().degree > 1 || !decode_->token_share().is_all(); }
 
+KvCacheOptions Attention::cache_options() const {
+  const InferenceConfig& inference = config_.inference;
+  return {.slots = inference.kv_cache_batch_size,
+          .capacity = inference.max_length,
+          .dtype = inference.attention_dtype.value_or(inference.torch_dtype)};
+}
+
 KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) const {
   KvCacheOptions own = options;
   const int64_t rows = ranks_.decode().degree;
   const TokenShare share = decode_->token_share();
-  if (own.slots == 0) own.slots = config_.inference.kv_cache_batch_size;
-  if (own.capacity == 0) own.capacity = config_.inference.max_length;
   own.slots = (own.slots + rows - 1) / rows;
-  if (!share.is_all()) own.capacity = std::max<int64_t>(1, TokenShare{share.ranks, 0}.count_below(own.capacity));
+  if (!share.is_all() && own.capacity > 0)
+    own.capacity = std::max<int64_t>(1, TokenShare{share.ranks, 0}.count_below(own.capacity));
   const auto of_own_heads = [&](std::optional<KvFormat>& format, int64_t width) {
     if (format) format->scales = scales_of(*format, decode_->kv_heads(), config_.num_key_value_heads, width);
   };

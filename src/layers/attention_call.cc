@@ -5,10 +5,12 @@
 #include <cstring>
 #include <limits>
 
+#include "cache/pieces.h"
 #include "kernels/rows.h"
 #include "layers/ranked_call.h"
 #include "layers/shared_tokens.h"
 #include "layers/span_rows.h"
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -24,6 +26,15 @@ int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t to
   // Enough for the matrix kernels to run at full speed; caches with windows have no room for more.
   const int64_t asked = config.inference.windowed_context_encoding_size;
   return asked > 0 ? std::min(asked, KvCache::kTokensAtOnce) : KvCache::kTokensAtOnce;
+}
+
+Span implied_span(const Attention& attention, const AttentionInput& input) {
+  const int64_t tokens = input.hidden_states.size(0);
+  if (input.cache == nullptr) return {.slot = 0, .first_position = 0, .count = tokens};
+  require(!attention.shares_sequences(),
+          "attention: spans are missing, expected them where ranks divide sequences or their tokens: none knows all "
+          "lengths");
+  return {.slot = 0, .first_position = input.cache->length(0), .count = tokens};
 }
 
 AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
@@ -47,9 +58,11 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
 }
 
 AttentionOutput AttentionCall::run() {
-  const int64_t step = piece_tokens();
-  for (int64_t first = 0; first < tokens_; first += step)
-    run_piece({.first = first, .count = std::min(step, tokens_ - first)});
+  Piece piece{.first = 0, .count = 0};
+  for (TokenCursor at; at.run < spans_.size(); piece.first += piece.count) {
+    piece.count = next_piece(spans_, piece_tokens(), at);
+    run_piece(piece);
+  }
   hidden_output_->finish();
   if (place_ == nullptr) clear_skipped();
   return std::move(output_);
@@ -82,7 +95,7 @@ void AttentionCall::check_input() const {
 void AttentionCall::resolve_spans() {
   spans_ = input_.spans;
   if (spans_.empty() && tokens_ > 0) {
-    own_spans_ = {{.slot = 0, .first_position = 0, .count = tokens_}};
+    own_spans_ = {implied_span(layer_, input_)};
     spans_ = own_spans_;
   }
   int64_t counted = 0;
@@ -95,6 +108,7 @@ void AttentionCall::resolve_spans() {
     counted += span.count;
   }
   require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);
+  check_prefixes("attention", spans_, config_.is_causal, input_.active_masks);
 }
 
 int64_t AttentionCall::position_of(size_t span, int64_t token) const {
@@ -143,10 +157,10 @@ void AttentionCall::check_reach() const {
   const Mask mask = Mask::of(config_);
   for (const Span& span : spans_)
     for (int64_t p = span.first_position; span.slot != -1 && p < span.first_position + span.count; ++p)
-      require(cache_->first_seen(p) <= mask.visible(p, p + 1).first,
+      require(cache_->first_seen(p) <= mask.first_seen(p),
               "attention: the token at position {} sees position {}, but the cache was made for a layer whose tokens "
               "see {} and later there",
-              p, mask.visible(p, p + 1).first, cache_->first_seen(p));
+              p, mask.first_seen(p), cache_->first_seen(p));
 }
 
 void AttentionCall::resolve_angles() {
@@ -213,7 +227,10 @@ void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
     const int64_t end = std::min(piece.first + piece.count, before + span.count);
     if (begin < end)
       visit(index, begin - piece.first,
-            Span{.slot = span.slot, .first_position = span.first_position + (begin - before), .count = end - begin});
+            Span{.slot = span.slot,
+                 .first_position = span.first_position + (begin - before),
+                 .count = end - begin,
+                 .prefix = begin == before ? span.prefix : 0});
     before += span.count;
   }
 }
@@ -231,7 +248,7 @@ void AttentionCall::run_piece(const Piece& piece) {
   append(piece, k, v);
   attend(piece, q, attended);
   // The owner looks at what the last piece leaves; earlier ones have to make room for it.
-  const bool leave_trim = cache_->owner_trims() && piece.first + piece.count == tokens_;
+  const bool leave_trim = cache_->block_tables().owner_trims() && piece.first + piece.count == tokens_;
   for_each_part(piece, [&](size_t, int64_t, const Span& part) {
     if (part.slot != -1 && !leave_trim) cache_->trim(part.slot);
   });

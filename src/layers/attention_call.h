@@ -15,6 +15,10 @@ namespace regard {
 // How many of a call's tokens are appended to the cache at once, before any of them is attended to.
 [[nodiscard]] int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t tokens);
 
+// The span of a call that names none: slot 0 of its cache continued, or a sequence of its own without a cache. Throws
+// Error where ranks divide the cache's sequences or their tokens, as no rank knows the length then.
+[[nodiscard]] Span implied_span(const Attention& attention, const AttentionInput& input);
+
 // One rank's work in a call on packed tokens that all ranks of its row share: checks everything first, then works
 // through the tokens in pieces, so that scratch memory does not grow with the length of a prompt. Schedule invariance
 // makes the pieces invisible.

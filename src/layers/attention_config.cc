@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "regard/cache.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -22,7 +23,7 @@ void require_positive(const char* name, double value) {
   require(std::isfinite(value) && value > 0, "attention: {} is {}, expected a positive number", name, value);
 }
 
-void check_longrope(const RotaryConfig& rotary) {
+void check_longrope(RotaryConfig& rotary) {
   const auto expected = static_cast<size_t>(rotary.rotary_dim / 2);
   for (const auto& [name, factors] :
        {std::pair{"short_factor", &rotary.short_factor}, {"long_factor", &rotary.long_factor}}) {
@@ -30,6 +31,11 @@ void check_longrope(const RotaryConfig& rotary) {
             name, factors->size(), expected);
     for (const double factor : *factors) require_positive("rotary_emb.short_factor or long_factor", factor);
   }
+  if (rotary.longrope_factors != LongropeFactors::unspecified) return;
+  require(rotary.short_factor == rotary.long_factor,
+          "attention: rotary_emb.longrope_factors is unspecified, expected short_factor or long_factor, as the lists "
+          "differ; rotary_emb.longrope_factors_for(length) gives the one for sequences of up to that length");
+  rotary.longrope_factors = LongropeFactors::short_factor;
 }
 
 void validate(RotaryConfig& rotary, int64_t head_dim) {
@@ -56,24 +62,26 @@ void validate(RotaryConfig& rotary, int64_t head_dim) {
 void validate(const char* name, const std::optional<QKNorm>& norm) {
   if (!norm) return;
   require(std::isfinite(norm->eps) && norm->eps >= 0, "attention: {}.eps is {}, expected 0 or more", name, norm->eps);
+  require(!norm->weight_per_head || (norm->has_weight && norm->width == NormWidth::head),
+          "attention: {}.weight_per_head is true, expected false for a norm without weight or over all heads", name);
 }
 
 void validate(InferenceConfig& inference) {
   require_size("batch_size", inference.batch_size);
-  require_size("seq_len", inference.seq_len);
   const auto fill = [](const char* name, int64_t& value, int64_t fallback) {
     if (value == 0) value = fallback;
-    require_size(name, value);
+    if (value != 0) require_size(name, value);
   };
   fill("ctx_batch_size", inference.ctx_batch_size, inference.batch_size);
   fill("tkg_batch_size", inference.tkg_batch_size, inference.batch_size);
   fill("spec_batch_size", inference.spec_batch_size, inference.batch_size);
   fill("max_batch_size", inference.max_batch_size, inference.batch_size);
   fill("kv_cache_batch_size", inference.kv_cache_batch_size, inference.batch_size);
+  fill("seq_len", inference.seq_len, 0);
   fill("max_length", inference.max_length, inference.seq_len);
   fill("n_positions", inference.n_positions, inference.seq_len);
   fill("max_context_length", inference.max_context_length, inference.seq_len);
-  require(inference.max_context_length <= inference.max_length,
+  require(inference.max_length == 0 || inference.max_context_length <= inference.max_length,
           "attention: max_context_length is {}, expected at most max_length ({})", inference.max_context_length,
           inference.max_length);
   for (const auto& [name, rows] : {std::pair{"ctx_batch_size", inference.ctx_batch_size},
@@ -142,6 +150,9 @@ void check_scores(AttentionConfig& config) {
     require(std::isfinite(config.query_position_scale->attn_scale),
             "attention: query_position_scale.attn_scale is {}, expected a number",
             config.query_position_scale->attn_scale);
+    require(config.query_position_scale->offset >= 0 && config.query_position_scale->offset <= kMaxSize,
+            "attention: query_position_scale.offset is {}, expected 0 to {}", config.query_position_scale->offset,
+            kMaxSize);
   }
   require(std::isfinite(config.value_scale), "attention: value_scale is {}, expected a number", config.value_scale);
 }
@@ -149,10 +160,6 @@ void check_scores(AttentionConfig& config) {
 void check_mask(const AttentionConfig& config) {
   require_optional_size("sliding_window", config.sliding_window);
   require_optional_size("attention_chunk_size", config.attention_chunk_size);
-  require(
-      config.is_causal || (config.sliding_window == 0 && config.attention_chunk_size == 0),
-      "attention: is_causal is false, but sliding_window is {} and attention_chunk_size {}; both need a causal layer",
-      config.sliding_window, config.attention_chunk_size);
   require(config.learned_sinks_size >= 0 && config.learned_sinks_size <= 1024,
           "attention: learned_sinks_size is {}, expected 0 (none) to 1024", config.learned_sinks_size);
   require(!config.o_proj_layer_name.empty(), "attention: o_proj_layer_name is empty, expected a name");
@@ -172,6 +179,14 @@ AttentionConfig AttentionConfig::validated() const {
   check_mask(config);
   validate(config.inference);
   return config;
+}
+
+AttentionConfig::operator KvSpec() const {
+  const AttentionConfig config = validated();
+  return {.num_key_value_heads = config.num_key_value_heads,
+          .head_dim = config.head_dim,
+          .v_head_dim = config.v_head_dim,
+          .mask = Mask::of(config)};
 }
 
 }  // namespace regard

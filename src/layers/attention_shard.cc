@@ -16,6 +16,9 @@ void check_vector(const char* name, const std::vector<float>& values, int64_t ex
   for (const float value : values) require(!std::isnan(value), "attention: {} holds NaN", name);
 }
 
+// Whether the weights hold numbers of every head.
+bool is_of_each_head(const QKNorm& norm) { return norm.width == NormWidth::all || norm.weight_per_head; }
+
 void check_norm(const char* name, const std::optional<QKNorm>& norm, const std::vector<float>& weight,
                 const std::vector<float>& bias, int64_t heads, int64_t width) {
   if (!norm) {
@@ -26,7 +29,7 @@ void check_norm(const char* name, const std::optional<QKNorm>& norm, const std::
   require(norm->has_weight || weight.empty(), "attention: weights of {} are given, but its has_weight is false", name);
   require(norm->kind == NormKind::layer_norm || bias.empty(),
           "attention: a bias of {} is given, but only a layer_norm has one", name);
-  const int64_t expected = norm->width == NormWidth::all ? heads * width : width;
+  const int64_t expected = is_of_each_head(*norm) ? heads * width : width;
   check_vector(name, weight, expected, norm->has_weight);
   check_vector(name, bias, expected, false);
 }
@@ -68,7 +71,7 @@ std::vector<float> of_heads(const std::vector<float>& values, std::span<const in
 // Weights of a norm: of each head its own, or the same for all.
 std::vector<float> of_norm(const std::optional<QKNorm>& norm, const std::vector<float>& values,
                            std::span<const int64_t> heads, int64_t width) {
-  return norm && norm->width == NormWidth::all ? of_heads(values, heads, width) : values;
+  return norm && is_of_each_head(*norm) ? of_heads(values, heads, width) : values;
 }
 
 std::vector<int64_t> counting(int64_t count) {

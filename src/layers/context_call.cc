@@ -81,8 +81,7 @@ void ContextCall::run() {
   fetch_prior();
   project();
   place_own_rows();
-  const bool local = config_.sliding_window > 0 || config_.attention_chunk_size > 0;
-  if (place_.ranks.config().kv_exchange == KvExchange::ring && place_.stage.degree > 1 && !local) {
+  if (place_.ranks.config().kv_exchange == KvExchange::ring && place_.stage.degree > 1 && !mask_.reach()) {
     attend_while_heads_travel();
   } else {
     exchange_all();
@@ -121,8 +120,8 @@ ContextCall::Sequence ContextCall::sequence_of(size_t index, int64_t first_token
         found == of_row.end() ? SpanShare{.span = index, .first = 0, .stride = 1, .count = 0} : *found;
     Interval seen;
     if (share.count > 0)
-      seen = {mask_.visible(span.first_position + share.first, end).first,
-              mask_.visible(span.first_position + share.last(), end).last};
+      seen = {mask_.visible(span.first_position + share.first, end, span.prefix_end()).first,
+              mask_.visible(span.first_position + share.last(), end, span.prefix_end()).last};
     sequence.shares.push_back(share);
     sequence.prior_from.push_back(seen.empty() ? span.first_position : std::min(seen.first, span.first_position));
     if (row == row_) sequence.seen = seen;
@@ -186,15 +185,15 @@ ConstTensorView ContextCall::normed_rows(ConstTensorView x) {
   return normed;
 }
 
-// Whether a row's attention sees one of the sequence's new tokens: then that of its first token from there on does,
-// or, where queries see later tokens, that of any.
+// Whether a row's attention sees one of the sequence's new tokens.
 bool ContextCall::sees(int64_t row, const Sequence& sequence, int64_t offset) const {
   const SpanShare& share = sequence.shares[static_cast<size_t>(row)];
-  const int64_t query = mask_.is_causal ? share.from(offset) : share.first;
-  if (share.count == 0 || query > share.last()) return false;
+  if (share.count == 0) return false;
   const Span& span = input_.spans[sequence.span];
-  return mask_.visible(span.first_position + query, span.first_position + span.count)
-      .contains(span.first_position + offset);
+  const Interval queries =
+      mask_.seen_by(span.first_position + offset, span.first_position + span.count, span.prefix_end());
+  const int64_t first = share.from(queries.first - span.first_position);
+  return first <= share.last() && first <= queries.last - span.first_position;
 }
 
 // Whether a row needs one of the sequence's new tokens: for its attention, or for the cache of a rank of this column.
@@ -346,11 +345,8 @@ KvCache ContextCall::make_context(HeadRange heads) const {
     options.capacity = std::max(options.capacity, sequence.seen.last - sequence.origin + 1);
   options.keys = format_of(key_format_, config_.head_dim, heads);
   options.values = format_of(value_format_, config_.v_head_dim, heads);
-  AttentionConfig config = config_;
-  config.num_key_value_heads = heads.count;
-  config.num_attention_heads = heads.count * config_.group_size();
-  config.sliding_window = config.attention_chunk_size = 0;
-  KvCache context = KvCache::contiguous(options, config);
+  KvCache context = KvCache::contiguous(
+      options, {.num_key_value_heads = heads.count, .head_dim = config_.head_dim, .v_head_dim = config_.v_head_dim});
   for (size_t slot = 0; slot < sequences_.size(); ++slot) {
     const Sequence& sequence = sequences_[slot];
     if (sequence.seen.empty()) continue;
@@ -404,7 +400,8 @@ void ContextCall::attend(HeadRange heads, const KvCache& context, ElementRange t
                               .count = end - begin});
     for (int64_t i = begin; i < end && !skipped; ++i) {
       const Span& span = input_.spans[share.span];
-      const Interval seen = mask_.visible(positions_[static_cast<size_t>(i)], span.first_position + span.count);
+      const Interval seen =
+          mask_.visible(positions_[static_cast<size_t>(i)], span.first_position + span.count, span.prefix_end());
       memory.visible[static_cast<size_t>(i - tokens.first)] = {seen.first - sequence->origin,
                                                                seen.last - sequence->origin};
     }

@@ -9,8 +9,6 @@
 namespace regard {
 namespace {
 
-const float* pointer(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
-
 // The numbers of some heads of a token, and what a norm of them wants.
 struct NormedHeads {
   const QKNorm& norm;
@@ -21,8 +19,11 @@ struct NormedHeads {
 };
 
 void normalize_each(const NormedHeads& of, float* row) {
+  const auto of_head = [&](const std::vector<float>& values, int64_t head) {
+    return values.empty() ? nullptr : values.data() + (of.norm.weight_per_head ? head * of.width : 0);
+  };
   for (int64_t head = 0; head < of.heads; ++head)
-    kernels::normalize(of.norm.kind, of.norm.eps, pointer(of.weight), pointer(of.bias), of.width,
+    kernels::normalize(of.norm.kind, of.norm.eps, of_head(of.weight, head), of_head(of.bias, head), of.width,
                        row + head * of.width);
 }
 
@@ -217,7 +218,7 @@ class HeadPreparation {
   void scale_query(int64_t token) const {
     if (!config_.query_position_scale) return;
     const auto& scale = *config_.query_position_scale;
-    const auto place = static_cast<double>(places_.positions[static_cast<size_t>(token)] + 1);
+    const auto place = static_cast<double>(places_.positions[static_cast<size_t>(token)] + scale.offset);
     const auto factor = static_cast<float>(std::log1p(std::floor(place / scale.floor_scale)) * scale.attn_scale + 1.0);
     float* queries = queries_of(token);
     for (int64_t i = 0; i < rows_.q.size(1); ++i) queries[i] *= factor;

@@ -99,7 +99,7 @@ void HiddenOutput::write_partials(int64_t first, ConstTensorView attended) {
   const auto nodes = static_cast<int64_t>(parallel.sum().own_nodes().size());
   const int64_t count = attended.size(0) * shard_.config.hidden_size;
   std::vector<float> piece(static_cast<size_t>(nodes * count));
-  parallel.multiply(shard_.output.linear().weight, attended, piece, workspace_);
+  parallel.multiply(shard_.output.linear().weight(), attended, piece, workspace_);
   for (int64_t node = 0; node < nodes; ++node)
     kernels::store_floats(piece.data() + node * count, count, partials_.dtype(),
                           partials_.view().slice(0, node, 1).slice(1, first, attended.size(0)).data());

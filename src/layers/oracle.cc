@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <numbers>
 
@@ -12,16 +13,24 @@ namespace {
 
 // ---- Projections ----
 
-// out[t][r] = sum over c of x[t][c] * weight[order[r]][c] + bias[order[r]]
-OracleMatrix project(const OracleMatrix& x, const WeightView& weight, std::span<const float> bias,
-                     std::span<const int64_t> order) {
-  OracleMatrix out(x.rows, weight.rows);
-  std::vector<float> row(static_cast<size_t>(weight.columns));
-  for (int64_t r = 0; r < weight.rows; ++r) {
-    const int64_t source = order.empty() ? r : order[static_cast<size_t>(r)];
-    decode_row(weight, source, row);
+// Rows of a stored matrix: row r is stored row first + order[r].
+struct StoredRows {
+  const StoredMatrix& matrix;
+  std::span<const float> bias;  // of the whole matrix, or empty
+  int64_t first;
+  int64_t count;
+  std::span<const int64_t> order;
+};
+
+// out[t][r] = sum over c of x[t][c] * weight[r][c] + bias[r]
+OracleMatrix project(const OracleMatrix& x, const StoredRows& rows) {
+  OracleMatrix out(x.rows, rows.count);
+  std::vector<float> row(static_cast<size_t>(rows.matrix.columns()));
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t source = rows.first + (rows.order.empty() ? r : rows.order[static_cast<size_t>(r)]);
+    decode_row(rows.matrix, source, row);
     for (int64_t t = 0; t < x.rows; ++t) {
-      double sum = bias.empty() ? 0.0 : static_cast<double>(bias[static_cast<size_t>(source)]);
+      double sum = rows.bias.empty() ? 0.0 : static_cast<double>(rows.bias[static_cast<size_t>(source)]);
       for (int64_t c = 0; c < x.columns; ++c) sum += x[t][c] * static_cast<double>(row[static_cast<size_t>(c)]);
       out[t][r] = sum;
     }
@@ -41,12 +50,10 @@ Heads project_heads(const AttentionConfig& c, const QkvWeights& w, const OracleM
   const int64_t q_rows = c.num_attention_heads * c.head_dim;
   const int64_t k_rows = c.num_key_value_heads * c.head_dim;
   const int64_t v_rows = c.num_key_value_heads * c.v_head_dim;
-  const auto part = [&](int64_t first, int64_t rows, const WeightView& own, std::span<const float> own_bias,
+  const auto part = [&](int64_t first, int64_t rows, const StoredMatrix& own, std::span<const float> own_bias,
                         std::span<const int64_t> order) {
-    if (!c.fused_qkv) return project(x, own, own_bias, order);
-    const auto bias = std::span(w.qkv_bias);
-    return project(x, w.qkv.row_range(first, rows),
-                   bias.empty() ? bias : bias.subspan(static_cast<size_t>(first), static_cast<size_t>(rows)), order);
+    if (!c.fused_qkv) return project(x, {own, own_bias, 0, rows, order});
+    return project(x, {w.qkv, w.qkv_bias, first, rows, order});
   };
   Heads heads{.q = part(0, q_rows, w.q, w.q_bias, w.q_row_order),
               .k = part(q_rows, k_rows, w.k, w.k_bias, w.k_row_order),
@@ -77,12 +84,18 @@ void normalize(const QKNorm& norm, std::span<const float> weight, std::span<cons
   }
 }
 
-// Every row of x [tokens, heads * width], head by head or all heads together.
+// Every row of x [tokens, heads * width], head by head or all heads together. Gain and bias are [width], or, of all
+// heads together or of each head its own, [heads * width].
 void normalize_heads(const QKNorm& norm, std::span<const float> weight, std::span<const float> bias, int64_t heads,
                      OracleMatrix& x) {
   const int64_t count = norm.width == NormWidth::all ? x.columns : x.columns / heads;
+  const auto own = [&](std::span<const float> numbers, int64_t first) {
+    const bool whole = numbers.empty() || !norm.weight_per_head;
+    return whole ? numbers : numbers.subspan(static_cast<size_t>(first), static_cast<size_t>(count));
+  };
   for (int64_t t = 0; t < x.rows; ++t)
-    for (int64_t first = 0; first < x.columns; first += count) normalize(norm, weight, bias, count, x[t] + first);
+    for (int64_t first = 0; first < x.columns; first += count)
+      normalize(norm, own(weight, first), own(bias, first), count, x[t] + first);
 }
 
 void normalize_queries_and_keys(const AttentionConfig& c, const AttentionWeights& w, Heads& heads) {
@@ -98,7 +111,7 @@ void normalize_queries_and_keys(const AttentionConfig& c, const AttentionWeights
 // ---- Rotation ----
 
 // Radians a position of pair i, i = 0 .. rotary_dim/2 - 1 [POS-3], [POS-5], [POS-6], [POS-7].
-long double frequency(const RotaryConfig& r, bool beyond_training, int64_t i) {
+long double frequency(const RotaryConfig& r, int64_t i) {
   constexpr long double kPi = std::numbers::pi_v<long double>;
   const auto base = static_cast<long double>(r.rope_theta);
   const auto factor = static_cast<long double>(r.factor);
@@ -135,7 +148,8 @@ long double frequency(const RotaryConfig& r, bool beyond_training, int64_t i) {
       return stretched * plain / factor + (1.0L - stretched) * plain;
     }
     case RopeScaling::longrope: {
-      const auto& factors = beyond_training ? r.long_factor : r.short_factor;
+      const bool is_long = r.longrope_factors == LongropeFactors::long_factor;
+      const auto& factors = is_long ? r.long_factor : r.short_factor;
       return plain / static_cast<long double>(factors[static_cast<size_t>(i)]);
     }
   }
@@ -144,10 +158,9 @@ long double frequency(const RotaryConfig& r, bool beyond_training, int64_t i) {
 
 // What cos and sin are multiplied by.
 double concentration(const RotaryConfig& r) {
-  const bool scales = r.scaling == RopeScaling::yarn || r.scaling == RopeScaling::longrope;
-  if (!scales) return 1.0;
   if (r.attention_factor) return *r.attention_factor;
-  if (r.factor <= 1.0) return 1.0;
+  const bool scales = r.scaling == RopeScaling::yarn || r.scaling == RopeScaling::longrope;
+  if (!scales || r.factor <= 1.0) return 1.0;
   if (r.scaling == RopeScaling::yarn) return 0.1 * std::log(r.factor) + 1.0;
   return std::sqrt(1.0 + std::log(r.factor) / std::log(static_cast<double>(r.original_max_position_embeddings)));
 }
@@ -169,11 +182,13 @@ void rotate(const RotaryConfig& r, const OracleMatrix& cos, const OracleMatrix& 
 
 }  // namespace
 
-bool oracle_sees(const AttentionConfig& config, int64_t query, int64_t key) {
+bool oracle_sees(const AttentionConfig& config, int64_t query, int64_t key, int64_t prefix_end) {
   const int64_t window = config.sliding_window;
   const int64_t chunk = config.attention_chunk_size;
-  if (config.is_causal && key > query) return false;
-  if (window > 0 && key < query - window + 1) return false;
+  const bool both_in_prefix = query < prefix_end && key < prefix_end;
+  if (config.is_causal && key > query && !both_in_prefix) return false;
+  if (config.is_causal && window > 0 && query - key >= window) return false;
+  if (!config.is_causal && window > 0 && 2 * std::abs(query - key) > window) return false;
   if (chunk > 0 && key / chunk != query / chunk) return false;
   return true;
 }
@@ -242,13 +257,12 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
   if (c.qk_norm_placement == QKNormPlacement::PRE_ROPE) normalize_queries_and_keys(c, weights, heads);
   if (c.rotary_emb) {
     const RotaryConfig& r = *c.rotary_emb;
-    const bool beyond_training = c.inference.max_length > r.original_max_position_embeddings;
     result.cos = result.sin = OracleMatrix(tokens, r.rotary_dim / 2);
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < r.rotary_dim / 2; ++i) {
         const int64_t position =
             in.rotary_position_ids.empty() ? in.first_position + t : in.rotary_position_ids[static_cast<size_t>(t)];
-        const long double angle = static_cast<long double>(position) * frequency(r, beyond_training, i);
+        const long double angle = static_cast<long double>(position) * frequency(r, i);
         result.cos[t][i] = static_cast<double>(std::cos(angle)) * concentration(r);
         result.sin[t][i] = static_cast<double>(std::sin(angle)) * concentration(r);
       }
@@ -258,7 +272,7 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
   if (c.qk_norm_placement == QKNormPlacement::POST_ROPE) normalize_queries_and_keys(c, weights, heads);
   if (c.query_position_scale)
     for (int64_t t = 0; t < tokens; ++t) {
-      const auto nth = static_cast<double>(in.first_position + t + 1);
+      const auto nth = static_cast<double>(in.first_position + t + c.query_position_scale->offset);
       const double growth = std::log(1.0 + std::floor(nth / c.query_position_scale->floor_scale));
       for (int64_t i = 0; i < heads.q.columns; ++i) heads.q[t][i] *= growth * c.query_position_scale->attn_scale + 1.0;
     }
@@ -267,19 +281,21 @@ OracleOutput oracle(const AttentionConfig& config, const AttentionWeights& weigh
 
   // 3. Attention. Row j of the keys is position j of a cached sequence, or the j-th of these tokens.
   const int64_t first_key = in.cached != nullptr ? 0 : in.first_position;
-  const OracleAttended attended = oracle_attend(
-      {.heads = c.num_attention_heads,
-       .kv_heads = c.num_key_value_heads,
-       .queries = heads.q,
-       .keys = in.cached != nullptr ? in.cached->keys : heads.k,
-       .values = in.cached != nullptr ? in.cached->values : heads.v,
-       .scale = c.softmax_scale,
-       .soft_cap = c.logit_soft_cap,
-       .sinks = weights.sinks,
-       .sees = [&](int64_t query, int64_t key) { return oracle_sees(c, in.first_position + query, first_key + key); }});
+  const OracleAttended attended =
+      oracle_attend({.heads = c.num_attention_heads,
+                     .kv_heads = c.num_key_value_heads,
+                     .queries = heads.q,
+                     .keys = in.cached != nullptr ? in.cached->keys : heads.k,
+                     .values = in.cached != nullptr ? in.cached->values : heads.v,
+                     .scale = c.softmax_scale,
+                     .soft_cap = c.logit_soft_cap,
+                     .sinks = weights.sinks,
+                     .sees = [&](int64_t query, int64_t key) {
+                       return oracle_sees(c, in.first_position + query, first_key + key, in.first_position + in.prefix);
+                     }});
 
   // 4. The output projection.
-  result.hidden_states = project(attended.out, weights.output, weights.output_bias, {});
+  result.hidden_states = project(attended.out, {weights.output, weights.output_bias, 0, weights.output.rows(), {}});
   result.queries = heads.q;
   result.key_values = {.keys = heads.k, .values = heads.v};
   result.attended = attended.out;

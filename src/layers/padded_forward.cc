@@ -15,6 +15,7 @@ struct Row {
   int64_t first = 0;  // index in the row of its first real token
   int64_t count = 0;
   int64_t first_position = 0;
+  int64_t prefix = 0;
 };
 
 int64_t integer_at(ConstTensorView view, int64_t row, int64_t column) {
@@ -52,6 +53,8 @@ class PaddedCall {
             "attention: active_mask has shape {}, expected {} or {}", input.active_mask.shape(), all, shared);
     require(input.seq_ids.empty() || static_cast<int64_t>(input.seq_ids.size()) == batch_,
             "attention: seq_ids has {} entries, expected {}", input.seq_ids.size(), batch_);
+    require(input.prefixes.empty() || static_cast<int64_t>(input.prefixes.size()) == batch_,
+            "attention: prefixes has {} entries, expected {}", input.prefixes.size(), batch_);
     require(
         input.rotary_position_ids.empty() || static_cast<int64_t>(input.rotary_position_ids.size()) == batch_ * seq_,
         "attention: rotary_position_ids has {} entries, expected {}", input.rotary_position_ids.size(), batch_ * seq_);
@@ -66,7 +69,8 @@ class PaddedCall {
     for (int64_t b = 0; b < batch_; ++b) {
       const Row& row = rows_[static_cast<size_t>(b)];
       if (row.count == 0) continue;
-      spans.push_back({.slot = row.slot, .first_position = row.first_position, .count = row.count});
+      spans.push_back(
+          {.slot = row.slot, .first_position = row.first_position, .count = row.count, .prefix = row.prefix});
       tokens += row.count;
       if (!input_.active_mask.empty()) active_masks.push_back(active_mask(b, row));
       if (input_.rotary_position_ids.empty()) continue;
@@ -118,12 +122,13 @@ class PaddedCall {
     if (row.slot == -1) row.count = 0;
     limit_prompt(b, row);
     if (row.count > 0) row.first_position = first_position(b, row);
+    if (!input_.prefixes.empty()) row.prefix = input_.prefixes[static_cast<size_t>(b)];
     return row;
   }
 
   void limit_prompt(int64_t b, Row& row) const {
     const auto& inference = config_.inference;
-    if (row.count <= inference.max_context_length) return;
+    if (inference.max_context_length == 0 || row.count <= inference.max_context_length) return;
     require(inference.allow_input_truncation,
             "attention: row {} has {} tokens, expected at most max_context_length ({})", b, row.count,
             inference.max_context_length);

@@ -87,7 +87,7 @@ RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
       spans_(input.spans),
       hidden_states_(input.hidden_states) {
   if (spans_.empty() && !parallel_.sequence_parallel_enabled && input.hidden_states.size(0) > 0) {
-    own_spans_ = {{.slot = 0, .first_position = 0, .count = input.hidden_states.size(0)}};
+    own_spans_ = {implied_span(attention, input)};
     spans_ = own_spans_;
   }
   slots_a_row_ = slots_a_row(spans_, input.cache, attention.ranks().decode().degree);
@@ -108,6 +108,7 @@ void RankedCall::check_spans() {
             span.first_position);
     tokens_ += span.count;
   }
+  check_prefixes("attention", spans_, attention_.config().is_causal, input_.active_masks);
   (void)make_trees("attention", spans_, input_.active_masks, attention_.config().is_causal);
 }
 

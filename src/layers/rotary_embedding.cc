@@ -72,16 +72,19 @@ uint64_t mix(uint64_t hash, uint64_t value) {
 
 }  // namespace
 
-RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, int64_t max_length)
+RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config)
     : config_(config), frequencies_(plain_frequencies(config)) {
   switch (config.scaling) {
     case RopeScaling::none:
+      attention_factor_ = config.attention_factor.value_or(1.0);
       break;
     case RopeScaling::linear:
       for (double& frequency : frequencies_) frequency /= config.factor;
+      attention_factor_ = config.attention_factor.value_or(1.0);
       break;
     case RopeScaling::llama3:
       scale_llama3(config, frequencies_);
+      attention_factor_ = config.attention_factor.value_or(1.0);
       break;
     case RopeScaling::yarn:
       scale_yarn(config, frequencies_);
@@ -90,7 +93,7 @@ RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, int64_t max_length)
       break;
     case RopeScaling::longrope:
       divide(frequencies_,
-             max_length > config.original_max_position_embeddings ? config.long_factor : config.short_factor);
+             config.longrope_factors == LongropeFactors::long_factor ? config.long_factor : config.short_factor);
       attention_factor_ = config.attention_factor.value_or(
           config.factor <= 1.0
               ? 1.0

@@ -37,7 +37,8 @@ class SpanRows {
                              .tail_start = tree == nullptr ? 0 : tree->tail_start()});
     for (int64_t i = 0; i < span.count; ++i) {
       const int64_t position = origin + span.first_position + (tree == nullptr ? i : tree->depth(i));
-      const Interval seen = mask.visible(position, tree == nullptr ? origin + length : position + 1);
+      const Interval seen =
+          mask.visible(position, tree == nullptr ? origin + length : position + 1, origin + span.prefix_end());
       memory_.visible[static_cast<size_t>(first_token + i)] = {std::max<int64_t>(0, seen.first - origin),
                                                                seen.last - origin};
     }

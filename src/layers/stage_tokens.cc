@@ -7,7 +7,10 @@ std::vector<Span> own_parts(const TokenShare& share, std::span<const Span> spans
   for (const Span& span : spans) {
     const int64_t first = share.count_below(span.first_position);
     const int64_t count = share.count_below(span.first_position + span.count) - first;
-    if (span.slot != -1 && count > 0) own.push_back({.slot = span.slot, .first_position = first, .count = count});
+    // Whoever has only a share keeps all of it, so that pieces don't matter.
+    const int64_t prefix = share.is_all() ? span.prefix : 0;
+    if (span.slot != -1 && count > 0)
+      own.push_back({.slot = span.slot, .first_position = first, .count = count, .prefix = prefix});
   }
   return own;
 }

@@ -111,6 +111,22 @@ std::vector<std::optional<TokenTree>> make_trees(std::string_view caller, std::s
   return trees;
 }
 
+void check_prefixes(std::string_view caller, std::span<const Span> spans, bool is_causal,
+                    std::span<const ConstTensorView> active_masks) {
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const Span& span = spans[i];
+    if (span.prefix == 0) continue;
+    require(span.prefix > 0 && span.prefix <= span.count,
+            "{}: the span of slot {} has a prefix of {} tokens, expected 0 to its count {}; a prefix comes in one call",
+            caller, span.slot, span.prefix, span.count);
+    require(is_causal,
+            "{}: the span of slot {} has a prefix, but the mask is not causal: all its tokens see each other", caller,
+            span.slot);
+    require(i >= active_masks.size() || active_masks[i].empty(),
+            "{}: the span of slot {} has a prefix and an active mask, expected one of them", caller, span.slot);
+  }
+}
+
 void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span> spans, const KvCache& cache,
                 std::span<const std::optional<KvCache>> active, const kernels::AttendShape& shape,
                 Workspace& workspace) {

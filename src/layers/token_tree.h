@@ -58,6 +58,11 @@ class TokenTree {
                                                                std::span<const ConstTensorView> active_masks,
                                                                bool is_causal, TokenShare share = {});
 
+// Throws Error, which begins with `caller`, for a prefix that is longer than its span, under a mask that is not causal,
+// or of tokens that branch.
+void check_prefixes(std::string_view caller, std::span<const Span> spans, bool is_causal,
+                    std::span<const ConstTensorView> active_masks);
+
 // Copies the tails of the spans that have a tree into the workspace's memory. `trees` are one a span, or none at all;
 // `active` too: caches of all of the spans' tokens, where `cache` has only a share of them.
 void copy_tails(std::span<std::optional<TokenTree>> trees, std::span<const Span> spans, const KvCache& cache,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -6,7 +7,7 @@
 #include <numeric>
 
 #include "kernels/panel.h"
-#include "regard/projection.h"
+#include "regard/linear.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -39,25 +40,43 @@ PanelType panel_type_of(WeightType type) {
   }
 }
 
-// `group` is 0 for plain types, and where a quantised one is decoded.
-PanelView empty_panel(WeightType type, int64_t group, int64_t columns) {
-  PanelView panel{.type = is_quantized(type) && group == 0 ? PanelType::f32 : panel_type_of(type),
-                  .group = static_cast<int32_t>(group)};
+PanelView empty_panel(PanelType type, int64_t group, int64_t columns) {
+  PanelView panel{.type = type, .group = static_cast<int32_t>(group)};
   panel.tile_bytes = panel.bytes_of(columns);
   return panel;
 }
 
-// The largest groups that fit between all cuts. Kernels take columns in pairs, so they are even; 0 where f32 would not
-// take more memory.
-int64_t fitting_group(WeightType type, std::span<const Columns> runs, int64_t columns) {
-  int64_t group = group_of(type);
-  for (const Columns& run : runs) {
-    if (run.first >= 0) group = std::gcd(group, run.first);
-    group = std::gcd(group, run.count);
-  }
-  if (group % 2 != 0) return 0;
-  const int64_t f32_bytes = columns * kTile * static_cast<int64_t>(sizeof(float));
-  return empty_panel(type, group, columns).tile_bytes < f32_bytes ? group : 0;
+// The type that keeps scaled values: f16 scales without zeros fit the narrow header.
+PanelType scaled_panel_type(const StoredMatrix& matrix) {
+  if (matrix.values.type == WeightType::f8_e4m3) return PanelType::f32;
+  const bool narrow =
+      matrix.values.type == WeightType::i8 && matrix.scales.type == WeightType::f16 && matrix.zeros.empty();
+  return narrow ? PanelType::i8 : PanelType::i8_wide;
+}
+
+// Columns that share a scale in the checkpoint; 0: none do.
+int64_t stored_group(const StoredMatrix& matrix) {
+  if (matrix.scales.empty()) return group_of(matrix.values.type);
+  return matrix.group == 0 ? matrix.columns() : matrix.group;
+}
+
+// The panel of a matrix cut to `runs`. Its groups are the largest that fit between all cuts and into the kernels'
+// blocks. Kernels take columns in pairs, so groups are even; f32 where groups would not take less memory.
+PanelView panel_of(const StoredMatrix& matrix, std::span<const Columns> runs, int64_t columns, bool cut) {
+  const PanelType type = matrix.scales.empty() ? panel_type_of(matrix.values.type) : scaled_panel_type(matrix);
+  int64_t group = stored_group(matrix);
+  if (group == 0 || type == PanelType::f32) return empty_panel(type, 0, columns);
+  group = std::gcd(group, kernels::kBlock);
+  if (matrix.order.empty() || cut)
+    for (const Columns& run : runs) {
+      if (run.first >= 0) group = std::gcd(group, run.first);
+      group = std::gcd(group, run.count);
+    }
+  const PanelView f32 = empty_panel(PanelType::f32, 0, columns);
+  // A group's columns lie anywhere.
+  if (group % 2 != 0 || (cut && !matrix.order.empty())) return f32;
+  const PanelView panel = empty_panel(type, group, columns);
+  return panel.tile_bytes < f32.tile_bytes ? panel : f32;
 }
 
 // The blocks of a row that hold a run's columns, as a matrix of one row, and how many columns come before the first.
@@ -76,24 +95,159 @@ Cover cover_of(const WeightView& weight, int64_t row, const Columns& run) {
           .skipped = run.first - first * block.values};
 }
 
+// The rows of a tile out of a transposed matrix, where they lie across memory: all sixteen are read column by column.
+class TransposedRows {
+ public:
+  TransposedRows() = default;
+  TransposedRows(const WeightView& values, std::span<const Columns> runs, std::span<const int64_t> rows)
+      : type_(values.type), size_(block_of(values.type).bytes) {
+    int64_t columns = 0;
+    for (const Columns& run : runs) columns += run.count;
+    row_bytes_ = columns * size_;
+    bytes_.resize(static_cast<size_t>(row_bytes_ * static_cast<int64_t>(rows.size())));
+    int64_t to = 0;
+    for (const Columns& run : runs) {
+      for (int64_t i = 0; run.first >= 0 && i < run.count; ++i)
+        for (size_t lane = 0; lane < rows.size(); ++lane)
+          if (rows[lane] >= 0)
+            std::memcpy(bytes_.data() + static_cast<int64_t>(lane) * row_bytes_ + (to + i) * size_,
+                        values.bytes.data() + ((run.first + i) * values.columns + rows[lane]) * size_,
+                        static_cast<size_t>(size_));
+      to += run.count;
+    }
+  }
+
+  // Panel columns to..to+count-1.
+  [[nodiscard]] Cover cover(int64_t lane, int64_t to, int64_t count) const {
+    const auto bytes = std::span(bytes_).subspan(static_cast<size_t>(lane * row_bytes_ + to * size_),
+                                                 static_cast<size_t>(count * size_));
+    return {.row = {.type = type_, .rows = 1, .columns = count, .bytes = bytes}, .skipped = 0};
+  }
+
+ private:
+  WeightType type_ = WeightType::f32;
+  int64_t size_ = 0;
+  int64_t row_bytes_ = 0;
+  std::vector<std::byte> bytes_;
+};
+
+template <class T>
+float read_as(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return static_cast<float>(value);
+}
+
+// Number `index` of a matrix of a type that `StoredMatrix::check` lets pass beside scales, which f32 holds exactly.
+float number_at(const WeightView& view, int64_t index) {
+  const std::byte* from = view.bytes.data() + index * block_of(view.type).bytes;
+  switch (view.type) {
+    case WeightType::f32:
+      return read_as<float>(from);
+    case WeightType::bf16:
+      return read_as<BFloat16>(from);
+    case WeightType::f16:
+      return read_as<Float16>(from);
+    case WeightType::f8_e4m3:
+      return read_as<Float8E4M3>(from);
+    case WeightType::i8:
+      return read_as<int8_t>(from);
+    case WeightType::u8:
+      return read_as<uint8_t>(from);
+    default:
+      fail("weight: scales, zeros or scaled values of type {}", name_of(view.type));
+  }
+}
+
+// The scales and zeros of a matrix.
+class Scales {
+ public:
+  explicit Scales(const StoredMatrix& matrix) : matrix_(matrix), group_(stored_group(matrix)) {
+    if (matrix.order.empty()) return;
+    group_of_column_.resize(matrix.order.size());
+    for (size_t i = 0; i < matrix.order.size(); ++i)
+      group_of_column_[static_cast<size_t>(matrix.order[i])] = static_cast<int64_t>(i) / group_;
+  }
+
+  [[nodiscard]] float scale(int64_t row, int64_t column) const { return number_at(matrix_.scales, index(row, column)); }
+  [[nodiscard]] float zero(int64_t row, int64_t column) const {
+    return matrix_.zeros.empty() ? 0.0F : number_at(matrix_.zeros, index(row, column));
+  }
+
+ private:
+  [[nodiscard]] int64_t index(int64_t row, int64_t column) const {
+    if (matrix_.scales.rows * matrix_.scales.columns == 1) return 0;
+    if (matrix_.group == 0) return row;
+    const int64_t group = group_of_column_.empty() ? column / group_ : group_of_column_[static_cast<size_t>(column)];
+    return matrix_.transposed ? group * matrix_.rows() + row : row * (matrix_.columns() / group_) + group;
+  }
+
+  const StoredMatrix& matrix_;
+  int64_t group_;
+  std::vector<int64_t> group_of_column_;
+};
+
 // Writes row `lane` of a tile; true if the row holds what no weight may have: NaN, or a minimum that its header can't
 // hold. Columns of zeros are left as they are: zero.
 class TileWriter {
  public:
-  TileWriter(const PanelView& panel, std::span<const Columns> runs, std::byte* tile)
-      : panel_(panel), info_(kernels::info_of(panel.type)), runs_(runs), tile_(tile) {}
+  TileWriter(const StoredMatrix& matrix, const Scales& scales, const PanelView& panel, std::span<const Columns> runs,
+             std::byte* tile)
+      : matrix_(matrix),
+        scales_(scales),
+        panel_(panel),
+        info_(kernels::info_of(panel.type)),
+        runs_(runs),
+        tile_(tile) {}
 
-  [[nodiscard]] bool write(const WeightView& weight, int64_t row, int64_t lane) {
+  [[nodiscard]] bool write(std::span<const int64_t> rows) {
+    if (matrix_.transposed) transposed_ = TransposedRows(matrix_.values, runs_, rows);
+    bool bad = false;
+    for (size_t lane = 0; lane < rows.size(); ++lane)
+      if (rows[lane] >= 0) bad |= write_row(rows[lane], static_cast<int64_t>(lane));
+    return bad;
+  }
+
+ private:
+  bool write_row(int64_t row, int64_t lane) {
     bool bad = false;
     int64_t to = 0;
     for (const Columns& run : runs_) {
-      if (run.first >= 0) bad |= write_run(cover_of(weight, row, run), run.count, to, lane);
+      if (run.first >= 0) {
+        const Cover cover =
+            matrix_.transposed ? transposed_.cover(lane, to, run.count) : cover_of(matrix_.values, row, run);
+        bad |= matrix_.scales.empty() ? write_run(cover, run.count, to, lane) : write_scaled(cover, row, run, to, lane);
+      }
       to += run.count;
     }
     return bad;
   }
 
- private:
+  // Integers of 8 bits, u8 as 128 less, with the scale and the minimum that this leaves for them; or their numbers.
+  bool write_scaled(const Cover& cover, int64_t row, const Columns& run, int64_t to, int64_t lane) {
+    const float offset = matrix_.values.type == WeightType::u8 ? 128.0F : 0.0F;
+    bool bad = false;
+    for (int64_t k = 0; k < run.count; ++k) {
+      const int64_t at = to + k;
+      const float value = number_at(cover.row, cover.skipped + k);
+      if (!panel_.is_grouped()) {
+        const float number = (value - scales_.zero(row, run.first + k)) * scales_.scale(row, run.first + k);
+        reinterpret_cast<float*>(tile_)[at * kTile + lane] = number;
+        bad |= std::isnan(number);
+        continue;
+      }
+      std::byte* header = tile_ + panel_.bytes_of(at / panel_.group * panel_.group);
+      if (at % panel_.group == 0) {
+        const float scale = scales_.scale(row, run.first + k);
+        write_header(header, lane, scale, (offset - scales_.zero(row, run.first + k)) * scale);
+        bad |= std::isnan(scale);
+      }
+      header[info_.header_bytes + at % panel_.group * kTile + lane] =
+          static_cast<std::byte>(static_cast<int8_t>(value - offset));
+    }
+    return bad;
+  }
+
   bool write_run(const Cover& cover, int64_t count, int64_t to, int64_t lane) {
     if (panel_.is_grouped()) return write_groups(cover, count, to, lane);
     if (panel_.type == PanelType::f32) return write_f32(cover, count, to, lane);
@@ -171,18 +325,27 @@ class TileWriter {
       out[k / 2 * kTile + lane] = static_cast<std::byte>(integers[k]) | static_cast<std::byte>(integers[k + 1]) << 4;
   }
 
+  const StoredMatrix& matrix_;
+  const Scales& scales_;
   const PanelView& panel_;
   kernels::PanelTypeInfo info_;
   std::span<const Columns> runs_;
   std::byte* tile_;
+  TransposedRows transposed_;
   std::vector<int8_t> integers_;
   std::vector<float> values_;
   std::vector<float> minimums_;
 };
 
-void check_rows(const WeightView& weight, std::span<const int64_t> rows) {
+void check_rows(const StoredMatrix& matrix, std::span<const int64_t> rows) {
   for (const int64_t row : rows)
-    require(row >= -1 && row < weight.rows, "weight: row {} is asked for, expected -1 to {}", row, weight.rows - 1);
+    require(row >= -1 && row < matrix.rows(), "weight: row {} is asked for, expected -1 to {}", row, matrix.rows() - 1);
+}
+
+std::vector<Columns> columns_of_order(std::span<const int64_t> order) {
+  std::vector<Columns> columns;
+  for (const int64_t column : order) columns.push_back({.first = column, .count = 1});
+  return columns;
 }
 
 // Neighbours become one run, and are read in one go.
@@ -200,13 +363,13 @@ std::vector<Columns> merged(std::span<const Columns> runs) {
 }
 
 // How many columns they are together.
-int64_t checked_width(const WeightView& weight, std::span<const Columns> runs) {
+int64_t checked_width(int64_t columns, std::span<const Columns> runs) {
   int64_t width = 0;
   for (const Columns& run : runs) {
-    const bool there = run.first == -1 || (run.first >= 0 && run.first <= weight.columns);
-    const int64_t most = run.first == -1 ? std::numeric_limits<int32_t>::max() : weight.columns - run.first;
+    const bool there = run.first == -1 || (run.first >= 0 && run.first <= columns);
+    const int64_t most = run.first == -1 ? std::numeric_limits<int32_t>::max() : columns - run.first;
     require(there && run.count >= 0 && run.count <= most, "weight: {} columns from {} are asked for, but there are {}",
-            run.count, run.first, weight.columns);
+            run.count, run.first, columns);
     width += run.count;
   }
   return width;
@@ -214,34 +377,98 @@ int64_t checked_width(const WeightView& weight, std::span<const Columns> runs) {
 
 }  // namespace
 
-PackedMatrix PackedMatrix::pack(const WeightView& weight, const Threads& threads, std::span<const int64_t> rows,
+void StoredMatrix::check() const {
+  require(!transposed || !is_quantized(values.type), "weight: a transposed matrix is of type {}, expected a plain one",
+          name_of(values.type));
+  if (scales.empty()) {
+    require(zeros.empty() && group == 0 && order.empty(),
+            "weight: zeros, a group or an order are given, but no scales");
+    return;
+  }
+  const bool f8 = values.type == WeightType::f8_e4m3;
+  require(f8 || values.type == WeightType::i8 || values.type == WeightType::u8,
+          "weight: scales are given for values of type {}, expected i8, u8 or f8_e4m3", name_of(values.type));
+  require(scales.type == WeightType::f32 || scales.type == WeightType::bf16 || scales.type == WeightType::f16,
+          "weight: scales have type {}, expected f32, bf16 or f16", name_of(scales.type));
+  require(group == 0 || (group > 0 && columns() % group == 0),
+          "weight: group is {}, expected 0 or a divisor of {} columns", group, columns());
+  const int64_t count = scales.rows * scales.columns;
+  require(group == 0 ? count == 1 || count == rows() : count == rows() * (columns() / group),
+          "weight: a matrix of shape [{}, {}] with groups of {} columns has {} scales", rows(), columns(),
+          group == 0 ? columns() : group, count);
+  require(zeros.empty() || (!f8 && zeros.rows * zeros.columns == count &&
+                            (zeros.type == WeightType::i8 || zeros.type == WeightType::u8)),
+          "weight: {} zeros of type {} are given for {} values with {} scales, expected as many integers of 8 bits",
+          zeros.rows * zeros.columns, name_of(zeros.type), name_of(values.type), count);
+  if (order.empty()) return;
+  std::vector<bool> named(static_cast<size_t>(columns()));
+  bool permutation = order.size() == named.size();
+  for (const int64_t column : order) {
+    permutation = permutation && column >= 0 && column < columns() && !named[static_cast<size_t>(column)];
+    if (permutation) named[static_cast<size_t>(column)] = true;
+  }
+  require(permutation, "weight: the order of {} columns has {} entries that are no permutation of them", columns(),
+          order.size());
+}
+
+void decode_row(const StoredMatrix& matrix, int64_t row, std::span<float> out) {
+  matrix.check();
+  require(row >= 0 && row < matrix.rows() && static_cast<int64_t>(out.size()) == matrix.columns(),
+          "weight: row {} of a matrix of shape [{}, {}] is decoded into {} values", row, matrix.rows(),
+          matrix.columns(), out.size());
+  const Columns all{.first = 0, .count = matrix.columns()};
+  TransposedRows transposed;
+  if (matrix.transposed) transposed = TransposedRows(matrix.values, std::span(&all, 1), std::span(&row, 1));
+  decode_row(matrix.transposed ? transposed.cover(0, 0, all.count).row : matrix.values, matrix.transposed ? 0 : row,
+             out);
+  if (matrix.scales.empty()) return;
+  const Scales scales(matrix);
+  for (int64_t column = 0; column < matrix.columns(); ++column) {
+    float& value = out[static_cast<size_t>(column)];
+    value = (value - scales.zero(row, column)) * scales.scale(row, column);
+  }
+}
+
+PackedMatrix PackedMatrix::pack(const StoredMatrix& matrix, const Threads& threads, std::span<const int64_t> rows,
                                 std::span<const Columns> columns) {
-  check_rows(weight, rows);
-  const Columns all{.first = 0, .count = weight.columns};
-  if (columns.empty()) columns = std::span(&all, 1);
+  matrix.check();
+  check_rows(matrix, rows);
+  const bool cut = !columns.empty();
+  const Columns all{.first = 0, .count = matrix.columns()};
+  std::vector<Columns> ordered;
+  if (!cut) {
+    ordered = columns_of_order(matrix.order);
+    columns = ordered.empty() ? std::span(&all, 1) : std::span<const Columns>(ordered);
+  }
   PackedMatrix packed;
-  packed.rows_ = rows.empty() ? weight.rows : static_cast<int64_t>(rows.size());
-  packed.columns_ = checked_width(weight, columns);
+  packed.rows_ = rows.empty() ? matrix.rows() : static_cast<int64_t>(rows.size());
+  packed.columns_ = checked_width(matrix.columns(), columns);
+  packed.source_type_ = matrix.values.type;
+  const PanelView panel = panel_of(matrix, columns, packed.columns_, cut);
+  packed.panel_type_ = panel.type;
+  packed.group_ = panel.group;
+  if (!ordered.empty()) packed.order_ = matrix.order;
   const std::vector<Columns> runs = merged(columns);
-  packed.source_type_ = weight.type;
-  packed.group_ = is_quantized(weight.type) ? fitting_group(weight.type, columns, packed.columns_) : 0;
-  const PanelView panel = empty_panel(weight.type, packed.group_, packed.columns_);
   packed.buffer_ = Buffer(static_cast<size_t>(kernels::tiles(packed.rows_) * panel.tile_bytes));
+  const Scales scales(matrix);
   std::atomic<bool> bad = false;
   threads.for_each(kernels::tiles(packed.rows_), [&](int64_t tile, int) {
-    TileWriter writer(panel, runs, packed.buffer_.data() + tile * panel.tile_bytes);
-    for (int64_t lane = 0; lane < std::min(kTile, packed.rows_ - tile * kTile); ++lane) {
-      const int64_t row = rows.empty() ? tile * kTile + lane : rows[static_cast<size_t>(tile * kTile + lane)];
-      if (row >= 0 && writer.write(weight, row, lane)) bad = true;
+    std::array<int64_t, kTile> of_tile;
+    const auto lanes = static_cast<size_t>(std::min(kTile, packed.rows_ - tile * kTile));
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      const int64_t row = tile * kTile + static_cast<int64_t>(lane);
+      of_tile[lane] = rows.empty() ? row : rows[static_cast<size_t>(row)];
     }
+    TileWriter writer(matrix, scales, panel, runs, packed.buffer_.data() + tile * panel.tile_bytes);
+    if (writer.write(std::span(of_tile.data(), lanes))) bad = true;
   });
-  require(!bad, "weight: a {} matrix of shape [{}, {}] holds NaN or a scale out of range", name_of(weight.type),
-          weight.rows, weight.columns);
+  require(!bad, "weight: a {} matrix of shape [{}, {}] holds NaN or a scale out of range", name_of(matrix.values.type),
+          matrix.rows(), matrix.columns());
   return packed;
 }
 
 PanelView PackedMatrix::panel() const {
-  PanelView panel = empty_panel(source_type_, group_, columns_);
+  PanelView panel = empty_panel(panel_type_, group_, columns_);
   panel.data = buffer_.data();
   return panel;
 }
@@ -254,7 +481,7 @@ void PackedMatrix::decode_row(int64_t row, std::span<float> out) const {
   const auto info = kernels::info_of(tile.type);
   const auto* data = tile.data;
   for (int64_t k = 0; k < columns_; ++k) {
-    float& value = out[static_cast<size_t>(k)];
+    float& value = out[static_cast<size_t>(order_.empty() ? k : order_[static_cast<size_t>(k)])];
     switch (tile.type) {
       case PanelType::f32:
         value = reinterpret_cast<const float*>(data)[k * kTile + lane];

@@ -29,35 +29,52 @@ RowParallel::RowParallel(const std::shared_ptr<Communicator>& group, const SumTr
   sum_.emplace_back(group, tree, std::move(nodes), wire);
 }
 
-void RowParallel::multiply(const PackedMatrix& weight, ConstTensorView x, std::span<float> partials,
+void RowParallel::multiply(int64_t columns, const Shape& shape, const MultiplyLeaf& leaf, std::span<float> partials,
                            Workspace& workspace) const {
-  const int64_t elements = x.size(0) * weight.rows();
   int64_t index = 0;
   for (const SumTree::Node& node : sum().own_nodes()) {
-    const TensorView out(reinterpret_cast<std::byte*>(partials.data() + index++ * elements), DType::f32,
-                         {x.size(0), weight.rows()});
-    multiply_node(weight, x, node, out, 0, workspace);
+    float* of_node = partials.data() + index++ * shape.elements();
+    multiply_node(columns, leaf, node, TensorView(of_node, shape), 0, workspace);
   }
 }
 
-void RowParallel::multiply_node(const PackedMatrix& weight, ConstTensorView x, SumTree::Node node, TensorView out,
+void RowParallel::multiply(const PackedMatrix& weight, ConstTensorView x, std::span<float> partials,
+                           Workspace& workspace) const {
+  const auto leaf = [&](int64_t first, int64_t count, TensorView out) {
+    apply_columns(weight, x, first, count, out, workspace);
+  };
+  multiply(weight.columns(), {x.size(0), weight.rows()}, leaf, partials, workspace);
+}
+
+void RowParallel::multiply_node(int64_t columns, const MultiplyLeaf& leaf, SumTree::Node node, TensorView out,
                                 int level, Workspace& workspace) const {
   if (node.is_leaf()) {
     const int64_t first = (node.first - first_leaf_) * leaf_width_;
-    return apply_columns(weight, x, first, std::min(leaf_width_, weight.columns() - first), out, workspace);
+    return leaf(first, std::min(leaf_width_, columns - first), out);
   }
-  multiply_node(weight, x, tree_.left(node), out, level, workspace);
+  multiply_node(columns, leaf, tree_.left(node), out, level, workspace);
   std::vector<Buffer>& terms = workspace.memory().terms;
   if (terms.size() <= static_cast<size_t>(level)) terms.resize(static_cast<size_t>(level) + 1);
   const auto bytes = static_cast<size_t>(out.shape().elements()) * sizeof(float);
   if (terms[static_cast<size_t>(level)].size() < bytes) terms[static_cast<size_t>(level)] = Buffer(bytes);
   const TensorView term(terms[static_cast<size_t>(level)].data(), DType::f32, out.shape());
-  multiply_node(weight, x, tree_.right(node), term, level + 1, workspace);
+  multiply_node(columns, leaf, tree_.right(node), term, level + 1, workspace);
   add_all(term.elements<float>(), out.elements<float>(), workspace.threads());
 }
 
 SummedRows::SummedRows(const RowParallel& parallel, const Linear& linear, Workspace& workspace)
-    : parallel_(parallel), linear_(linear), workspace_(workspace) {}
+    : parallel_(parallel), weight_(&linear.weight()), bias_(linear.bias()), workspace_(workspace) {}
+
+SummedRows::SummedRows(const RowParallel& parallel, Workspace& workspace)
+    : parallel_(parallel), weight_(nullptr), workspace_(workspace) {}
+
+std::vector<ElementRange> SummedRows::elements_of(std::span<const ElementRange> tokens, int64_t width) {
+  std::vector<ElementRange> parts;
+  parts.reserve(tokens.size());
+  for (const ElementRange& of_rank : tokens)
+    parts.push_back({.first = of_rank.first * width, .count = of_rank.count * width});
+  return parts;
+}
 
 void SummedRows::add(ConstTensorView x, TensorView out) {
   Piece& now = next(even_parts(out.shape().elements(), parallel_.sum().group().size()), out, true);
@@ -66,12 +83,7 @@ void SummedRows::add(ConstTensorView x, TensorView out) {
 }
 
 void SummedRows::scatter(ConstTensorView x, std::span<const ElementRange> tokens, TensorView out) {
-  const int64_t width = out.size(1);
-  std::vector<ElementRange> parts;
-  parts.reserve(tokens.size());
-  for (const ElementRange& of_rank : tokens)
-    parts.push_back({.first = of_rank.first * width, .count = of_rank.count * width});
-  Piece& now = next(std::move(parts), out, false);
+  Piece& now = next(elements_of(tokens, out.size(1)), out, false);
   multiply(now, x);
   travel(now);
 }
@@ -86,8 +98,8 @@ SummedRows::Piece& SummedRows::next(std::vector<ElementRange> parts, TensorView 
 
 void SummedRows::multiply(Piece& piece, ConstTensorView x) {
   const auto nodes = static_cast<int64_t>(parallel_.sum().own_nodes().size());
-  const auto partials = piece.pending.partials(nodes, x.size(0) * linear_.weight.rows());
-  parallel_.multiply(linear_.weight, x, partials, workspace_);
+  const auto partials = piece.pending.partials(nodes, x.size(0) * weight_->rows());
+  parallel_.multiply(*weight_, x, partials, workspace_);
 }
 
 void SummedRows::travel(Piece& now) {
@@ -109,10 +121,10 @@ void SummedRows::complete_sum(Piece& piece) {
   const ElementRange part = piece.parts[static_cast<size_t>(sum.group().rank())];
   own_.resize(static_cast<size_t>(part.count));
   sum.finish(piece.pending, own_, workspace_.threads());
-  if (!linear_.bias.empty()) {
-    const auto width = static_cast<int64_t>(linear_.bias.size());
+  if (!bias_.empty()) {
+    const auto width = static_cast<int64_t>(bias_.size());
     for (int64_t i = 0; i < part.count; ++i)
-      own_[static_cast<size_t>(i)] += linear_.bias[static_cast<size_t>((part.first + i) % width)];
+      own_[static_cast<size_t>(i)] += bias_[static_cast<size_t>((part.first + i) % width)];
   }
   const DType dtype = piece.out.dtype();
   const auto size = static_cast<int64_t>(size_of(dtype));

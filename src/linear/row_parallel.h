@@ -1,12 +1,13 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <span>
 #include <vector>
 
 #include "parallel/even_parts.h"
 #include "parallel/rank_sum.h"
-#include "regard/projection.h"
+#include "regard/linear.h"
 
 namespace regard {
 
@@ -22,11 +23,16 @@ class RowParallel {
 
   [[nodiscard]] bool empty() const { return sum_.empty(); }
   [[nodiscard]] const RankSum& sum() const { return sum_.front(); }
-  // The own nodes' products of x [tokens, own columns]: partials [nodes][tokens][rows of the weight].
+  // A leaf's product over the own columns first..first+count-1.
+  using MultiplyLeaf = std::function<void(int64_t first, int64_t count, TensorView out)>;
+  // The own nodes' products, from those of their leaves: partials [nodes][shape], of `columns` own columns.
+  void multiply(int64_t columns, const Shape& shape, const MultiplyLeaf& leaf, std::span<float> partials,
+                Workspace& workspace) const;
+  // The same for x [tokens, own columns]: partials [nodes][tokens][rows of the weight].
   void multiply(const PackedMatrix& weight, ConstTensorView x, std::span<float> partials, Workspace& workspace) const;
 
  private:
-  void multiply_node(const PackedMatrix& weight, ConstTensorView x, SumTree::Node node, TensorView out, int level,
+  void multiply_node(int64_t columns, const MultiplyLeaf& leaf, SumTree::Node node, TensorView out, int level,
                      Workspace& workspace) const;
 
   SumTree tree_{1};
@@ -40,6 +46,8 @@ class RowParallel {
 class SummedRows {
  public:
   SummedRows(const RowParallel& parallel, const Linear& linear, Workspace& workspace);
+  // Of partial sums alone, without bias.
+  SummedRows(const RowParallel& parallel, Workspace& workspace);
 
   // x [tokens, own columns] -> out [tokens, rows], the same on all ranks. What out holds is known after `finish`.
   void add(ConstTensorView x, TensorView out);
@@ -52,6 +60,13 @@ class SummedRows {
   }
   // Rank r gets the rows tokens[r] only; out: this rank's.
   void scatter(ConstTensorView x, std::span<const ElementRange> tokens, TensorView out);
+  // The same with partial sums of `rows` rows that are there already: `fill` writes [nodes][rows][width of out].
+  template <class Fill>
+  void scatter_partials(Fill fill, int64_t rows, std::span<const ElementRange> tokens, TensorView out) {
+    Piece& now = next(elements_of(tokens, out.size(1)), out, false);
+    fill(now.pending.partials(static_cast<int64_t>(parallel_.sum().own_nodes().size()), rows * out.size(1)));
+    travel(now);
+  }
   void finish();
 
  private:
@@ -63,6 +78,7 @@ class SummedRows {
     RankSum::Pending pending;
   };
 
+  static std::vector<ElementRange> elements_of(std::span<const ElementRange> tokens, int64_t width);
   Piece& next(std::vector<ElementRange> parts, TensorView out, bool gathers);
   void multiply(Piece& piece, ConstTensorView x);
   // Starts the exchange of partial sums, and takes the pieces before it a step further.
@@ -72,7 +88,8 @@ class SummedRows {
   [[nodiscard]] Piece& piece(int64_t index) { return pieces_[static_cast<size_t>(index) % pieces_.size()]; }
 
   const RowParallel& parallel_;
-  const Linear& linear_;
+  const PackedMatrix* weight_;  // null: partial sums come from elsewhere
+  std::span<const float> bias_;
   Workspace& workspace_;
   // One whose partial sums are computed, one whose sums travel, one whose results are gathered.
   std::array<Piece, 3> pieces_;

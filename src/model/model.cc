@@ -4,13 +4,16 @@
 #include <array>
 #include <optional>
 
-#include "families/family.h"
 #include "kernels/cache_rows.h"
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
 #include "layers/attention_call.h"
-#include "linear/row_parallel.h"
-#include "parallel/even_parts.h"
+#include "layers/for_each_row.h"
+#include "layers/mlp.h"
+#include "layers/norm.h"
+#include "layers/row_split.h"
+#include "model/layer_weights.h"
+#include "regard/block_table.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -18,172 +21,141 @@ namespace {
 
 using Memory = Workspace::Memory;
 
-std::vector<float> load_norm(const Checkpoint& checkpoint, const std::string& name, int64_t width) {
-  std::vector<float> gain = read_vector(checkpoint, name + ".weight");
-  require(static_cast<int64_t>(gain.size()) == width, "checkpoint: tensor \"{}.weight\" has {} numbers, expected {}",
-          name, gain.size(), width);
-  return gain;
-}
-
-// The rows and columns of a matrix that are wanted; empty: all.
-struct Wanted {
-  std::vector<int64_t> rows;
-  std::vector<Columns> columns;
-};
-
-Linear load_linear(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t columns,
-                   const Threads& threads, const Wanted& wanted = {}) {
-  const WeightView weight = read_matrix(checkpoint, name + ".weight");
-  require(weight.rows == rows && weight.columns == columns,
-          "checkpoint: tensor \"{}.weight\" has shape [{}, {}], expected [{}, {}]", name, weight.rows, weight.columns,
-          rows, columns);
-  std::vector<float> bias = read_vector(checkpoint, name + ".bias");
-  require(bias.empty() || static_cast<int64_t>(bias.size()) == rows,
-          "checkpoint: tensor \"{}.bias\" has {} numbers, expected {}", name, bias.size(), rows);
-  try {
-    if (!wanted.rows.empty() && !bias.empty()) {
-      std::vector<float> own;
-      for (const int64_t row : wanted.rows) own.push_back(bias[static_cast<size_t>(row)]);
-      bias = std::move(own);
-    }
-    return {.weight = PackedMatrix::pack(weight, threads, wanted.rows, wanted.columns), .bias = std::move(bias)};
-  } catch (const Error& error) {
-    fail("checkpoint: tensor \"{}.weight\": {}", name, error.what());
-  }
-}
-
-// Rows a thread works on at a time, so that small calls stay on one thread.
-constexpr int64_t kRowRun = 16;
-
-template <class Work>
-void for_each_row(int64_t rows, const Threads& threads, Work work) {
-  threads.for_each((rows + kRowRun - 1) / kRowRun, [&](int64_t run, int) {
-    for (int64_t row = run * kRowRun; row < std::min((run + 1) * kRowRun, rows); ++row) work(row);
-  });
-}
-
-void add_rows(ConstTensorView from, TensorView to, const Threads& threads) {
+// to += scale * from
+void add_rows(ConstTensorView from, double scale, TensorView to, const Threads& threads) {
   const int64_t width = to.size(1);
-  for_each_row(to.size(0), threads, [&](int64_t row) {
+  const auto factor = static_cast<float>(scale);
+  for_each_row(to.size(0), threads, [&](int64_t row, int) {
     const float* source = from.as<float>() + row * width;
     float* sum = to.as<float>() + row * width;
-    for (int64_t i = 0; i < width; ++i) sum[i] += source[i];
+    if (factor == 1.0F)
+      for (int64_t i = 0; i < width; ++i) sum[i] += source[i];
+    else
+      for (int64_t i = 0; i < width; ++i) sum[i] += factor * source[i];
   });
 }
 
-}  // namespace
+void scale_rows(double scale, TensorView rows, const Threads& threads) {
+  if (scale == 1.0) return;
+  const auto factor = static_cast<float>(scale);
+  const int64_t width = rows.size(1);
+  for_each_row(rows.size(0), threads, [&](int64_t row, int) {
+    float* x = rows.as<float>() + row * width;
+    for (int64_t i = 0; i < width; ++i) x[i] *= factor;
+  });
+}
 
-namespace {
-
-// How the MLPs' inner columns are summed over ranks. Ranks may have none where there are fewer leaves than ranks.
-std::shared_ptr<const RowParallel> mlp_sum_of(const Ranks& ranks, int64_t columns) {
-  const ParallelConfig& parallel = ranks.config();
-  if (ranks.size() == 1 && !parallel.deterministic) return nullptr;
-  const DType wire = parallel.rpl_reduce_dtype.value_or(DType::f32);
-  std::vector<ElementRange> leaves;
-  int64_t count = 0;
-  for (int64_t rank = 0; rank < ranks.size(); ++rank) {
-    const ElementRange own = part_of(mlp_leaves(columns), ranks.size(), rank);
-    leaves.push_back(parallel.deterministic ? own : ElementRange{.first = count, .count = own.count > 0 ? 1 : 0});
-    count += leaves.back().count;
+Linear load_linear(TensorReader& reader, std::string_view part, int64_t rows, int64_t columns, const Threads& threads) {
+  const StoredMatrix matrix = reader.matrix({.part = part}, rows, columns);
+  try {
+    return Linear::load(matrix, {}, threads);
+  } catch (const Error& error) {
+    fail("checkpoint: tensor \"{}\": {}", reader.names().of(part).weight, error.what());
   }
-  const int64_t width =
-      parallel.deterministic ? kMlpLeaf : std::max<int64_t>(1, mlp_part_of(columns, ranks.size(), ranks.rank()).count);
-  return std::make_shared<const RowParallel>(ranks.shared_world(), SumTree(count), leaves, width, wire);
 }
 
 }  // namespace
+
+// One layer with its weights; a norm that the model does not have is none.
+struct Model::Layer {
+  LayerSpec spec;
+  Attention attention;
+  Mlp mlp;
+  std::optional<Norm> attention_norm, post_attention_norm, mlp_norm, post_mlp_norm;
+};
+
+Model::Model() = default;
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+Model::~Model() = default;
 
 Model Model::load(const Checkpoint& checkpoint, const Threads& threads, const Ranks& ranks) {
-  const auto family = family_of(checkpoint);
-  Model decoder;
-  decoder.config_ = family->model();
-  decoder.ranks_ = ranks;
-  decoder.mlp_sum_ = mlp_sum_of(ranks, decoder.config_.intermediate_size);
-  const ModelConfig& c = decoder.config_;
-  decoder.embedding_ = load_linear(checkpoint, family->model_tensor("embedding"), c.vocab_size, c.hidden_size, threads);
-  if (!c.tied_embeddings)
-    decoder.output_ = load_linear(checkpoint, family->model_tensor("output"), c.vocab_size, c.hidden_size, threads);
-  decoder.norm_ = load_norm(checkpoint, family->model_tensor("norm"), c.hidden_size);
-  for (int64_t i = 0; i < c.num_layers; ++i) {
-    const auto name = [&](std::string_view part) { return family->layer_tensor(i, part); };
-    Layer& layer = decoder.layers_.emplace_back(
-        Layer{.attention = Attention::load(checkpoint, i, AttentionConfig::from(checkpoint, i), threads, ranks),
-              .attention_norm = load_norm(checkpoint, name("attention.norm"), c.hidden_size),
-              .mlp_norm = load_norm(checkpoint, name("mlp.norm"), c.hidden_size)});
-    decoder.load_mlp(checkpoint, i, threads, layer);
-  }
+  return load(checkpoint, ModelSpec::from(checkpoint), threads, ranks);
+}
+
+Model Model::load(const Checkpoint& checkpoint, const ModelSpec& spec, const Threads& threads, const Ranks& ranks) {
+  check_shard(checkpoint, ranks);
+  Model model;
+  model.spec_ = spec;
+  model.ranks_ = ranks;
+  TensorReader reader(checkpoint, tensor_names_of(checkpoint));
+  model.embedding_ = load_linear(reader, "embedding", spec.vocab_size, spec.hidden_size, threads);
+  // A head that is the embedding may be stored once more.
+  if (spec.head.tied)
+    reader.mark_read(reader.names().of("head").weight);
+  else
+    model.head_ = load_linear(reader, "head", spec.vocab_size, spec.hidden_size, threads);
+  model.norm_ = std::make_unique<const Norm>(*norm_weights(reader, spec.final_norm, "norm", 0, spec.hidden_size));
+  for (size_t i = 0; i < spec.layers.size(); ++i) model.layers_.push_back(load_layer(reader, spec, i, threads, ranks));
+  reader.require_all_read();
   // All weights are packed: what the file's pages hold is not needed any more.
   checkpoint.release_pages();
-  return decoder;
+  return model;
 }
 
-// This rank's inner columns; none, but the bias that it adds to its part of the sum, where there are more ranks than
-// leaves.
-void Model::load_mlp(const Checkpoint& checkpoint, int64_t layer, const Threads& threads, Layer& into) const {
-  const auto family = family_of(checkpoint);
-  const auto name = [&](std::string_view part) { return family->layer_tensor(layer, part); };
-  const ModelConfig& c = config_;
-  Wanted rows, columns;
-  int64_t stored = c.intermediate_size;
-  if (mlp_sum_ && checkpoint.shard()) {
-    stored = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank()).count;
-    if (stored == 0) into.down.bias = read_vector(checkpoint, name("mlp.down") + ".bias");
-    if (stored == 0) return;
-  } else if (mlp_sum_) {
-    const ElementRange own = mlp_part_of(c.intermediate_size, ranks_.size(), ranks_.rank());
-    if (own.count == 0) into.down.bias = read_vector(checkpoint, name("mlp.down") + ".bias");
-    if (own.count == 0) return;
-    for (int64_t i = own.first; i < own.end(); ++i) rows.rows.push_back(i);
-    for (int64_t first = own.first; first < own.end(); first += kMlpLeaf)
-      columns.columns.push_back({.first = first, .count = std::min(kMlpLeaf, own.end() - first)});
+std::unique_ptr<const Model::Layer> Model::load_layer(TensorReader& reader, const ModelSpec& spec, size_t index,
+                                                      const Threads& threads, const Ranks& ranks) {
+  const LayerSpec& layer = spec.layers[index];
+  const auto number = static_cast<int64_t>(index);
+  const auto norm = [&](const std::optional<NormSpec>& of, std::string_view part) {
+    return norm_weights(reader, of, part, number, spec.hidden_size);
+  };
+  try {
+    return std::make_unique<const Layer>(
+        Layer{.spec = layer,
+              .attention =
+                  Attention::load(attention_weights(reader, layer.attention, number), layer.attention, threads, ranks),
+              .mlp = Mlp::load(layer.mlp, mlp_weights(reader, layer, number), spec.hidden_size, threads, ranks),
+              .attention_norm = norm(layer.attention_norm, "attention.norm"),
+              .post_attention_norm = norm(layer.post_attention_norm, "attention.post_norm"),
+              .mlp_norm = norm(layer.mlp_norm, "mlp.norm"),
+              .post_mlp_norm = norm(layer.post_mlp_norm, "mlp.post_norm")});
+  } catch (const Error& error) {
+    fail("layer {}: {}", index, error.what());
   }
-  into.gate = load_linear(checkpoint, name("mlp.gate"), stored, c.hidden_size, threads, rows);
-  into.up = load_linear(checkpoint, name("mlp.up"), stored, c.hidden_size, threads, rows);
-  into.down = load_linear(checkpoint, name("mlp.down"), c.hidden_size, stored, threads, columns);
 }
+
+const Attention& Model::attention(int64_t layer) const { return layers_[static_cast<size_t>(layer)]->attention; }
 
 void Model::truncate(std::span<KvCache> caches, int64_t slot, int64_t length) const {
-  for (size_t i = 0; i < layers_.size(); ++i) layers_[i].attention.truncate(caches[i], slot, length);
+  for (size_t i = 0; i < layers_.size(); ++i) layers_[i]->attention.truncate(caches[i], slot, length);
 }
 
 ModelCost Model::cost(int64_t history, int64_t tokens, DType cache_dtype) const {
   ModelCost cost;
-  const auto add_linear = [&](const PackedMatrix& weight, int64_t rows) {
-    cost.operations += 2.0 * static_cast<double>(rows) * static_cast<double>(weight.rows() * weight.columns());
-    cost.bytes += static_cast<double>(weight.bytes());
+  const auto add_weights = [&](int64_t weights, double bytes, int64_t rows) {
+    cost.operations += 2.0 * static_cast<double>(rows) * static_cast<double>(weights);
+    cost.bytes += bytes;
+  };
+  const auto add_linear = [&](const Linear& linear, int64_t rows) {
+    add_weights(linear.rows() * linear.columns(), static_cast<double>(linear.bytes()), rows);
   };
   const int64_t length = history + tokens;
-  for (const Layer& layer : layers_) {
-    const Attention& attention = layer.attention;
+  for (const auto& layer : layers_) {
+    const Attention& attention = layer->attention;
     const auto& qkv = attention.qkv_projection();
-    for (const Linear* linear :
-         {&qkv.q(), &qkv.k(), &qkv.v(), &attention.output_projection().linear(), &layer.gate, &layer.up, &layer.down})
-      add_linear(linear->weight, tokens);
+    for (const Linear* linear : {&qkv.q(), &qkv.k(), &qkv.v(), &attention.output_projection().linear()})
+      add_linear(*linear, tokens);
+    add_weights(layer->mlp.weights_per_token(), layer->mlp.bytes_read(tokens), tokens);
     const AttentionConfig& c = attention.config();
     const Mask mask = Mask::of(c);
     double keys = 0;
     for (int64_t position = history; position < length; ++position)
       keys += static_cast<double>(mask.visible(position, length).size());
-    const int64_t stored = length - mask.visible(history, length).first;
+    const int64_t stored = length - mask.first_seen(history);
     cost.operations += 2.0 * keys * static_cast<double>(c.num_attention_heads * (c.head_dim + c.v_head_dim));
     const int64_t elements = stored * c.num_key_value_heads * (c.head_dim + c.v_head_dim);
     cost.bytes +=
         static_cast<double>(elements * kernels::row_bytes_of_cache(cache_dtype)) / static_cast<double>(kernels::kTile);
   }
-  add_linear(config_.tied_embeddings ? embedding_.weight : output_.weight, 1);
+  add_linear(head(), 1);
   return cost;
 }
 
 std::vector<KvCache> Model::make_caches(const KvCacheOptions& options) const {
   std::vector<KvCache> caches;
-  for (const Layer& layer : layers_) {
-    const AttentionConfig& config = layer.attention.config();
-    const KvStorage storage = config.sliding_window > 0         ? KvStorage::ring
-                              : config.attention_chunk_size > 0 ? KvStorage::chunk
-                                                                : KvStorage::contiguous;
-    caches.push_back(layer.attention.make_cache(storage, options));
-  }
+  for (const auto& layer : layers_)
+    caches.push_back(layer->attention.make_cache(bounded_storage(Mask::of(layer->attention.config())), options));
   return caches;
 }
 
@@ -198,8 +170,8 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
   };
   std::vector<Pool> pools;
   int64_t slots = 0;
-  for (const Layer& layer : layers_) {
-    const AttentionConfig& config = layer.attention.config();
+  for (const auto& layer : layers_) {
+    const AttentionConfig& config = layer->attention.config();
     // Caches of one page only tell sizes.
     KvCacheOptions one = options;
     one.pages = 1;
@@ -207,7 +179,7 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
     one.slots = 1;
     slots = sample.slots();
     const bool keeps_all = sample.first_seen(sample.capacity()) == 0;
-    pools.push_back({.page_bytes = sample.bytes_per_token() * sample.page_size(),
+    pools.push_back({.page_bytes = sample.bytes_per_token() * sample.block_tables().page_size(),
                      .least = keeps_all ? slots : KvCache::pages_needed(one, config),
                      .most = KvCache::pages_needed(options, config)});
   }
@@ -227,185 +199,148 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
   for (size_t i = 0; i < layers_.size(); ++i) {
     KvCacheOptions sized = options;
     sized.pages = pools[i].pages(fits);
-    caches.push_back(KvCache::paged(sized, layers_[i].attention.config()));
+    caches.push_back(KvCache::paged(sized, layers_[i]->attention.config()));
   }
   return caches;
 }
 
 ConstTensorView Model::forward(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
-                               Logits logits, Workspace& workspace,
-                               std::span<const ConstTensorView> active_masks) const {
+                               const ForwardOptions& options, Workspace& workspace) const {
+  check_call(tokens, spans, caches, options);
+  const auto count = static_cast<int64_t>(tokens.size());
+  const TensorView hidden = workspace.memory().matrix(Memory::Piece::hidden, count, spec_.hidden_size);
+  run_layers(tokens, spans, caches, options, hidden, workspace);
+  return logits_of(hidden, spans, options.logits, workspace);
+}
+
+void Model::check_call(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                       const ForwardOptions& options) const {
   require(caches.size() == layers_.size(), "model: {} caches are given, expected {}, one a layer", caches.size(),
           layers_.size());
   for (const int32_t token : tokens)
-    require(token >= 0 && token < config_.vocab_size, "model: token id is {}, expected 0 to {}", token,
-            config_.vocab_size - 1);
+    require(token >= 0 && token < spec_.vocab_size, "model: token id is {}, expected 0 to {}", token,
+            spec_.vocab_size - 1);
   const auto count = static_cast<int64_t>(tokens.size());
+  const Shape all{std::ssize(layers_) + 1, count, spec_.hidden_size};
+  const TensorView& hidden = options.hidden_states;
+  require(hidden.empty() || (hidden.shape() == all && hidden.dtype() == DType::f32 && hidden.is_dense()),
+          "model: hidden_states has shape {} and dtype {}, expected {} and f32, dense", hidden.shape(),
+          name_of(hidden.dtype()), all);
   // No layer's cache changes when a later one's can't. Over ranks all have the same room.
   for (size_t i = 0; i < layers_.size() && ranks_.size() == 1; ++i)
-    caches[i].check(spans, tokens_at_once(layers_[i].attention.config(), !active_masks.empty(), count));
-  Memory& memory = workspace.memory();
-  const TensorView hidden = memory.matrix(Memory::Piece::hidden, count, config_.hidden_size);
-  run_layers(tokens, spans, active_masks, caches, hidden, workspace);
+    caches[i].check(spans, tokens_at_once(layers_[i]->attention.config(), !options.active_masks.empty(), count));
+}
 
+ConstTensorView Model::logits_of(ConstTensorView hidden, std::span<const Span> spans, Logits logits,
+                                 Workspace& workspace) const {
   std::vector<int64_t> rows;
   int64_t end = 0;
   for (const Span& span : spans) {
     for (int64_t i = logits == Logits::all ? 0 : span.count - 1; i < span.count; ++i) rows.push_back(end + i);
     end += span.count;
   }
-  const auto row_count = static_cast<int64_t>(rows.size());
-  const TensorView normed = memory.matrix(Memory::Piece::normed, row_count, config_.hidden_size);
-  for_each_row(row_count, workspace.threads(), [&](int64_t row) {
-    kernels::rms_norm(hidden.as<float>() + rows[static_cast<size_t>(row)] * config_.hidden_size, norm_.data(),
-                      config_.rms_norm_eps, config_.hidden_size, normed.as<float>() + row * config_.hidden_size);
-  });
-  const TensorView out = memory.matrix(Memory::Piece::logits, row_count, config_.vocab_size);
-  const std::array<const Linear*, 1> head = {config_.tied_embeddings ? &embedding_ : &output_};
-  apply(head, normed, std::array{out}, workspace);
+  Memory& memory = workspace.memory();
+  const auto count = static_cast<int64_t>(rows.size());
+  const TensorView normed = memory.matrix(Memory::Piece::normed, count, spec_.hidden_size);
+  norm_->apply(hidden, normed, workspace.threads(), rows);
+  const TensorView out = memory.matrix(Memory::Piece::logits, count, spec_.vocab_size);
+  apply(std::array<const Linear*, 1>{&head()}, normed, std::array{out}, workspace);
+  scale_rows(spec_.head.scale, out, workspace.threads());
+  if (spec_.head.soft_cap > 0)
+    for_each_row(count, workspace.threads(), [&](int64_t row, int) {
+      kernels::soft_cap(spec_.head.soft_cap, spec_.vocab_size, out.as<float>() + row * spec_.vocab_size);
+    });
   return out;
 }
 
-// The rows that this rank has between layers.
-struct Model::RowSplit {
-  TensorView rows;
-  int64_t rank = 0;
-  // Where each rank has its own: their tokens, and their places when ranks' rows lie one after the other.
-  std::vector<std::vector<int64_t>> tokens;
-  std::vector<ElementRange> ranges;
-
-  [[nodiscard]] bool scattered() const { return !ranges.empty(); }
-  [[nodiscard]] const ElementRange& own() const { return ranges[static_cast<size_t>(rank)]; }
-  // The token of the call that a row is.
-  [[nodiscard]] int64_t token_of(int64_t row) const {
-    return scattered() ? tokens[static_cast<size_t>(rank)][static_cast<size_t>(row)] : row;
-  }
-};
-
-void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans,
-                       std::span<const ConstTensorView> active_masks, std::span<KvCache> caches, TensorView hidden,
-                       Workspace& workspace) const {
-  const RowSplit split = split_rows(hidden, spans, active_masks, caches, workspace);
-  for_each_row(split.rows.size(0), workspace.threads(), [&](int64_t row) {
-    embedding_.weight.decode_row(
-        tokens[static_cast<size_t>(split.token_of(row))],
-        {split.rows.as<float>() + row * config_.hidden_size, static_cast<size_t>(config_.hidden_size)});
-  });
-  const TensorView branch = workspace.memory().matrix(Memory::Piece::branch, split.rows.size(0), config_.hidden_size);
+void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                       const ForwardOptions& options, TensorView hidden, Workspace& workspace) const {
+  const RowSplit split = split_rows(hidden, spans, caches, options.active_masks, workspace);
+  const auto report = [&](size_t layer) {
+    if (options.hidden_states.empty()) return;
+    const TensorView to = options.hidden_states[static_cast<int64_t>(layer)];
+    if (split.scattered()) return gather_rows(split, to);
+    std::copy_n(split.rows.as<float>(), split.rows.shape().elements(), to.as<float>());
+  };
+  embed(tokens, split, workspace.threads());
+  report(0);
+  AttentionInput input;
+  input.spans = spans;
+  input.active_masks = options.active_masks;
+  input.present_key_value = false;
+  input.angles = false;
+  input.workspace = &workspace;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const Layer& layer = layers_[i];
-    AttentionInput input;
-    input.hidden_states = split.rows;
-    input.spans = spans;
-    input.active_masks = active_masks;
-    input.output = branch;
     input.cache = &caches[i];
-    input.rmsnorm = ConstTensorView(layer.attention_norm.data(), {config_.hidden_size});
-    input.present_key_value = false;
-    input.angles = false;
-    input.workspace = &workspace;
-    (void)layer.attention.forward(input);
-    add_rows(branch, split.rows, workspace.threads());
-    run_mlp(layer, split, workspace);
+    run_layer(*layers_[i], input, split, workspace);
+    report(i + 1);
   }
   if (split.scattered()) gather_rows(split, hidden);
 }
 
+void Model::embed(std::span<const int32_t> tokens, const RowSplit& split, const Threads& threads) const {
+  for_each_row(split.rows.size(0), threads, [&](int64_t row, int) {
+    embedding_.weight().decode_row(
+        tokens[static_cast<size_t>(split.token_of(row))],
+        {split.rows.as<float>() + row * spec_.hidden_size, static_cast<size_t>(spec_.hidden_size)});
+  });
+  scale_rows(spec_.embedding.scale, split.rows, threads);
+}
+
+// See LayerSpec for what a layer computes.
+void Model::run_layer(const Layer& layer, AttentionInput& input, const RowSplit& split, Workspace& workspace) const {
+  Memory& memory = workspace.memory();
+  const Threads& threads = workspace.threads();
+  const TensorView rows = split.rows;
+  const auto matrix = [&](Memory::Piece piece) { return memory.matrix(piece, rows.size(0), spec_.hidden_size); };
+  const auto normed = [&](const std::optional<Norm>& norm, Memory::Piece piece) -> ConstTensorView {
+    if (!norm) return rows;
+    const TensorView out = matrix(piece);
+    norm->apply(rows, out, threads);
+    return out;
+  };
+  const auto add = [&](TensorView branch, const std::optional<Norm>& norm) {
+    if (norm) norm->apply(branch, branch, threads);
+    add_rows(branch, layer.spec.residual_scale, rows, threads);
+  };
+  const ConstTensorView attention_input = normed(layer.attention_norm, Memory::Piece::layer_input);
+  const TensorView branch = matrix(Memory::Piece::branch);
+  input.hidden_states = attention_input;
+  input.output = branch;
+  (void)layer.attention.forward(input);
+  if (!layer.spec.parallel) add(branch, layer.post_attention_norm);
+  const ConstTensorView mlp_input =
+      layer.spec.parallel && !layer.mlp_norm ? attention_input : normed(layer.mlp_norm, Memory::Piece::layer_input);
+  const TensorView mlp_branch = layer.spec.parallel ? matrix(Memory::Piece::mlp_branch) : branch;
+  layer.mlp.run(mlp_input, split, mlp_branch, workspace);
+  if (layer.spec.parallel) add(branch, layer.post_attention_norm);
+  add(mlp_branch, layer.post_mlp_norm);
+}
+
 // Between layers every rank has all rows, or with sequence parallelism its own.
-Model::RowSplit Model::split_rows(TensorView hidden, std::span<const Span> spans,
-                                  std::span<const ConstTensorView> active_masks, std::span<KvCache> caches,
-                                  Workspace& workspace) const {
+RowSplit Model::split_rows(TensorView hidden, std::span<const Span> spans, std::span<KvCache> caches,
+                           std::span<const ConstTensorView> active_masks, Workspace& workspace) const {
   RowSplit split{.rows = hidden, .rank = ranks_.rank(), .tokens = {}, .ranges = {}};
   if (!ranks_.config().sequence_parallel_enabled || ranks_.size() == 1) return split;
   int64_t first = 0;
   for (int64_t rank = 0; rank < ranks_.size(); ++rank) {
-    split.tokens.push_back(layers_.front().attention.tokens_of_rank(rank, spans, &caches.front(), active_masks));
+    split.tokens.push_back(layers_.front()->attention.tokens_of_rank(rank, spans, &caches.front(), active_masks));
     const auto count = static_cast<int64_t>(split.tokens.back().size());
     split.ranges.push_back({.first = first, .count = count});
     first += count;
   }
-  split.rows = workspace.memory().matrix(Memory::Piece::own_hidden, split.own().count, config_.hidden_size);
+  split.rows = workspace.memory().matrix(Memory::Piece::own_hidden, split.own().count, spec_.hidden_size);
   return split;
 }
 
 // All rows in the order of their tokens.
 void Model::gather_rows(const RowSplit& split, TensorView hidden) const {
   const Tensor all(DType::f32, hidden.shape());
-  all_gather(split, split.rows, all);
+  gather_split_rows(ranks_, split, split.rows, all);
   for (size_t rank = 0; rank < split.tokens.size(); ++rank)
     for (size_t i = 0; i < split.tokens[rank].size(); ++i)
-      std::copy_n(all.view().as<float>() + (split.ranges[rank].first + static_cast<int64_t>(i)) * config_.hidden_size,
-                  config_.hidden_size, hidden.as<float>() + split.tokens[rank][i] * config_.hidden_size);
-}
-
-// Every rank's rows one after the other, in order of ranks.
-void Model::all_gather(const RowSplit& split, ConstTensorView own, TensorView all) const {
-  const int64_t row_bytes = config_.hidden_size * static_cast<int64_t>(sizeof(float));
-  std::vector<std::span<std::byte>> parts;
-  for (const ElementRange& range : split.ranges)
-    parts.emplace_back(all.data() + range.first * row_bytes, static_cast<size_t>(range.count * row_bytes));
-  ranks_.world().all_gather({own.data(), static_cast<size_t>(split.own().count * row_bytes)}, parts);
-}
-
-// Rows pass in pieces, so that the wide activations do not grow with the length of a prompt.
-void Model::run_mlp(const Layer& layer, const RowSplit& split, Workspace& workspace) const {
-  constexpr int64_t kPieceTokens = 512;
-  Memory& memory = workspace.memory();
-  const TensorView rows = split.rows;
-  const TensorView branch = memory.matrix(Memory::Piece::branch, rows.size(0), config_.hidden_size);
-  std::optional<SummedRows> sums;
-  if (mlp_sum_) sums.emplace(*mlp_sum_, layer.down, workspace);
-  ConstTensorView all;
-  if (split.scattered()) {
-    const TensorView gathered =
-        memory.matrix(Memory::Piece::all_hidden, split.ranges.back().end(), config_.hidden_size);
-    all_gather(split, normed(layer, rows, workspace), gathered);
-    all = gathered;
-  }
-  const int64_t count = split.scattered() ? all.size(0) : rows.size(0);
-  for (int64_t first = 0; first < count; first += kPieceTokens) {
-    const ElementRange piece{.first = first, .count = std::min(kPieceTokens, count - first)};
-    const TensorView gate = gated(layer,
-                                  split.scattered() ? all.slice(0, first, piece.count)
-                                                    : normed(layer, rows.slice(0, first, piece.count), workspace),
-                                  workspace);
-    if (!sums) {
-      apply(std::array<const Linear*, 1>{&layer.down}, gate, std::array{branch.slice(0, first, piece.count)},
-            workspace);
-    } else if (!split.scattered()) {
-      sums->add(gate, branch.slice(0, first, piece.count));
-    } else {
-      std::vector<ElementRange> parts;
-      for (const ElementRange& range : split.ranges) parts.push_back(inside(range, piece));
-      const ElementRange own = parts[static_cast<size_t>(ranks_.rank())];
-      const int64_t own_first = own.count == 0 ? 0 : first + own.first - split.own().first;
-      sums->scatter(gate, parts, branch.slice(0, own_first, own.count));
-    }
-  }
-  if (sums) sums->finish();
-  add_rows(branch, rows, workspace.threads());
-}
-
-ConstTensorView Model::normed(const Layer& layer, ConstTensorView rows, Workspace& workspace) const {
-  const TensorView out = workspace.memory().matrix(Memory::Piece::normed, rows.size(0), config_.hidden_size);
-  for_each_row(out.size(0), workspace.threads(), [&](int64_t row) {
-    kernels::rms_norm(rows.as<float>() + row * config_.hidden_size, layer.mlp_norm.data(), config_.rms_norm_eps,
-                      config_.hidden_size, out.as<float>() + row * config_.hidden_size);
-  });
-  return out;
-}
-
-// silu(x G^T) * (x U^T) over this rank's inner columns.
-TensorView Model::gated(const Layer& layer, ConstTensorView x, Workspace& workspace) const {
-  const int64_t inner = layer.gate.weight.rows();
-  const TensorView gate = workspace.memory().matrix(Memory::Piece::gate, x.size(0), inner);
-  if (inner == 0) return gate;
-  const TensorView up = workspace.memory().matrix(Memory::Piece::up, x.size(0), inner);
-  apply(std::array<const Linear*, 2>{&layer.gate, &layer.up}, x, std::array{gate, up}, workspace);
-  for_each_row(x.size(0), workspace.threads(), [&](int64_t row) {
-    kernels::silu_times(up.as<float>() + row * inner, inner, gate.as<float>() + row * inner);
-  });
-  return gate;
+      std::copy_n(all.view().as<float>() + (split.ranges[rank].first + static_cast<int64_t>(i)) * spec_.hidden_size,
+                  spec_.hidden_size, hidden.as<float>() + split.tokens[rank][i] * spec_.hidden_size);
 }
 
 }  // namespace regard

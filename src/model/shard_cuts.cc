@@ -6,26 +6,43 @@
 namespace regard {
 namespace {
 
+// What a matrix of `whole` rows or columns keeps of them, and which stored ones these are.
+struct Kept {
+  int64_t whole = 0;
+  std::vector<Run> runs;
+};
+
+Kept in_storage(const Kept& kept, RowsOf rows) {
+  if (rows == RowsOf::all) return kept;
+  Kept stored{.whole = 2 * kept.whole};
+  if (rows == RowsOf::even || rows == RowsOf::odd) {
+    for (const Run& run : kept.runs) stored.runs.push_back({2 * run.first, 2 * run.count});
+    return stored;
+  }
+  for (const int64_t half : {int64_t{0}, kept.whole})
+    for (const Run& run : kept.runs) stored.runs.push_back({half + run.first, run.count});
+  return stored;
+}
+
 class CutList {
  public:
-  CutList(const Checkpoint& checkpoint, const Family& family, const CheckpointShard& shard)
-      : checkpoint_(checkpoint), family_(family), shard_(shard) {}
+  CutList(const Checkpoint& checkpoint, const TensorNames& names, const CheckpointShard& shard)
+      : checkpoint_(checkpoint), names_(names), shard_(shard) {}
 
-  TensorCuts take() {
-    const ModelConfig model = family_.model();
-    for (int64_t layer = 0; layer < model.num_layers; ++layer) {
-      add_attention(layer, family_.attention(layer).validated());
-      add_mlp(layer, model.intermediate_size);
+  TensorCuts take(const ModelSpec& spec) {
+    for (size_t i = 0; i < spec.layers.size(); ++i) {
+      layer_ = static_cast<int64_t>(i);
+      add_attention(spec.layers[i].attention.validated());
+      std::visit([&](const auto& mlp) { add_mlp(mlp); }, spec.layers[i].mlp);
     }
     return std::move(cuts_);
   }
 
  private:
-  void add_attention(int64_t layer, const AttentionConfig& c) {
+  void add_attention(const AttentionConfig& c) {
     const GqaSharding sharding(c.num_attention_heads, c.num_key_value_heads, shard_.tp_degree, shard_.gqa);
     const auto q_heads = sharding.q_heads_of(shard_.rank);
     const auto kv_heads = sharding.kv_heads_of(shard_.rank);
-    const auto name = [&](std::string_view part) { return family_.layer_tensor(layer, part); };
     const auto q = runs_of_heads(q_heads, c.head_dim);
     const auto k = runs_of_heads(kv_heads, c.head_dim);
     const auto v = runs_of_heads(kv_heads, c.v_head_dim);
@@ -37,54 +54,62 @@ class CutList {
       std::vector<Run> rows = q;
       for (Run run : k) rows.push_back({run.first < 0 ? -1 : run.first + q_rows, run.count});
       for (Run run : v) rows.push_back({run.first < 0 ? -1 : run.first + q_rows + k_rows, run.count});
-      add_rows(name("attention.qkv"), q_rows + k_rows + v_rows, rows);
+      add_rows("attention.qkv", {q_rows + k_rows + v_rows, rows}, c.qkv_bias);
     } else {
-      add_rows(name("attention.q"), q_rows, q);
-      add_rows(name("attention.k"), k_rows, k);
-      add_rows(name("attention.v"), v_rows, v);
+      add_rows("attention.q", {q_rows, q}, c.qkv_bias);
+      add_rows("attention.k", {k_rows, k}, c.qkv_bias);
+      add_rows("attention.v", {v_rows, v}, c.qkv_bias);
     }
-    add_columns(name("attention.output"), c.num_attention_heads * c.v_head_dim, runs_of_heads(q_heads, c.v_head_dim));
+    add_columns("attention.output", {c.num_attention_heads * c.v_head_dim, runs_of_heads(q_heads, c.v_head_dim)});
   }
 
-  void add_mlp(int64_t layer, int64_t width) {
-    const ElementRange part = mlp_part_of(width, shard_.tp_degree, shard_.rank);
-    const std::vector<Run> own = {{part.first, part.count}};
-    for (const char* rows : {"mlp.gate", "mlp.up"}) add_rows(family_.layer_tensor(layer, rows), width, own);
-    add_columns(family_.layer_tensor(layer, "mlp.down"), width, own);
+  void add_mlp(const DenseMlp& mlp, const std::string& prefix = "mlp.", int64_t expert = 0) {
+    const ElementRange part = mlp_part_of(mlp.width, shard_.tp_degree, shard_.rank);
+    const Kept own{.whole = mlp.width, .runs = {{part.first, part.count}}};
+    if (mlp.gated) add_rows(prefix + "gate", own, mlp.has_bias, expert);
+    add_rows(prefix + "up", own, mlp.has_bias, expert);
+    add_columns(prefix + "down", own, expert);
   }
 
-  void add_rows(const std::string& name, int64_t whole, const std::vector<Run>& rows) {
-    const StoredTensor& weight = checkpoint_.tensor(name + ".weight");
-    check(weight, weight.shape.rank() == 2 && weight.shape[0] == whole, "rows", whole);
-    cuts_[weight.name] = {.axis = 0, .runs = rows};
-    const StoredTensor* bias = checkpoint_.find(name + ".bias");
-    if (bias == nullptr) return;
-    check(*bias, bias->shape == Shape{whole}, "numbers", whole);
-    cuts_[bias->name] = {.axis = 0, .runs = rows};
+  void add_mlp(const ExpertsMlp& mlp) {
+    for (int64_t expert = 0; expert < mlp.experts; ++expert) add_mlp(mlp.expert, "expert.", expert);
+    if (mlp.shared) add_mlp(*mlp.shared, "shared.");
+  }
+
+  void add_rows(const std::string& part, const Kept& rows, bool has_bias, int64_t expert = 0) {
+    const TensorName name = names_.of(part, layer_, expert);
+    const Kept stored = in_storage(rows, name.rows);
+    add(name.weight, name.transposed ? 1 : 2, stored, "rows");
+    if (has_bias) add(name.bias, 1, stored, "numbers");
   }
 
   // A bias of sums is added once, whoever has it.
-  void add_columns(const std::string& name, int64_t whole, const std::vector<Run>& columns) {
-    const StoredTensor& weight = checkpoint_.tensor(name + ".weight");
-    check(weight, weight.shape.rank() == 2 && weight.shape[1] == whole, "columns", whole);
-    cuts_[weight.name] = {.axis = 1, .runs = columns};
+  void add_columns(const std::string& part, const Kept& columns, int64_t expert = 0) {
+    const TensorName name = names_.of(part, layer_, expert);
+    add(name.weight, name.transposed ? 2 : 1, columns, "columns");
   }
 
-  static void check(const StoredTensor& tensor, bool fits, const char* what, int64_t count) {
-    require(fits, "checkpoint: tensor \"{}\" has shape {}, expected {} {}", printable(tensor.name), tensor.shape, count,
-            what);
+  // The axis is counted from the last.
+  void add(const std::string& name, int from_last, const Kept& kept, const char* what) {
+    const StoredTensor& tensor = checkpoint_.tensor(name);
+    const auto axis = static_cast<int64_t>(tensor.shape.rank()) - from_last;
+    require(axis >= 0 && tensor.shape[static_cast<size_t>(axis)] == kept.whole,
+            "checkpoint: tensor \"{}\" has shape {}, expected {} {}", printable(name), tensor.shape, kept.whole, what);
+    cuts_[name] = {.axis = static_cast<size_t>(axis), .runs = kept.runs};
   }
 
   const Checkpoint& checkpoint_;
-  const Family& family_;
+  const TensorNames& names_;
   const CheckpointShard& shard_;
+  int64_t layer_ = 0;
   TensorCuts cuts_;
 };
 
 }  // namespace
 
-TensorCuts shard_cuts(const Checkpoint& checkpoint, const Family& family, const CheckpointShard& shard) {
-  return CutList(checkpoint, family, shard).take();
+TensorCuts shard_cuts(const Checkpoint& checkpoint, const ModelSpec& spec, const TensorNames& names,
+                      const CheckpointShard& shard) {
+  return CutList(checkpoint, names, shard).take(spec);
 }
 
 }  // namespace regard

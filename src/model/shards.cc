@@ -28,7 +28,7 @@ void write_file(const fs::path& path, std::string_view bytes) {
 
 std::array<const std::string*, std::size(kShardTexts)> texts_of(const Checkpoint& checkpoint) {
   return {&checkpoint.config_json(), &checkpoint.tokenizer_json(), &checkpoint.tokenizer_config_json(),
-          &checkpoint.chat_template()};
+          &checkpoint.chat_template(), &checkpoint.generation_config_json()};
 }
 
 std::optional<Manifest> manifest_in(const fs::path& folder) {
@@ -93,12 +93,12 @@ SavedShard save_rank(const Checkpoint& checkpoint, const TensorCuts& cuts, const
   return {.path = path, .bytes = file.bytes, .tensors = static_cast<int64_t>(tensors.size())};
 }
 
-Manifest manifest_of(const Checkpoint& checkpoint, const Family& family, const ShardOptions& options) {
+Manifest manifest_of(const Checkpoint& checkpoint, const ModelSpec& spec, const ShardOptions& options) {
   const fs::path path = checkpoint.path().has_filename() ? checkpoint.path() : checkpoint.path().parent_path();
   Manifest manifest{.tp_degree = options.tp_degree,
                     .gqa = options.gqa,
                     .format = checkpoint.format(),
-                    .family = family.model().family,
+                    .family = spec.family,
                     .source = printable(path.filename().string()),
                     .texts = {},
                     .files = std::vector<Manifest::File>(static_cast<size_t>(options.tp_degree))};
@@ -114,16 +114,19 @@ std::vector<SavedShard> save_shards(const Checkpoint& checkpoint, const fs::path
   require(options.tp_degree >= 1 && options.tp_degree <= kMostShards, "shard: tp_degree is {}, expected 1 to {}",
           options.tp_degree, kMostShards);
   require(!checkpoint.shard(), "shard: {} is a shard already", checkpoint.path().string());
-  const auto family = family_of(checkpoint);
-  Manifest manifest = manifest_of(checkpoint, *family, options);
+  const ModelSpec spec = ModelSpec::from(checkpoint);
+  const TensorNames names = tensor_names_of(checkpoint);
+  const auto cuts_of = [&](int64_t rank) {
+    return shard_cuts(checkpoint, spec, names, {.tp_degree = options.tp_degree, .rank = rank, .gqa = options.gqa});
+  };
+  Manifest manifest = manifest_of(checkpoint, spec, options);
   // The first rank's cuts check all shapes before anything is written.
-  (void)shard_cuts(checkpoint, *family, {.tp_degree = options.tp_degree, .rank = 0, .gqa = options.gqa});
+  (void)cuts_of(0);
   make_room(folder, manifest, options.overwrite);
   std::vector<SavedShard> saved;
   for (int64_t rank = 0; rank < options.tp_degree; ++rank) {
-    const TensorCuts cuts =
-        shard_cuts(checkpoint, *family, {.tp_degree = options.tp_degree, .rank = rank, .gqa = options.gqa});
-    saved.push_back(save_rank(checkpoint, cuts, folder / shard_file_name(rank, options.tp_degree), rank, manifest));
+    saved.push_back(
+        save_rank(checkpoint, cuts_of(rank), folder / shard_file_name(rank, options.tp_degree), rank, manifest));
   }
   if (manifest.format == Checkpoint::Format::gguf)
     write_file(folder / kShardMetadataFile, gguf_of(checkpoint.metadata()));

@@ -28,23 +28,31 @@ void copy_runs(std::span<const std::byte> from, const std::vector<Run>& runs, in
   }
 }
 
-CutTensor cut_rows(const StoredTensor& tensor, const std::vector<Run>& runs) {
-  CutTensor cut{.type = tensor.type, .shape = {}, .bytes = {}, .own = {}};
+// The shape of what is kept.
+Shape cut_shape(const StoredTensor& tensor, const TensorCut& cut) {
   std::vector<int64_t> sizes(tensor.shape.begin(), tensor.shape.end());
-  require(sizes.size() > 1 || !is_quantized(tensor.type),
-          "checkpoint: tensor \"{}\" is a vector of {}, expected a plain type where it is cut", tensor.name,
-          name_of(tensor.type));
-  const int64_t row_bytes = static_cast<int64_t>(tensor.bytes.size()) / sizes[0];
-  sizes[0] = total(runs);
-  cut.shape = Shape(sizes);
-  if (runs.size() == 1 && runs[0].first >= 0) {
-    cut.bytes = tensor.bytes.subspan(static_cast<size_t>(runs[0].first * row_bytes),
-                                     static_cast<size_t>(runs[0].count * row_bytes));
-    return cut;
+  sizes[cut.axis] = total(cut.runs);
+  return Shape(sizes);
+}
+
+// Along an axis before the last, whose indices are whole rows.
+CutTensor cut_rows(const StoredTensor& tensor, const TensorCut& cut) {
+  CutTensor kept{.type = tensor.type, .shape = cut_shape(tensor, cut), .bytes = {}, .own = {}};
+  int64_t outer = 1;
+  for (size_t i = 0; i < cut.axis; ++i) outer *= tensor.shape[i];
+  const auto bytes = static_cast<int64_t>(tensor.bytes.size()) / outer;
+  const int64_t unit = bytes / tensor.shape[cut.axis];
+  if (outer == 1 && cut.runs.size() == 1 && cut.runs[0].first >= 0) {
+    kept.bytes = tensor.bytes.subspan(static_cast<size_t>(cut.runs[0].first * unit),
+                                      static_cast<size_t>(cut.runs[0].count * unit));
+    return kept;
   }
-  own(cut, sizes[0] * row_bytes);
-  copy_runs(tensor.bytes, runs, row_bytes, cut.own.data());
-  return cut;
+  const int64_t kept_bytes = total(cut.runs) * unit;
+  own(kept, outer * kept_bytes);
+  for (int64_t i = 0; i < outer; ++i)
+    copy_runs(tensor.bytes.subspan(static_cast<size_t>(i * bytes), static_cast<size_t>(bytes)), cut.runs, unit,
+              kept.own.data() + i * kept_bytes);
+  return kept;
 }
 
 bool between_blocks(const std::vector<Run>& runs, int64_t values) {
@@ -98,10 +106,16 @@ CutTensor whole(const StoredTensor& tensor) {
 }
 
 CutTensor cut_tensor(const StoredTensor& tensor, const TensorCut& cut) {
-  if (cut.axis == 0) return cut_rows(tensor, cut.runs);
+  const bool vector = tensor.shape.rank() == 1;
+  require(!vector || !is_quantized(tensor.type),
+          "checkpoint: tensor \"{}\" is a vector of {}, expected a plain type where it is cut", tensor.name,
+          name_of(tensor.type));
+  if (vector || cut.axis + 1 < tensor.shape.rank()) return cut_rows(tensor, cut);
   const WeightView weight = tensor.matrix();
-  return between_blocks(cut.runs, block_of(weight.type).values) ? cut_blocks(weight, cut.runs)
-                                                                : cut_decoded(weight, cut.runs);
+  CutTensor kept = between_blocks(cut.runs, block_of(weight.type).values) ? cut_blocks(weight, cut.runs)
+                                                                          : cut_decoded(weight, cut.runs);
+  kept.shape = cut_shape(tensor, cut);
+  return kept;
 }
 
 }  // namespace regard

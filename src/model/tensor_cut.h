@@ -14,9 +14,9 @@ struct Run {
   int64_t count = 0;
 };
 
-// What is kept of one axis of a tensor: the runs, one after the other. Axis 1 is that of columns.
+// What is kept of one axis of a tensor: the runs, one after the other.
 struct TensorCut {
-  int axis = 0;
+  size_t axis = 0;
   std::vector<Run> runs;
 };
 
@@ -33,7 +33,8 @@ struct CutTensor {
 
 [[nodiscard]] CutTensor whole(const StoredTensor& tensor);
 
-// Quantised blocks are kept where all runs of columns begin and end between blocks; elsewhere the result is f32.
+// Along the last axis quantised blocks are kept where all runs begin and end between blocks; elsewhere the result is
+// f32.
 [[nodiscard]] CutTensor cut_tensor(const StoredTensor& tensor, const TensorCut& cut);
 
 }  // namespace regard

@@ -11,7 +11,7 @@ Interval kept_of(const LayerCall& call, const TokenRun& run) {
   if (call.kept == KeptTokens::none) return {};
   const int64_t end = run.first + run.count;
   const int64_t seen =
-      call.kept == KeptTokens::all ? 0 : call.shape.mask.visible(end, end + 1).first / call.page_size * call.page_size;
+      call.kept == KeptTokens::all ? 0 : call.shape.mask.first_seen(end) / call.page_size * call.page_size;
   return {std::max<int64_t>(0, seen - run.first), run.count - 1};
 }
 

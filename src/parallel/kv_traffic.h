@@ -24,7 +24,7 @@ class RowsOfRun {
 
   // The first position that the row's tokens see; its own first token's, which has one.
   [[nodiscard]] int64_t first_seen_by(int64_t row, const Mask& mask) const {
-    return mask.visible(run_.first + first_of(row), run_.first + run_.count).first;
+    return mask.first_seen(run_.first + first_of(row));
   }
 
   // Calls visit(tokens) with what the row's tokens see of the run, in disjoint intervals of indices.
@@ -32,7 +32,7 @@ class RowsOfRun {
   void for_each_seen(int64_t row, const Mask& mask, Visit visit) const {
     int64_t begin = 0;
     for (int64_t i = 0, token = first_of(row); i < tokens_of(row); ++i, token += step()) {
-      const Interval seen = mask.visible(run_.first + token, run_.first + run_.count);
+      const Interval seen = mask.visible(run_.first + token, run_.first + run_.count, run_.first + run_.prefix);
       visit(Interval{std::max(begin, seen.first - run_.first), seen.last - run_.first});
       begin = seen.last - run_.first + 1;
     }

@@ -48,8 +48,7 @@ void LayerShape::check() const {
   require(num_attention_heads % num_key_value_heads == 0,
           "layer shape: num_key_value_heads is {}, expected a divisor of num_attention_heads {}", num_key_value_heads,
           num_attention_heads);
-  check_size("sliding_window", mask.sliding_window + 1, int64_t{1} << 40);
-  check_size("attention_chunk_size", mask.attention_chunk_size + 1, int64_t{1} << 40);
+  mask.check("layer shape");
   check_size("windowed_context_encoding_size", windowed_context_encoding_size + 1, int64_t{1} << 40);
   for (const int64_t totals : {query_totals, key_totals, value_totals})
     require(totals >= 0 && totals <= 2, "layer shape: a norm needs {} sums over all heads, expected 0 to 2", totals);

@@ -27,7 +27,7 @@ RowHeads RowHeads::of(const Counts& counts, const Mask& mask, const ParallelConf
   RowHeads heads;
   const int64_t parts = mesh.columns();
   heads.sharding = GqaSharding(counts.heads, counts.kv_heads, parts, parallel.gqa);
-  heads.shares_tokens = parallel.flash_decoding_enabled && mask.sliding_window == 0 && mask.attention_chunk_size == 0;
+  heads.shares_tokens = parallel.flash_decoding_enabled && !mask.reach();
   heads.shards.clear();
   for (int64_t column = 0; column < parts; ++column)
     heads.shards.push_back(order[static_cast<size_t>(mesh.rank_at(row, column))] % parts);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cache/pieces.h"
 #include "parallel/kv_traffic.h"
 #include "parallel/traffic_stage.h"
 #include "regard/cache.h"
@@ -37,19 +38,31 @@ struct Heads {
   RowHeads prefill, decode;
 };
 
-// The last key that any token of each of a row's pieces sees; -1: none.
-std::vector<int64_t> last_keys_of_pieces(const LayerCall& call, int64_t row, int64_t tokens, int64_t piece_tokens) {
-  std::vector<int64_t> last(static_cast<size_t>(pieces_of(tokens, piece_tokens)), -1);
+std::vector<TokenRun> runs_of_row(const LayerCall& call, int64_t row) {
+  std::vector<TokenRun> runs;
+  for (const TokenRun& run : call.runs)
+    if (run.row == row) runs.push_back(run);
+  return runs;
+}
+
+// A row's tokens go through the layer `most` at a time, but prefixes are not cut.
+Pieces cut(const std::vector<TokenRun>& runs, int64_t most) {
+  Pieces pieces;
+  for (TokenCursor at; at.run < runs.size();) pieces.add(next_piece(runs, most, at), 1);
+  return pieces;
+}
+
+// The last key that any token of a row's tokens first..first+count-1 sees; -1: none.
+int64_t last_key_of(const LayerCall& call, const std::vector<TokenRun>& runs, int64_t first, int64_t count) {
+  int64_t last = -1;
   int64_t before = 0;
-  for (const TokenRun& run : call.runs) {
-    if (run.row != row) continue;
-    const int64_t end = before + run.count;
-    for (int64_t piece = before / piece_tokens; piece * piece_tokens < end && !run.is_skipped; ++piece) {
-      const int64_t token = run.first + std::min((piece + 1) * piece_tokens, end) - before - 1;
-      int64_t& known = last[static_cast<size_t>(piece)];
-      known = std::max(known, call.shape.mask.visible(token, run.first + run.count).last);
-    }
-    before = end;
+  for (const TokenRun& run : runs) {
+    const int64_t end = std::min(first + count, before + run.count);
+    if (!run.is_skipped && std::max(first, before) < end)
+      last = std::max(
+          last,
+          call.shape.mask.visible(run.first + end - before - 1, run.first + run.count, run.first + run.prefix).last);
+    before += run.count;
   }
   return last;
 }
@@ -69,13 +82,13 @@ void flash_decoding(TrafficStage& stage, const LayerCall& call, const ParallelCo
     int64_t sets = tokens;  // times tokens
     if (config.deterministic) {
       const TokenShare share = stage.heads().token_share_of(column);
+      const std::vector<TokenRun> runs = runs_of_row(call, row);
       sets = 0;
       int64_t before = 0;
-      for (const int64_t last : last_keys_of_pieces(call, row, tokens, stage.piece_tokens())) {
-        const int64_t count = std::min(stage.piece_tokens(), tokens - before);
-        sets += count * pieces_of(share.count_below(last + 1), TokenShare::kRun);
+      stage.pieces_of_row(row).for_each([&](int64_t count) {
+        sets += count * pieces_of(share.count_below(last_key_of(call, runs, before, count) + 1), TokenShare::kRun);
         before += count;
-      }
+      });
     }
     rank.partials += sets * per_token * (call.shape.v_head_dim + 2);
   });
@@ -90,6 +103,8 @@ void check(const LayerCall& call, const ParallelConfig& config) {
     require(run.first >= 0 && run.first <= kMostTokens && run.count >= 0 && run.count <= kMostTokens,
             "traffic: a run has {} tokens from position {} on, expected 0 to {} of each", run.count, run.first,
             kMostTokens);
+    require(run.prefix >= 0 && run.prefix <= run.count, "traffic: a run has a prefix of {} tokens, expected 0 to {}",
+            run.prefix, run.count);
     require(run.row >= 0 && run.row < config.attention_dp_degree, "traffic: a run's row is {}, expected 0 to {}",
             run.row, config.attention_dp_degree - 1);
     tokens += run.count;
@@ -121,17 +136,17 @@ LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config
   const Heads heads(call.shape, config);
   if (!spreads_stages_differently(heads)) return decode_traffic(call, config);
   const KvHolders holders(config, heads.prefill, heads.decode);
-  TrafficStage stage(call, config, heads.prefill_mesh, heads.prefill, KvCache::kTokensAtOnce);
-  for (const TokenRun& run : call.runs) {
-    const RowsOfRun rows(run, config.cp_degree, config.context_split);
-    for (int64_t row = 0; row < stage.rows(); ++row) stage.row_tokens(row) += rows.tokens_of(row);
+  TrafficStage stage(call, config, heads.prefill_mesh, heads.prefill);
+  for (int64_t row = 0; row < stage.rows(); ++row) {
+    int64_t tokens = 0;
+    for (const TokenRun& run : call.runs)
+      tokens += RowsOfRun(run, config.cp_degree, config.context_split).tokens_of(row);
+    stage.set_pieces(row, {tokens, KvCache::kTokensAtOnce});
   }
   if (config.sequence_parallel_enabled) stage.gather_hidden();
   fetch_prior(stage, call, config, holders);
   stage.add_norms();
-  const Mask& mask = call.shape.mask;
-  const bool local = mask.sliding_window > 0 || mask.attention_chunk_size > 0;
-  if (config.kv_exchange == KvExchange::ring && stage.rows() > 1 && !local)
+  if (config.kv_exchange == KvExchange::ring && stage.rows() > 1 && !call.shape.mask.reach())
     pass_keys_values_round(stage, call, config);
   else
     exchange_keys_values(stage, call, config, holders);
@@ -149,8 +164,8 @@ LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config)
   // Where queries see later tokens, all go at once.
   const int64_t asked = call.shape.windowed_context_encoding_size;
   const int64_t piece = !call.shape.mask.is_causal ? kMostTokens : asked > 0 ? asked : KvCache::kTokensAtOnce;
-  TrafficStage stage(call, config, heads.decode_mesh, heads.decode, piece);
-  for (const TokenRun& run : call.runs) stage.row_tokens(run.row) += run.count;
+  TrafficStage stage(call, config, heads.decode_mesh, heads.decode);
+  for (int64_t row = 0; row < stage.rows(); ++row) stage.set_pieces(row, cut(runs_of_row(call, row), piece));
   if (config.sequence_parallel_enabled) stage.gather_hidden();
   stage.add_norms();
   if (config.flash_decoding_enabled) flash_decoding(stage, call, config);

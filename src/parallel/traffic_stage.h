@@ -16,26 +16,58 @@ inline int64_t part_size(int64_t count, int64_t parts, int64_t index) { return p
 
 inline int64_t pieces_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// The sum of of_piece(tokens) over the pieces of at most `size` of so many tokens.
-template <class OfPiece>
-int64_t sum_over_pieces(int64_t tokens, int64_t size, OfPiece of_piece) {
-  const int64_t rest = tokens % size;
-  return (tokens >= size ? tokens / size * of_piece(size) : 0) + (rest > 0 ? of_piece(rest) : 0);
-}
+// The pieces in which a row's tokens go through a layer: lengths of `tokens`, each so many times in a row.
+class Pieces {
+ public:
+  Pieces() = default;
+  // All of `size` tokens, but for the last one.
+  Pieces(int64_t tokens, int64_t size) {
+    add(size, tokens / size);
+    add(tokens % size, 1);
+  }
+  void add(int64_t tokens, int64_t times) {
+    if (tokens == 0 || times == 0) return;
+    if (!alike_.empty() && alike_.back().tokens == tokens)
+      alike_.back().times += times;
+    else
+      alike_.push_back({tokens, times});
+  }
+
+  [[nodiscard]] int64_t count() const {
+    return std::accumulate(alike_.begin(), alike_.end(), int64_t{0},
+                           [](int64_t sum, const Alike& some) { return sum + some.times; });
+  }
+  // The sum of of_piece(tokens) over all.
+  template <class OfPiece>
+  [[nodiscard]] int64_t sum(OfPiece of_piece) const {
+    return std::accumulate(alike_.begin(), alike_.end(), int64_t{0},
+                           [&](int64_t sum, const Alike& some) { return sum + some.times * of_piece(some.tokens); });
+  }
+  template <class Visit>
+  void for_each(Visit visit) const {
+    for (const Alike& some : alike_)
+      for (int64_t i = 0; i < some.times; ++i) visit(some.tokens);
+  }
+
+ private:
+  struct Alike {
+    int64_t tokens;
+    int64_t times;
+  };
+  std::vector<Alike> alike_;
+};
 
 // One stage of one call while its traffic is added up: rounds, and the ways of hidden states. The stage has d rows of T
 // ranks. An exchange is one round in which a rank sends to all others of its group.
 class TrafficStage {
  public:
-  // Tokens go through projections in pieces.
-  TrafficStage(const LayerCall& call, const ParallelConfig& config, const RankMesh& mesh, const RowHeads& heads,
-               int64_t piece_tokens)
+  TrafficStage(const LayerCall& call, const ParallelConfig& config, const RankMesh& mesh, const RowHeads& heads)
       : call_(call),
         mesh_(mesh),
         heads_(heads),
         sum_bytes_(bytes_of(config.rpl_reduce_dtype.value_or(DType::f32))),
-        piece_tokens_(piece_tokens),
-        row_tokens_(static_cast<size_t>(mesh.rows())) {
+        row_tokens_(static_cast<size_t>(mesh.rows())),
+        row_pieces_(row_tokens_.size()) {
     const SumTree tree = heads.sum_tree(config.deterministic);
     for (const ElementRange& leaves : heads.sum_leaves(config.deterministic))
       sums_of_column_.push_back(std::ssize(tree.cover(leaves.first, leaves.end())));
@@ -46,8 +78,13 @@ class TrafficStage {
   [[nodiscard]] int64_t rows() const { return mesh_.rows(); }
   [[nodiscard]] int64_t columns() const { return mesh_.columns(); }
   [[nodiscard]] const RowHeads& heads() const { return heads_; }
-  [[nodiscard]] int64_t piece_tokens() const { return piece_tokens_; }
-  int64_t& row_tokens(int64_t row) { return row_tokens_[static_cast<size_t>(row)]; }
+  // Says which tokens a row has.
+  void set_pieces(int64_t row, Pieces pieces) {
+    row_tokens_[static_cast<size_t>(row)] = pieces.sum([](int64_t tokens) { return tokens; });
+    row_pieces_[static_cast<size_t>(row)] = std::move(pieces);
+  }
+  [[nodiscard]] int64_t row_tokens(int64_t row) const { return row_tokens_[static_cast<size_t>(row)]; }
+  [[nodiscard]] const Pieces& pieces_of_row(int64_t row) const { return row_pieces_[static_cast<size_t>(row)]; }
   RankTraffic& of_rank(int64_t rank) { return traffic_.ranks[static_cast<size_t>(rank)]; }
   [[nodiscard]] LayerTraffic traffic() && { return std::move(traffic_); }
 
@@ -67,7 +104,9 @@ class TrafficStage {
 
   // Pieces of the row that has most.
   [[nodiscard]] int64_t pieces() const {
-    return std::max<int64_t>(1, pieces_of(*std::ranges::max_element(row_tokens_), piece_tokens_));
+    int64_t most = 1;
+    for (const Pieces& pieces : row_pieces_) most = std::max(most, pieces.count());
+    return most;
   }
 
   // Each rank has its part of the row's tokens, in the input's type, and sends it to the T - 1 others.
@@ -107,24 +146,24 @@ class TrafficStage {
 
   // A sum over the row that every rank of it gets: the numbers of a piece are cut in T flat parts, which are exchanged
   // before they are summed and after.
-  template <class RowTokens>
-  void all_reduce(const RowTokens& tokens_of, int64_t piece_tokens, int64_t pieces) {
+  template <class PiecesOf>
+  void all_reduce(const PiecesOf& pieces_of, int64_t rounds) {
     const int64_t width = call_.shape.hidden_size;
     const auto own = [&](int64_t row, int64_t column) {
-      return sum_over_pieces(tokens_of(row), piece_tokens,
-                             [&](int64_t tokens) { return part_size(tokens * width, columns(), column); });
+      return pieces_of(row).sum([&](int64_t tokens) { return part_size(tokens * width, columns(), column); });
     };
-    exchange(columns(), pieces, [&](int64_t row, int64_t column, RankTraffic& rank) {
-      rank.sums += (tokens_of(row) * width - own(row, column)) * sums_of(column) * sum_bytes_;
+    const auto all = [&](int64_t row) { return pieces_of(row).sum([&](int64_t tokens) { return tokens * width; }); };
+    exchange(columns(), rounds, [&](int64_t row, int64_t column, RankTraffic& rank) {
+      rank.sums += (all(row) - own(row, column)) * sums_of(column) * sum_bytes_;
     });
-    exchange(columns(), pieces, [&](int64_t row, int64_t column, RankTraffic& rank) {
+    exchange(columns(), rounds, [&](int64_t row, int64_t column, RankTraffic& rank) {
       rank.output += own(row, column) * bytes_of(call_.hidden) * (columns() - 1);
     });
   }
 
   // Each rank sends its row's tokens to the d - 1 others of its column.
   void sum_then_gather_rows() {
-    all_reduce([&](int64_t row) { return row_tokens(row); }, piece_tokens_, pieces());
+    all_reduce([&](int64_t row) -> const Pieces& { return pieces_of_row(row); }, pieces());
     exchange(rows(), 1, [&](int64_t row, int64_t, RankTraffic& rank) {
       rank.output += row_tokens(row) * row_bytes() * (rows() - 1);
     });
@@ -135,8 +174,9 @@ class TrafficStage {
     exchange(rows(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
       rank.output += row_tokens(row) * call_.shape.hidden_size * sums_of(column) * sum_bytes_ * (rows() - 1);
     });
-    const int64_t all = std::accumulate(row_tokens_.begin(), row_tokens_.end(), int64_t{0});
-    all_reduce([&](int64_t) { return all; }, std::max<int64_t>(1, all), 1);
+    Pieces all;
+    all.add(std::accumulate(row_tokens_.begin(), row_tokens_.end(), int64_t{0}), 1);
+    all_reduce([&](int64_t) -> const Pieces& { return all; }, 1);
   }
 
  private:
@@ -148,8 +188,8 @@ class TrafficStage {
   const RankMesh& mesh_;
   const RowHeads& heads_;
   int64_t sum_bytes_;
-  int64_t piece_tokens_;
   std::vector<int64_t> row_tokens_;
+  std::vector<Pieces> row_pieces_;
   std::vector<int64_t> sums_of_column_;  // that a rank holds: the nodes of the tree that cover its heads
   LayerTraffic traffic_;
 };

@@ -59,14 +59,45 @@ struct LocalHeads {
   }
   // Ranks that share the tokens of a KV head: windows and chunks are kept whole.
   [[nodiscard]] int64_t sharing(const LayerShape& s, const ParallelConfig& config) const {
-    const bool all_tokens = s.mask.sliding_window == 0 && s.mask.attention_chunk_size == 0;
-    return config.flash_decoding_enabled && all_tokens ? sharding.kv_copies() : 1;
+    return config.flash_decoding_enabled && !s.mask.reach() ? sharding.kv_copies() : 1;
   }
 
   GqaSharding sharding;
   int64_t queries;
   int64_t keys;
 };
+
+// What a layer computes with, and how many layers are like it.
+struct LayerSizes {
+  LayerShape attention;
+  double expert = 0;  // weights of one expert, or of the whole MLP
+  int64_t experts = 1;
+  int64_t experts_per_token = 1;
+  double beside = 0;  // weights that every token passes beside its experts
+  int64_t count = 0;
+};
+
+LayerSizes sizes_of(const LayerSpec& spec, int64_t count) {
+  const int64_t hidden = spec.attention.hidden_size;
+  LayerSizes sizes{.attention = LayerShape::of(spec.attention.validated()), .count = count};
+  sizes.attention.check();
+  if (const auto* dense = std::get_if<DenseMlp>(&spec.mlp)) {
+    sizes.expert = real(dense->weights(hidden));
+    return sizes;
+  }
+  const auto& mlp = std::get<ExpertsMlp>(spec.mlp);
+  sizes.expert = real(mlp.expert.weights(hidden));
+  sizes.experts = mlp.experts;
+  sizes.experts_per_token = mlp.experts_per_token;
+  sizes.beside = mlp.shared ? real(mlp.shared->weights(hidden)) : 0;
+  return sizes;
+}
+
+std::vector<LayerSizes> sizes_of(const ModelSpec& model) {
+  std::vector<LayerSizes> all;
+  for (const auto& [layer, count] : model.equal_layers()) all.push_back(sizes_of(*layer, count));
+  return all;
+}
 
 double phase(const RankSpeed& speed, double flops, double bytes) {
   return std::max(flops / speed.flops, bytes / speed.bandwidth);
@@ -82,19 +113,16 @@ double waiting(const RankSpeed& speed, int64_t rounds, int64_t messages) {
 }
 
 // Everything but attention layers: all ranks share the matrices evenly, and every MLP ends with a sum over all ranks.
-double rest_of_model(const ModelShape& model, const RankSpeed& speed, const Workload& workload, int64_t ranks,
+double rest_of_model(const ModelSpec& model, const RankSpeed& speed, const Workload& workload, int64_t ranks,
                      double tokens, double logits, bool sequence_parallel) {
   const double share = 1 / real(ranks);
   const double hidden = real(model.hidden_size);
   double seconds = 0;
-  for (const ModelShape::Layers& same : model.layers) {
-    const MlpShape& mlp = same.mlp;
-    const double expert = hidden * real(mlp.width * mlp.matrices);
-    const double beside = hidden * real(mlp.shared_width * mlp.matrices);
+  for (const LayerSizes& same : sizes_of(model)) {
     // Tokens choose experts as if by lot, so few tokens touch few experts.
-    const double touched = std::min(real(mlp.experts), tokens * real(mlp.experts_per_token));
-    const double flops = 2 * tokens * (expert * real(mlp.experts_per_token) + beside) * share;
-    const double bytes = (expert * touched + beside) * model.mlp_weight_bytes * share;
+    const double touched = std::min(real(same.experts), tokens * real(same.experts_per_token));
+    const double flops = 2 * tokens * (same.expert * real(same.experts_per_token) + same.beside) * share;
+    const double bytes = (same.expert * touched + same.beside) * model.bytes_per_weight.mlp * share;
     // One half is the sum; the other its parts, or with sequence parallelism the input.
     const double gathered = sequence_parallel ? real(static_cast<int64_t>(size_of(workload.hidden))) : sizeof(float);
     const double sent = tokens * hidden * (1 - share) * (sizeof(float) + gathered);
@@ -102,7 +130,7 @@ double rest_of_model(const ModelShape& model, const RankSpeed& speed, const Work
     seconds += real(same.count) *
                (phase(speed, flops, bytes) + sent / speed.link + waiting(speed, exchanges, exchanges * (ranks - 1)));
   }
-  return seconds + product(speed, logits, hidden * real(model.vocab_size) * share, model.embedding_weight_bytes);
+  return seconds + product(speed, logits, hidden * real(model.vocab_size) * share, model.bytes_per_weight.embedding);
 }
 
 void add_traffic(StageCost& cost, const LayerTraffic& traffic, double layers, const RankSpeed& speed) {
@@ -144,11 +172,11 @@ int64_t keys_seen(const Mask& mask, const Workload& workload) {
   return mask.visible(workload.context - 1, workload.context).size();
 }
 
-bool can_be_ordered(const ModelShape& model, const ParallelConfig& config) {
+bool can_be_ordered(const ModelSpec& model, const ParallelConfig& config) {
   try {
-    for (const ModelShape::Layers& same : model.layers)
+    for (const LayerSpec& layer : model.layers)
       (void)rank_orders(config.tp_degree, config.cp_degree, config.attention_dp_degree,
-                        same.attention.num_key_value_heads, config.switch_cc);
+                        layer.attention.num_key_value_heads, config.switch_cc);
     return true;
   } catch (const Error&) {
     return false;
@@ -176,7 +204,7 @@ Choice fastest(std::span<const ParallelConfig> ways, Cost cost) {
   return *std::ranges::min_element(choices, {}, [](const Choice& choice) { return choice.cost.seconds(); });
 }
 
-std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+std::vector<Choice> prefill_choices(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                                     int64_t ranks, int64_t decode_rows) {
   std::vector<Choice> choices;
   for (const int64_t rows : divisors(ranks, workload.prompt)) {
@@ -195,14 +223,14 @@ std::vector<Choice> prefill_choices(const ModelShape& model, const Workload& wor
   return choices;
 }
 
-bool shares_heads(const ModelShape& model, int64_t row_size) {
-  return std::ranges::any_of(model.layers, [&](const ModelShape::Layers& same) {
+bool shares_heads(const ModelSpec& model, int64_t row_size) {
+  return std::ranges::any_of(sizes_of(model), [&](const LayerSizes& same) {
     return LocalHeads(same.attention, row_size, GQA::REPLICATE_TO_TP_DEGREE)
                .sharing(same.attention, {.flash_decoding_enabled = true}) > 1;
   });
 }
 
-std::vector<Choice> decode_choices(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+std::vector<Choice> decode_choices(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                                    int64_t ranks, int64_t rows) {
   std::vector<Choice> choices;
   for (const bool flash : {false, true}) {
@@ -218,7 +246,7 @@ std::vector<Choice> decode_choices(const ModelShape& model, const Workload& work
   return choices;
 }
 
-Plan combined(const ModelShape& model, const Workload& workload, const Choice& prefill, const Choice& decode) {
+Plan combined(const ModelSpec& model, const Workload& workload, const Choice& prefill, const Choice& decode) {
   Plan plan{.config = prefill.config, .memory = {}, .prefill = prefill.cost, .decode = decode.cost};
   plan.config.flash_decoding_enabled = decode.config.flash_decoding_enabled;
   plan.config.output_dispatch = decode.config.output_dispatch;
@@ -246,10 +274,10 @@ void Workload::check() const {
   check_number("the output", output, 0, kMostTokens);
 }
 
-RankMemory rank_memory(const ModelShape& model, const Workload& workload, const ParallelConfig& config) {
+RankMemory rank_memory(const ModelSpec& model, const Workload& workload, const ParallelConfig& config) {
   RankMemory memory;
   double attention = 0;  // weights that all ranks together have once
-  for (const ModelShape::Layers& same : model.layers) {
+  for (const LayerSizes& same : sizes_of(model)) {
     const LayerShape& shape = same.attention;
     const double layers = real(same.count);
     const int64_t rows = config.attention_dp_degree;
@@ -257,49 +285,49 @@ RankMemory rank_memory(const ModelShape& model, const Workload& workload, const 
     double weights = decode.weights(shape);
     if (config.cp_degree != rows)
       weights += LocalHeads(shape, config.tp_degree / config.cp_degree, config.gqa).weights(shape);
-    memory.attention_weights += layers * weights * model.attention_weight_bytes;
+    memory.attention_weights += layers * weights * model.bytes_per_weight.attention;
     const int64_t tokens = ceil_div(keys_seen(shape.mask, workload), decode.sharing(shape, config));
     memory.cache +=
         layers * real(ceil_div(workload.sequences, rows)) * real(tokens) * decode.token_bytes(shape, workload.cache);
-    attention += layers * LocalHeads(shape, 1, config.gqa).weights(shape) * model.attention_weight_bytes;
+    attention += layers * LocalHeads(shape, 1, config.gqa).weights(shape) * model.bytes_per_weight.attention;
   }
   memory.other_weights = (model.weight_bytes() - attention) / real(config.tp_degree);
   return memory;
 }
 
-StageCost prefill_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+StageCost prefill_cost(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                        const ParallelConfig& config) {
   workload.check();
   speed.check();
   StageCost cost;
-  for (const ModelShape::Layers& same : model.layers) {
+  for (const LayerSizes& same : sizes_of(model)) {
     const LayerShape& shape = same.attention;
     const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / config.cp_degree, config.gqa);
     const RowWork work = prefill_work(shape.mask, workload.prompt, config);
     const double keys_read = real(workload.prompt) * heads.token_bytes(shape, workload.cache);
-    const double layer = product(speed, work.tokens, heads.qkv_weights(shape), model.attention_weight_bytes) +
+    const double layer = product(speed, work.tokens, heads.qkv_weights(shape), model.bytes_per_weight.attention) +
                          phase(speed, work.pairs * heads.pair_flops(shape), keys_read) +
-                         product(speed, work.tokens, heads.output_weights(shape), model.attention_weight_bytes);
+                         product(speed, work.tokens, heads.output_weights(shape), model.bytes_per_weight.attention);
     cost.compute += layers * layer;
     const LayerCall call{
         .shape = shape, .runs = {{0, workload.prompt}}, .hidden = workload.hidden, .cache = workload.cache};
     add_traffic(cost, prefill_traffic(call, config), layers, speed);
   }
-  cost.layer_bytes = cost.step_bytes / real(model.num_layers());
+  cost.layer_bytes = cost.step_bytes / real(std::ssize(model.layers));
   cost.rest = rest_of_model(model, speed, workload, config.tp_degree, real(workload.prompt), 1,
                             config.sequence_parallel_enabled);
   return cost;
 }
 
-StageCost decode_cost(const ModelShape& model, const Workload& workload, const RankSpeed& speed,
+StageCost decode_cost(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
                       const ParallelConfig& config) {
   workload.check();
   speed.check();
   StageCost cost;
   const int64_t rows = config.attention_dp_degree;
   const double sequences = real(ceil_div(workload.sequences, rows));
-  for (const ModelShape::Layers& same : model.layers) {
+  for (const LayerSizes& same : sizes_of(model)) {
     const LayerShape& shape = same.attention;
     const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / rows, config.gqa);
@@ -308,21 +336,21 @@ StageCost decode_cost(const ModelShape& model, const Workload& workload, const R
     // Ranks that share the tokens of a head each do all queries of the group.
     const double flops = sequences * keys * heads.pair_flops(shape) * real(sharing);
     const double bytes = sequences * keys * heads.token_bytes(shape, workload.cache);
-    const double layer = product(speed, sequences, heads.qkv_weights(shape), model.attention_weight_bytes) +
+    const double layer = product(speed, sequences, heads.qkv_weights(shape), model.bytes_per_weight.attention) +
                          phase(speed, flops, bytes) +
-                         product(speed, sequences, heads.output_weights(shape), model.attention_weight_bytes);
+                         product(speed, sequences, heads.output_weights(shape), model.bytes_per_weight.attention);
     cost.compute += layers * layer;
     const LayerCall call{
         .shape = shape, .runs = decode_runs(workload, rows), .hidden = workload.hidden, .cache = workload.cache};
     add_traffic(cost, decode_traffic(call, config), layers, speed);
   }
-  cost.layer_bytes = cost.step_bytes / real(model.num_layers());
+  cost.layer_bytes = cost.step_bytes / real(std::ssize(model.layers));
   cost.rest = rest_of_model(model, speed, workload, config.tp_degree, real(workload.sequences),
                             real(workload.sequences), false);
   return cost;
 }
 
-std::vector<Plan> plans(const ModelShape& model, const Workload& workload, const RankSpeed& speed, int64_t ranks) {
+std::vector<Plan> plans(const ModelSpec& model, const Workload& workload, const RankSpeed& speed, int64_t ranks) {
   workload.check();
   require(ranks >= 1 && ranks <= kMostRanks, "plan: the number of ranks is {}, expected 1 to {}", ranks, kMostRanks);
   std::vector<Plan> all;

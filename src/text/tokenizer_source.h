@@ -1,44 +1,40 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
-#include <utility>
+#include <string_view>
 #include <vector>
 
 #include "regard/checkpoint.h"
+#include "text/added_tokens.h"
+#include "text/decoder.h"
+#include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
+#include "text/vocabulary.h"
 
 namespace regard {
 
-// A token that is found in the text itself, before any splitting.
-struct AddedToken {
-  std::string text;
-  int32_t id = 0;
-  bool special = true;
-  bool strip_left = false;   // takes the white space before it
-  bool strip_right = false;  // takes the white space behind it
-  bool single_word = false;  // only where no letter or digit touches it
-};
-
-// What the two kinds of files say of a tokenizer. Tokens and merges are bytes, not their printable spelling.
+// What the two kinds of files say of a tokenizer.
 struct TokenizerSource {
-  std::vector<std::string> tokens;
-  std::vector<std::pair<std::string, std::string>> merges;
+  std::shared_ptr<const Vocabulary> vocabulary;
   std::vector<AddedToken> added;
+  Normalizer normalizer;
   PreTokenizer pre_tokenizer;
-  bool whole_words = false;
-  bool add_prefix_space = false;
+  std::unique_ptr<Encoder> encoder;
+  Decoder decoder;
+  // What is put before and behind a text.
+  std::vector<int32_t> front;
+  std::vector<int32_t> back;
   std::optional<int32_t> bos;
-  bool add_bos = false;
   std::vector<int32_t> end_tokens;
 };
 
-// Throw Error for what is no byte-level BPE, or makes no sense.
+// Throw Error for a kind of tokenizer that is not understood, with its name, and for what makes no sense.
 [[nodiscard]] TokenizerSource read_gguf_tokenizer(const Checkpoint& checkpoint);
 [[nodiscard]] TokenizerSource read_tokenizer_json(std::string_view json);
 
-// The bytes that a printable spelling stands for: byte-level BPE writes each byte as one visible character.
-// Characters outside that alphabet stand for themselves.
-[[nodiscard]] std::string bytes_of_spelling(std::string_view spelling);
+// How merge lists spell a merge: two tokens and a space between them. Throws Error for anything else.
+[[nodiscard]] std::pair<std::string, std::string> split_merge(const std::string& merge);
 
 }  // namespace regard

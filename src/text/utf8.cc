@@ -61,6 +61,30 @@ bool is_white_space(uint32_t c) {
          c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
+size_t leading_space(std::string_view text) {
+  size_t end = 0;
+  for (size_t next = 0; next < text.size(); end = next)
+    if (!is_white_space(next_code_point(text, next))) break;
+  return end;
+}
+
+size_t trailing_space(std::string_view text) {
+  size_t begin = text.size();
+  while (begin > 0) {
+    const size_t last = last_character(text.substr(0, begin));
+    size_t next = last;
+    if (!is_white_space(next_code_point(text, next))) break;
+    begin = last;
+  }
+  return text.size() - begin;
+}
+
+size_t last_character(std::string_view text) {
+  size_t at = text.size() - 1;
+  while (at > 0 && is_continuation(byte_at(text, at))) --at;
+  return at;
+}
+
 void append_utf8(uint32_t code_point, std::string& text) {
   const auto push = [&](uint32_t byte) { text.push_back(static_cast<char>(byte)); };
   if (code_point < 0x80) {

@@ -19,6 +19,13 @@ namespace regard {
 // Unicode's property White_Space.
 [[nodiscard]] bool is_white_space(uint32_t code_point);
 
+// How many bytes of white space the text begins or ends with; `text` is valid UTF-8.
+[[nodiscard]] size_t leading_space(std::string_view text);
+[[nodiscard]] size_t trailing_space(std::string_view text);
+
+// Where the last character of a text that is not empty begins.
+[[nodiscard]] size_t last_character(std::string_view text);
+
 void append_utf8(uint32_t code_point, std::string& text);
 
 }  // namespace regard

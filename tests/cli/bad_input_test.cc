@@ -135,7 +135,8 @@ TEST(BadInput, InspectRefusesModelsWithoutLayers) {
   for (const uint32_t layers : {0U, 3U, 0xFFFFFFFFU}) {
     GgufBuilder gguf = TinyLlama().gguf();
     gguf.replace_raw("llama.block_count", gguf::u32, bytes_of(layers));
-    expect_complaint({"inspect", folder.write("model.gguf", gguf.build())}, layers == 3 ? "blk.2." : "layers is");
+    expect_complaint({"inspect", folder.write("model.gguf", gguf.build())},
+                     layers == 3 ? "blk.2." : "block_count\" is");
   }
 }
 

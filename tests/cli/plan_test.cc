@@ -154,10 +154,14 @@ TEST(PlanCommand, BrokenModelsAreRefused) {
   refused("", "no valid JSON object");
   refused("{", "no valid JSON object");
   refused(std::string(1000000, '['), "no valid JSON object");
-  refused("{}", "has no \"hidden_size\"");
-  refused(R"({"hidden_size": 64, "vocab_size": 9, "num_hidden_layers": 1e9})", "expected an integer");
-  refused(R"({"hidden_size": 64, "vocab_size": 9, "num_hidden_layers": 99999999})",
-          "\"num_hidden_layers\" is 99999999");
+  refused("{}", "family \"\"");
+  refused(R"({"model_type": "llama", "vocab_size": 9})", "has no \"hidden_size\"");
+  refused(
+      R"({"model_type": "llama", "hidden_size": 64, "vocab_size": 9, "intermediate_size": 9, "num_attention_heads": 1, "num_hidden_layers": 1e9})",
+      "expected an integer");
+  refused(
+      R"({"model_type": "llama", "hidden_size": 64, "vocab_size": 9, "intermediate_size": 9, "num_attention_heads": 1, "num_hidden_layers": 99999999})",
+      "\"num_hidden_layers\" is 99999999");
   expect_complaint(plan(folder.file("none.json"), {"--ranks", "2", "--context", "9"}), "none.json");
   expect_complaint(plan(folder.write("model.gguf", "GGUF"), {"--ranks", "2", "--context", "9"}), "model.gguf");
 }

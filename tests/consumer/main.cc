@@ -4,8 +4,7 @@
 
 // Three tokens of one sequence with one head: keys and values go into a cache, queries attend to them.
 int main() {
-  regard::AttentionConfig config{.hidden_size = 4, .num_attention_heads = 1, .num_key_value_heads = 1};
-  auto cache = regard::KvCache::contiguous({.capacity = 3, .dtype = regard::DType::f32}, config);
+  auto cache = regard::KvCache::contiguous({.capacity = 3}, {.num_key_value_heads = 1, .head_dim = 4});
   const regard::Span span{.slot = 0, .first_position = 0, .count = 3};
   regard::Tensor queries(regard::DType::f32, {3, 1, 4});  // zeros: every visible key weighs the same
   regard::Tensor values(regard::DType::f32, {3, 1, 4});

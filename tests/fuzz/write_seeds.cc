@@ -41,6 +41,8 @@ int main(int argc, char** argv) {
   write(root / "safetensors", "model", read_whole_file(folder.file("model.safetensors")));
   write_all(root / "safetensors", broken_safetensors());
   write(root / "tokenizer_json", "tiny", tiny.tokenizer_json().dump());
+  for (const auto& kind : fs::directory_iterator(std::string(REGARD_TEST_DATA) + "/golden/tokenizer_kinds"))
+    write(root / "tokenizer_json", kind.path().filename(), read_whole_file(kind.path()));
   write_all(root / "tokenizer_json", broken_tokenizers());
   return 0;
 }

@@ -26,11 +26,13 @@ std::string digest_of_prompt(const Model& model, std::vector<int32_t> tokens, Wo
   const auto count = static_cast<int64_t>(tokens.size());
   auto caches = model.make_caches({.slots = 1, .capacity = count + 3, .dtype = DType::f32});
   const Span prompt{.slot = 0, .first_position = 0, .count = count};
-  sums.push_back(checksum(bytes_of(model.forward(tokens, {&prompt, 1}, caches, Model::Logits::all, workspace))));
+  sums.push_back(
+      checksum(bytes_of(model.forward(tokens, {&prompt, 1}, caches, {.logits = Model::Logits::all}, workspace))));
   for (int32_t i = 0; i < 3; ++i) {
     const std::vector<int32_t> next = {100 * i + 7};
     const Span span{.slot = 0, .first_position = count + i, .count = 1};
-    sums.push_back(checksum(bytes_of(model.forward(next, {&span, 1}, caches, Model::Logits::all, workspace))));
+    sums.push_back(
+        checksum(bytes_of(model.forward(next, {&span, 1}, caches, {.logits = Model::Logits::all}, workspace))));
   }
   for (const KvCache& cache : caches) {
     const auto [keys, values] = cache.read(0, 0, count + 3);

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "support/property.h"
 
 namespace regard::test {
@@ -14,12 +16,16 @@ TEST(Layers, EqualTheOracleThroughACacheInAnySchedule) {
     const auto c = *layer_cases({});
     const Layer layer(c);
     const auto tokens = *rc::gen::inRange<int64_t>(1, 64);
-    Sequence sequence{.hidden = layer.text(tokens)};
+    const bool has_prefix = c.config.is_causal && *rc::gen::inRange(0, 3) == 0;
+    Sequence sequence{.hidden = layer.text(tokens),
+                      .outputs = {},
+                      .prefix = has_prefix ? *rc::gen::inRange<int64_t>(1, tokens + 1) : 0};
     Session session(layer, {.capacity = tokens, .threads = *rc::gen::element(1, 2)});
     // A bidirectional layer sees what a call brings: its whole sequence.
     while (sequence.done() < tokens) {
       const int64_t left = tokens - sequence.done();
-      session.advance(sequence, c.config.is_causal ? *rc::gen::inRange<int64_t>(1, left + 1) : left);
+      const int64_t least = std::max<int64_t>(1, sequence.next_prefix());
+      session.advance(sequence, c.config.is_causal ? *rc::gen::inRange<int64_t>(least, left + 1) : left);
     }
     RC_ASSERT(difference_from_oracle(layer, sequence) == "");
   });
@@ -46,8 +52,13 @@ TEST(Layers, EqualTheOracleWithoutACache) {
     for (int64_t i = 0; i < tokens; ++i) rotary.push_back(random.integer(0, 2000));
 
     std::vector<Span> spans;
-    for (const int64_t count : counts)
-      spans.push_back({.slot = 0, .first_position = *rc::gen::inRange<int64_t>(0, 400), .count = count});
+    for (const int64_t count : counts) {
+      const bool has_prefix = c.config.is_causal && *rc::gen::inRange(0, 3) == 0;
+      spans.push_back({.slot = 0,
+                       .first_position = *rc::gen::inRange<int64_t>(0, 400),
+                       .count = count,
+                       .prefix = has_prefix ? *rc::gen::inRange<int64_t>(1, count + 1) : 0});
+    }
     AttentionInput input;
     input.hidden_states = hidden;
     input.spans = spans;
@@ -60,7 +71,8 @@ TEST(Layers, EqualTheOracleWithoutACache) {
     int64_t first = 0;
     for (const Span& span : spans) {
       OracleInput expected{.hidden_states = oracle_matrix(hidden.view().slice(0, first, span.count)),
-                           .first_position = span.first_position};
+                           .first_position = span.first_position,
+                           .prefix = span.prefix};
       if (norms) expected.rmsnorm = gain;
       if (adds) expected.residual = oracle_matrix(residual.view().slice(0, first, span.count));
       if (rotates) expected.rotary_position_ids.assign(rotary.begin() + first, rotary.begin() + first + span.count);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <map>
 
+#include "regard/attention_config.h"
+#include "regard/block_table.h"
 #include "regard/error.h"
 #include "support/property.h"
 #include "support/random.h"
@@ -83,7 +85,7 @@ class Sequences {
     texts_.clear();
     const int64_t slot = cache_.open({}).value().slot;
     int64_t pages = kCapacity / kPage;
-    for (const KvCache& each : cache_.layers()) pages = std::min(pages, each.pages());
+    for (const KvCache& each : cache_.layers()) pages = std::min(pages, each.block_tables().pages());
     const Span all{.slot = slot, .first_position = 0, .count = pages * kPage};
     RC_ASSERT(cache_.make_room({&all, 1}));
   }

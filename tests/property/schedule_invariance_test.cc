@@ -45,6 +45,43 @@ TEST(Schedule, PrefillInChunksEqualsPrefillAtOnce) {
   });
 }
 
+// [MASK-27]: pieces of any size don't cut a prefix, whatever the storage; batch-mates and padding change nothing.
+TEST(Schedule, APrefixThatSeesItselfEqualsPrefillAtOnce) {
+  check_property(200, [] {
+    auto scene = *scenes(false, 1500);
+    const int64_t most = scene.layer.storage == KvStorage::contiguous ? scene.tokens : KvCache::kTokensAtOnce;
+    const auto prefix = *rc::gen::inRange<int64_t>(1, std::min(scene.tokens, most) + 1);
+    const Layer layer(scene.layer);
+    LayerCase cut = scene.layer;
+    if (*rc::gen::arbitrary<bool>())
+      cut.config.inference.windowed_context_encoding_size = *rc::gen::inRange<int64_t>(1, scene.tokens + 1);
+    const Layer in_pieces(cut);
+    std::vector<Sequence> sequences;
+    for (int64_t slot = 0; slot < 2; ++slot)
+      sequences.push_back({.slot = slot,
+                           .hidden = layer.text(scene.tokens, static_cast<uint64_t>(slot)),
+                           .outputs = {},
+                           .prefix = slot == 0 ? prefix : 0});
+    Session session(in_pieces, {.slots = 2, .capacity = scene.tokens, .threads = 2});
+    const bool padded = *rc::gen::arbitrary<bool>();
+    while (sequences[0].done() < scene.tokens) {
+      std::vector<Session::Step> steps;
+      for (Sequence& sequence : sequences) {
+        const int64_t left = sequence.length() - sequence.done();
+        if (left > 0)
+          steps.push_back(
+              {&sequence, *rc::gen::inRange<int64_t>(std::max<int64_t>(1, sequence.next_prefix()), left + 1)});
+      }
+      if (*rc::gen::arbitrary<bool>()) std::ranges::reverse(steps);
+      if (padded)
+        session.advance_padded(steps, *rc::gen::element(Padding::left, Padding::right));
+      else
+        session.advance(steps);
+    }
+    RC_ASSERT(first_difference(sequences[0].outputs, prefill_at_once(layer, sequences[0].hidden, prefix)) == "");
+  });
+}
+
 // [KV-44], [MASK-10]: also with caches of narrow types.
 TEST(Schedule, TokenByTokenEqualsPrefill) {
   check_property(100, [] {
@@ -119,7 +156,6 @@ TEST(Schedule, ABatchOfWholeBidirectionalSequencesEqualsEachAlone) {
   check_property(60, [] {
     auto scene = *scenes(false, 700);
     scene.layer.config.is_causal = false;
-    scene.layer.config.sliding_window = scene.layer.config.attention_chunk_size = 0;
     draw_storage(scene.layer);
     const Layer layer(scene.layer);
     std::vector<Sequence> sequences;

@@ -53,7 +53,8 @@ std::vector<RankTraffic> formula_of(const RankScene& scene, const Layer& layer, 
     const TokenRun run{.first = span.first_position,
                        .count = span.count,
                        .row = std::max<int64_t>(0, span.slot) / slots,
-                       .is_skipped = span.slot == -1};
+                       .is_skipped = span.slot == -1,
+                       .prefix = span.prefix};
     const bool is_prefill = differently && span.count >= scene.parallel.prefill_tokens;
     (is_prefill ? prefill : decode).runs.push_back(run);
   }

@@ -28,13 +28,14 @@ AttendCase::Sequence any_sequence(const AttentionConfig& config, int64_t work) {
   const int64_t most = std::clamp<int64_t>(work / work_per_query, 1, length);
   sequence.count = *rc::gen::inRange<int64_t>(1, most + 1);
   sequence.prefix = length - sequence.count;
+  if (config.is_causal && *rc::gen::inRange(0, 3) == 0)
+    sequence.mutual = *rc::gen::inRange<int64_t>(1, sequence.count + 1);
   if (*rc::gen::inRange(0, 4) == 0) sequence.padding = *rc::gen::inRange<int64_t>(0, length + 1);
   return sequence;
 }
 
 void any_mask(AttentionConfig& config) {
   config.is_causal = *rc::gen::inRange(0, 5) != 0;
-  if (!config.is_causal) return;
   const auto kind = *rc::gen::inRange(0, 4);
   if (kind & 1) config.sliding_window = any_length(2100);
   if (kind & 2) config.attention_chunk_size = any_length(2100);
@@ -79,7 +80,8 @@ std::ostream& operator<<(std::ostream& out, const AttendCase& c) {
       << " sinks, soft cap " << config.logit_soft_cap << ", scale " << config.softmax_scale << ", spread " << c.spread
       << ", cache " << name_of(c.cache_dtype) << " with " << c.spare_capacity << " to spare, " << c.threads
       << " threads, seed " << c.seed << ", sequences";
-  for (const auto& s : c.sequences) out << " " << s.prefix << "+" << s.count << " (padding " << s.padding << ")";
+  for (const auto& s : c.sequences)
+    out << " " << s.prefix << "+" << s.count << " (padding " << s.padding << ", prefix " << s.mutual << ")";
   return out;
 }
 
@@ -89,7 +91,7 @@ rc::Gen<AttendCase> attend_cases() {
     AttentionConfig& config = c.config;
     config.num_key_value_heads = *rc::gen::element<int64_t>(1, 2, 3, 4);
     config.num_attention_heads = config.num_key_value_heads * *rc::gen::element<int64_t>(1, 2, 3, 4, 5, 8);
-    const auto widths = rc::gen::element<int64_t>(64, 128, 1, 7, 16, 32, 33, 80, 96, 100, 192, 256);
+    const auto widths = rc::gen::element<int64_t>(64, 128, 1, 7, 16, 32, 33, 80, 96, 100, 192, 256, 257, 600);
     config.head_dim = *widths;
     config.v_head_dim = *rc::gen::inRange(0, 3) == 0 ? *widths : config.head_dim;
     config.hidden_size = config.num_attention_heads;
@@ -163,7 +165,8 @@ std::vector<Attended> attend_by_kernels(const AttendCase& c, const AttendNumbers
                  {from.values.data(), {s.length(), config.num_key_value_heads, config.v_head_dim}});
     spans.push_back({.kv = cache.view(slot), .first_token = tokens, .count = s.count});
     for (int64_t query = 0; query < s.count; ++query)
-      visible.push_back(mask.visible(s.prefix + query, s.length()).intersect({s.padding, s.length()}));
+      visible.push_back(
+          mask.visible(s.prefix + query, s.length(), s.prefix + s.mutual).intersect({s.padding, s.length()}));
     queries.insert(queries.end(), from.queries.begin(), from.queries.end());
     tokens += s.count;
   }

@@ -18,6 +18,7 @@ struct AttendCase {
     int64_t prefix = 0;
     int64_t count = 1;
     int64_t padding = 0;
+    int64_t mutual = 0;  // the first so many of them see each other
 
     [[nodiscard]] int64_t length() const { return prefix + count; }
   };
@@ -31,7 +32,8 @@ struct AttendCase {
   uint64_t seed = 0;  // of the numbers
 
   [[nodiscard]] bool sees(const Sequence& sequence, int64_t query, int64_t key) const {
-    return key >= sequence.padding && oracle_sees(config, sequence.prefix + query, key);
+    return key >= sequence.padding &&
+           oracle_sees(config, sequence.prefix + query, key, sequence.prefix + sequence.mutual);
   }
 };
 std::ostream& operator<<(std::ostream& out, const AttendCase& c);

@@ -134,7 +134,30 @@ void add_tokenizers(std::vector<BrokenFile>& files) {
   add("eos_token_id", "past the end", gguf::u32, bytes_of(267U), "is 267");
   add("eos_token_id", "negative", gguf::i32, bytes_of(int32_t{-1}), "is -1");
   add("bos_token_id", "as text", gguf::string, text("0"), "wrong kind");
+  add("add_sep_token", "true", gguf::boolean, std::string(1, 1), "add_sep_token is true, expected false");
+  add("a_new_key", "of any kind", gguf::u32, bytes_of(1U), "tokenizer.ggml.a_new_key is a key that is not known");
   add("add_bos_token", "as a number", gguf::u32, bytes_of(1U), "wrong kind");
+  const auto add_pieces = [&](const std::string& name, const std::vector<float>& scores, std::string complaint) {
+    GgufBuilder pieces = TinyLlama().gguf();
+    pieces.replace_raw("tokenizer.ggml.model", gguf::string, bytes_of(std::string_view("llama")));
+    std::string bytes;
+    for (const float score : scores) bytes += bytes_of(score);
+    pieces.add_raw("tokenizer.ggml.scores", gguf::array, array_bytes(gguf::f32, scores.size(), bytes));
+    files.push_back({"tokenizer " + name, pieces.build(), std::move(complaint)});
+  };
+  add_pieces("few scores", {1, 2}, "scores has 2 entries, expected 267");
+  add_pieces("scores that are no numbers", std::vector<float>(267, std::nanf("")), "the score of token 0 is nan");
+  add_pieces("scores without end", std::vector<float>(267, HUGE_VALF), "the score of token 0 is inf");
+  const auto add_charsmap = [&](const std::string& name, const std::string& table, std::string complaint) {
+    GgufBuilder pieces = TinyLlama().gguf();
+    pieces.replace_raw("tokenizer.ggml.model", gguf::string, bytes_of(std::string_view("t5")));
+    pieces.add_raw("tokenizer.ggml.precompiled_charsmap", gguf::array, array_bytes(gguf::u8, table.size(), table));
+    files.push_back({"tokenizer " + name, pieces.build(), std::move(complaint)});
+  };
+  add_charsmap("charsmap of nothing", "", "precompiled_charsmap has 0 bytes");
+  add_charsmap("charsmap of a long trie", bytes_of(8U) + bytes_of(0U), "a trie of 8 bytes in a table of 8");
+  add_charsmap("charsmap of half a unit", bytes_of(2U) + bytes_of(0U), "a trie of 2 bytes");
+  add_charsmap("charsmap with other texts", bytes_of(4U) + bytes_of(0U) + "\xC3", "no valid UTF-8");
   GgufBuilder file = TinyLlama().gguf();
   auto tokens = tiny_vocabulary();
   tokens[0] = "\xC3";  // a control token, which is searched in the text as it is
@@ -176,7 +199,7 @@ std::vector<BrokenFile> broken_configs() {
     add(key, nullptr, key == std::string_view("model_type") ? "family" : key);
   add("model_type", "mamba", "mamba");
   add("model_type", 7, "model_type");
-  add("hidden_act", "gelu", "gelu");
+  add("hidden_act", "mish", "mish");
   add("hidden_act", Json::array(), "hidden_act");
   for (const char* key : {"rms_norm_eps", "rope_theta"})
     for (const Json& wrong : {Json("1e-5"), Json(true), Json(-1), Json::object()}) add(key, wrong, "");

@@ -35,7 +35,7 @@ void add_models(std::vector<BrokenFile>& files, const std::function<void(std::st
   add(
       "model of text", [](Json& json) { json["model"] = "BPE"; }, "lacks a part");
   add(
-      "another model", [](Json& json) { json["model"]["type"] = "Unigram"; }, "expected BPE");
+      "another model", [](Json& json) { json["model"]["type"] = "WordPiece"; }, "expected BPE");
   add(
       "model type of a number", [](Json& json) { json["model"]["type"] = 1; }, "lacks a part");
   add(
@@ -71,6 +71,15 @@ void add_models(std::vector<BrokenFile>& files, const std::function<void(std::st
         Json::array({"t", 7}), Json::array({"t", "h", "e"}), Json("q z"), Json::array({"q", "z"})})
     add(
         "merge " + merge.dump(), [=](Json& json) { json["model"]["merges"][0] = merge; }, "");
+  for (const Json& dropout : {Json(0.1), Json(1), Json("0")})
+    add(
+        "dropout " + dropout.dump(), [=](Json& json) { json["model"]["dropout"] = dropout; }, "dropout is ");
+  add(
+      "an unknown key", [](Json& json) { json["extra"] = 1; }, "the key \"extra\"");
+  add(
+      "an unknown key of the model", [](Json& json) { json["model"]["extra"] = 1; }, "the key \"extra\"");
+  add(
+      "an unknown unk_token", [](Json& json) { json["model"]["unk_token"] = "<unk>"; }, "unk_token");
   add(
       "whole words of text", [](Json& json) { json["model"]["ignore_merges"] = "yes"; }, "lacks a part");
   files.push_back({"deep model type", with_text("/model/type", kDeepList), "wrong kind"});
@@ -92,20 +101,22 @@ void add_added_tokens(const std::function<void(std::string, Change, std::string)
 
 void add_steps(std::vector<BrokenFile>& files, const std::function<void(std::string, Change, std::string)>& add) {
   add(
-      "a normalizer",
+      "an unknown normalizer",
       [](Json& json) {
-        json["normalizer"] = {{"type", "NFC"}};
+        json["normalizer"] = {{"type", "BertNormalizer"}};
       },
-      "normalizer");
+      "the normalizer \"BertNormalizer\" is not known");
   files.push_back({"deep normalizer", with_text("/normalizer", kDeepList), "normalizer"});
   add(
       "no pre-tokenizer", [](Json& json) { json.erase("pre_tokenizer"); }, "ByteLevel");
   add(
       "pre-tokenizer of text", [](Json& json) { json["pre_tokenizer"] = "ByteLevel"; }, "ByteLevel");
   add(
-      "unknown pre-tokenizer", [](Json& json) { json["pre_tokenizer"]["type"] = "Metaspace"; }, "Metaspace");
+      "unknown pre-tokenizer", [](Json& json) { json["pre_tokenizer"]["type"] = "UnicodeScripts"; }, "UnicodeScripts");
   add(
       "pre-tokenizer without type", [](Json& json) { json["pre_tokenizer"].erase("type"); }, "lacks a part");
+  files.push_back({"deep normalizers", with_text("/normalizer", nested_sequences("normalizers")), "8 deep"});
+  files.push_back({"deep decoders", with_text("/decoder", nested_sequences("decoders")), "8 deep"});
   files.push_back({"deep pre-tokenizers", with_text("/pre_tokenizer", nested_sequences("pretokenizers")), "8 deep"});
   const auto add_split = [&](const std::string& name, const Json& split, std::string complaint) {
     add(
@@ -120,6 +131,8 @@ void add_steps(std::vector<BrokenFile>& files, const std::function<void(std::str
   };
   add_split("half a group", regex("(a"), "not understood");
   add_split("half a class", regex("[a"), "not understood");
+  add_split("a class in a class", regex("[a[b]]"), "nests or intersects classes");
+  add_split("an intersection of classes", regex("[\\p{L}&&[^a]]"), "nests or intersects classes");
   add_split("bytes of characters", regex("\\C"), "not understood");
   add_split("a huge repeat", regex("((((a{1000}){1000}){1000}){1000})"), "not understood");
   add_split("deep groups", regex(std::string(10'000, '(').c_str()), "not understood");
@@ -134,6 +147,22 @@ void add_steps(std::vector<BrokenFile>& files, const std::function<void(std::str
   add_post("template without tokens", {{"type", "TemplateProcessing"}, {"single", Json::array()}}, "lacks a part");
   add_post("template of an unknown token",
            {{"type", "TemplateProcessing"}, {"single", Json::array({{{"SpecialToken", {{"id", "<bos>"}}}}})}}, "<bos>");
+  const Json bos = {{"SpecialToken", {{"id", "<bos>"}, {"type_id", 0}}}};
+  const Json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  const auto add_template = [&](std::string name, const Json& single, const Json& ids, std::string complaint) {
+    const Json tokens = {{"<bos>", {{"id", "<bos>"}, {"ids", ids}, {"tokens", {"<bos>"}}}}};
+    add_post(std::move(name), {{"type", "TemplateProcessing"}, {"single", single}, {"special_tokens", tokens}},
+             std::move(complaint));
+  };
+  add_template("template of a high id", {bos, text}, {267}, "adds the token 267, expected 0 to 266");
+  add_template("template of a negative id", {bos, text}, {-1}, "adds the token -1");
+  add_template("template of a text as id", {bos, text}, {"<bos>"}, "adds the token");
+  add_template("template without a text", Json::array({bos}), {0}, "lacks a part for the text");
+  add_template("template of two texts", {text, bos, text}, {0}, "behind another");
+  add_template("template of another part", {text, {{"Odd", 1}}}, {0}, "\"Odd\"");
+  add_post("an unknown post-processor", {{"type", "Odd"}}, "the post-processor \"Odd\" is not known");
+  add_post("Roberta with a high id", {{"type", "RobertaProcessing"}, {"sep", {"</s>", 1}}, {"cls", {"<s>", 9999}}},
+           "adds the token 9999");
   files.push_back({"deep post-processors", with_text("/post_processor", nested_sequences("processors")), "8 deep"});
 }
 

@@ -6,6 +6,7 @@
 #include <set>
 #include <string>
 
+#include "regard/block_table.h"
 #include "regard/error.h"
 #include "support/numbers.h"
 
@@ -14,7 +15,7 @@ namespace {
 
 CacheRules rules_of(const CacheScene& scene, const KvCache& cache) {
   CacheRules rules = scene.rules;
-  rules.pages = cache.pages();
+  rules.pages = cache.block_tables().pages();
   return rules;
 }
 
@@ -104,6 +105,8 @@ void CacheDriver::call(Random& random) {
     spans.push_back({.slot = slot,
                      .first_position = length - random.integer(0, std::min<int64_t>(length, 2)),
                      .count = any_count(random)});
+    if (random.integer(0, 2) == 0) spans.back().prefix = random.integer(0, spans.back().count);
+    if (random.integer(0, 40) == 0) spans.back().prefix = random.integer(0, 1) == 0 ? -1 : spans.back().count + 1;
   }
   constexpr int64_t kAtOnce[] = {1, 3, 16, 40, KvCache::kTokensAtOnce};
   const int64_t at_once = random.integer(0, 40) == 0 ? 0 : kAtOnce[random.integer(0, 4)];
@@ -147,7 +150,8 @@ void CacheDriver::trim(Random& random) {
   cache_.trim(slot);
   // Pages are given back whole: less than one is held too much.
   if (scene_.rules.has_pool() && model_.slot(slot).length() > 0)
-    RC_ASSERT(model_.rules().first_needed(cache_.length(slot)) - cache_.first_held(slot) < cache_.page_size() ||
+    RC_ASSERT(model_.rules().first_needed(cache_.length(slot)) - cache_.first_held(slot) <
+                  cache_.block_tables().page_size() ||
               (scene_.rules.window == 0 && scene_.rules.chunk == 0));
 }
 
@@ -172,8 +176,8 @@ int32_t CacheDriver::real_page(int page) const {
 
 std::vector<int32_t> CacheDriver::free_pages() const {
   std::vector<int32_t> free;
-  for (int32_t page = 0; page < cache_.pages(); ++page)
-    if (cache_.holders(page) == 0) free.push_back(page);
+  for (int32_t page = 0; page < cache_.block_tables().pages(); ++page)
+    if (cache_.block_tables().reference_count(page) == 0) free.push_back(page);
   return free;
 }
 
@@ -181,7 +185,7 @@ void CacheDriver::retain(Random& random) {
   const std::vector<int> used = model_.used_pages();
   const int page =
       used.empty() || random.integer(0, 10) == 0 ? -2 : used[static_cast<size_t>(random.integer(0, 100)) % used.size()];
-  expect(model_.retain(page), [&] { cache_.retain(real_page(page)); });
+  expect(model_.retain(page), [&] { cache_.block_tables().retain(real_page(page)); });
 }
 
 // Sometimes a page that sequences hold, but nobody else.
@@ -190,7 +194,7 @@ void CacheDriver::release(Random& random) {
   const int page =
       candidates.empty() ? -2 : candidates[static_cast<size_t>(random.integer(0, 100)) % candidates.size()];
   const int32_t real = real_page(page);
-  expect(model_.release(page), [&] { cache_.release(real); });
+  expect(model_.release(page), [&] { cache_.block_tables().release(real); });
 }
 
 // The first pages of a sequence, or of what was retained, with mistakes now and then.
@@ -217,7 +221,7 @@ void CacheDriver::share(Random& random) {
   if (mistake == 4 && !pages.empty()) pages.front() = -1;
   std::vector<int32_t> real;
   for (const int page : pages) real.push_back(real_page(page));
-  expect(model_.share(slot, pages, length), [&] { cache_.share(slot, real, length); });
+  expect(model_.share(slot, pages, length), [&] { cache_.block_tables().share(slot, real, length); });
 }
 
 void CacheDriver::reserve(Random& random) {
@@ -230,9 +234,9 @@ void CacheDriver::reserve(Random& random) {
   const int64_t mistake = random.integer(0, 6);
   if (mistake == 0 && !pages.empty()) pages.push_back(pages.front());
   if (mistake == 1 && !model_.used_pages().empty()) pages.push_back(real_page(model_.used_pages().front()));
-  if (mistake == 2) pages.push_back(static_cast<int32_t>(cache_.pages()));
+  if (mistake == 2) pages.push_back(static_cast<int32_t>(cache_.block_tables().pages()));
   fits = fits && (mistake > 2 || (mistake == 0 && pages.empty()) || (mistake == 1 && model_.used_pages().empty()));
-  expect(fits, [&] { cache_.reserve(slot, pages); });
+  expect(fits, [&] { cache_.block_tables().reserve(slot, pages); });
   if (!fits) return;
   const std::vector<int> fresh = model_.reserve(slot, static_cast<int64_t>(pages.size()));
   for (size_t i = 0; i < fresh.size(); ++i) real_pages_[fresh[i]] = pages[i];
@@ -261,7 +265,7 @@ void CacheDriver::read(Random& random) {
   expect(stored, [&] { (void)cache_.read(slot, first, count); });
   expect(stored, [&] { (void)cache_.read_stored(slot, first, count); });
   const bool held = exists && first < length && first >= model_.first_held(slot);
-  expect(held, [&] { (void)cache_.index_of(slot, first); });
+  expect(held, [&] { (void)cache_.block_tables().slot_mapping(slot, first); });
 }
 
 void CacheDriver::compare() {
@@ -281,7 +285,7 @@ void CacheDriver::compare_slot(int64_t slot) {
   RC_ASSERT(length == 0 || cache_.first_held(slot) <= model_.rules().first_seen(length));
   compare_tokens(slot);
   if (!model_.rules().has_pool()) return;
-  const std::vector<int32_t> table = cache_.page_table(slot);
+  const std::vector<int32_t> table = cache_.block_tables().table(slot);
   RC_ASSERT(static_cast<int64_t>(table.size()) == model_.rules().pages_of(length));
   for (int64_t page = 0; page < static_cast<int64_t>(table.size()); ++page) {
     const int32_t real = table[static_cast<size_t>(page)];
@@ -289,7 +293,7 @@ void CacheDriver::compare_slot(int64_t slot) {
     if (real != -1) RC_ASSERT(real_pages_.try_emplace(expected.page(page), real).first->second == real);
   }
   if (length > model_.first_held(slot))
-    RC_ASSERT(cache_.index_of(slot, length - 1) ==
+    RC_ASSERT(cache_.block_tables().slot_mapping(slot, length - 1) ==
               table.back() * model_.rules().page_size + (length - 1) % model_.rules().page_size);
 }
 
@@ -315,14 +319,14 @@ void CacheDriver::compare_tokens(int64_t slot) const {
 void CacheDriver::compare_pages() const {
   if (!model_.rules().has_pool()) return;
   const std::vector<int> used = model_.used_pages();
-  RC_ASSERT(cache_.pages() == model_.rules().pages);
-  RC_ASSERT(cache_.free_pages() == cache_.pages() - static_cast<int64_t>(used.size()));
+  RC_ASSERT(cache_.block_tables().pages() == model_.rules().pages);
+  RC_ASSERT(cache_.block_tables().free_pages() == cache_.block_tables().pages() - static_cast<int64_t>(used.size()));
   std::set<int32_t> met;
   for (const int page : used) {
     RC_ASSERT(met.insert(real_pages_.at(page)).second);
-    RC_ASSERT(cache_.holders(real_pages_.at(page)) == model_.holders(page));
+    RC_ASSERT(cache_.block_tables().reference_count(real_pages_.at(page)) == model_.holders(page));
   }
-  RC_ASSERT(static_cast<int64_t>(free_pages().size()) == cache_.free_pages());
+  RC_ASSERT(static_cast<int64_t>(free_pages().size()) == cache_.block_tables().free_pages());
 }
 
 }  // namespace regard::test

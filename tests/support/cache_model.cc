@@ -8,7 +8,8 @@ namespace regard::test {
 int64_t CacheRules::first_seen(int64_t position) const {
   int64_t first = 0;
   if (storage == KvStorage::contiguous) return first;
-  if (window > 0) first = std::max(first, position - window + 1);
+  if (window > 0 && is_causal) first = std::max(first, position - window + 1);
+  if (window > 0 && !is_causal) first = std::max(first, position - window / 2);
   if (chunk > 0) first = std::max(first, position - position % chunk);
   return first;
 }
@@ -40,7 +41,8 @@ bool CacheModel::can_go_on(int64_t first_page, int64_t length) const {
 }
 
 bool CacheModel::is_acceptable(const Span& span) const {
-  if (span.count < 1 || (span.slot != -1 && !exists(span.slot))) return false;
+  if (span.count < 1 || span.prefix < 0 || span.prefix > span.count || (span.slot != -1 && !exists(span.slot)))
+    return false;
   if (span.slot == -1) return true;
   return span.first_position >= 0 && span.first_position <= slot(span.slot).length() &&
          span.count <= rules_.capacity - span.first_position &&
@@ -52,14 +54,15 @@ std::vector<std::vector<Span>> CacheModel::pieces(std::span<const Span> spans, i
   int64_t room = tokens_at_once;
   for (Span rest : spans)
     while (rest.count > 0) {
-      if (room == 0) {
+      // A prefix that does not fit begins a piece of its own, which it may overfill.
+      if (room == 0 || (rest.prefix > room && room < tokens_at_once)) {
         pieces.emplace_back();
         room = tokens_at_once;
       }
-      const int64_t count = std::min(room, rest.count);
+      const int64_t count = std::max(std::min(room, rest.count), rest.prefix);
       pieces.back().push_back({.slot = rest.slot, .first_position = rest.first_position, .count = count});
       rest = {.slot = rest.slot, .first_position = rest.first_position + count, .count = rest.count - count};
-      room -= count;
+      room = std::max<int64_t>(0, room - count);
     }
   return pieces;
 }

@@ -26,6 +26,7 @@ struct CacheRules {
   int64_t pages = 0;  // of the pool
   int64_t window = 0;
   int64_t chunk = 0;
+  bool is_causal = true;
   int64_t speculation_length = 0;
 
   [[nodiscard]] bool has_pool() const { return storage != KvStorage::contiguous; }

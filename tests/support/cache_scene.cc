@@ -64,6 +64,7 @@ CacheRules any_rules(bool is_long) {
   const int kind = any(0, 3);
   if (kind & 1) rules.window = any<int64_t>(1, longest);
   if (kind & 2) rules.chunk = any<int64_t>(1, longest);
+  rules.is_causal = any(0, 3) != 0;
   using enum KvStorage;
   rules.storage = *rc::gen::element(paged, paged, contiguous, ring, chunk);
   if ((rules.storage == ring && rules.window == 0) || (rules.storage == chunk && rules.chunk == 0))
@@ -92,7 +93,8 @@ std::ostream& operator<<(std::ostream& out, const CacheScene& scene) {
   const CacheRules& rules = scene.rules;
   return out << "storage " << static_cast<int>(rules.storage) << ", " << rules.slots << " slots of " << rules.capacity
              << " in " << rules.pages << " pages of " << rules.page_size << ", window " << rules.window << ", chunk "
-             << rules.chunk << ", speculation " << rules.speculation_length << ", " << scene.formats();
+             << rules.chunk << (rules.is_causal ? "" : ", bidirectional") << ", speculation "
+             << rules.speculation_length << ", " << scene.formats();
 }
 
 const CacheLayout& CacheScene::formats() const { return layouts()[layout]; }
@@ -104,6 +106,7 @@ AttentionConfig CacheScene::config() const {
                          .num_key_value_heads = sizes.kv_heads,
                          .head_dim = sizes.head_dim};
   config.v_head_dim = sizes.v_head_dim;
+  config.is_causal = rules.is_causal;
   config.sliding_window = rules.window;
   config.attention_chunk_size = rules.chunk;
   config.inference.seq_len = 1024;

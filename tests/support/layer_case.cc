@@ -1,5 +1,7 @@
 #include "support/layer_case.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <ostream>
@@ -33,15 +35,18 @@ RotaryConfig any_rotary(int64_t head_dim) {
       rotary.short_factor.push_back(1.0 + 0.1 * static_cast<double>(i));
       rotary.long_factor.push_back(2.0 + static_cast<double>(i));
     }
+    rotary.longrope_factors = *rc::gen::element(LongropeFactors::short_factor, LongropeFactors::long_factor);
   }
   return rotary;
 }
 
 QKNorm any_norm() {
-  return {.kind = *rc::gen::element(NormKind::rms, NormKind::rms_plus_one, NormKind::layer_norm),
-          .width = *rc::gen::element(NormWidth::head, NormWidth::all),
-          .eps = *rc::gen::element(1e-5, 1e-2),
-          .has_weight = !one_in(4)};
+  QKNorm norm{.kind = *rc::gen::element(NormKind::rms, NormKind::rms_plus_one, NormKind::layer_norm),
+              .width = *rc::gen::element(NormWidth::head, NormWidth::all),
+              .eps = *rc::gen::element(1e-5, 1e-2),
+              .has_weight = !one_in(4)};
+  norm.weight_per_head = norm.has_weight && norm.width == NormWidth::head && one_in(2);
+  return norm;
 }
 
 void any_norms(AttentionConfig& config) {
@@ -57,10 +62,7 @@ void any_norms(AttentionConfig& config) {
 }
 
 void any_mask(AttentionConfig& config, const LayerWishes& wishes) {
-  if (wishes.bidirectional && one_in(6)) {
-    config.is_causal = false;
-    return;
-  }
+  config.is_causal = !wishes.bidirectional || !one_in(5);
   const auto size = [&] { return *rc::gen::inRange<int64_t>(1, wishes.longest_text + 3); };
   if (one_in(2)) config.sliding_window = size();
   if (one_in(3)) config.attention_chunk_size = size();
@@ -82,6 +84,13 @@ void any_heads(AttentionConfig& config, bool small) {
       small ? rc::gen::element<int64_t>(16, 8, 33, 40) : rc::gen::element<int64_t>(64, 32, 128, 16, 8, 33, 80);
   config.head_dim = *widths;
   config.v_head_dim = one_in(4) ? *widths : config.head_dim;
+  // Heads wider than any block of the kernels, few of them: the oracle is slow.
+  if (!small && one_in(12)) {
+    config.num_key_value_heads = 1;
+    config.num_attention_heads = *rc::gen::element<int64_t>(1, 2);
+    config.head_dim = *rc::gen::inRange<int64_t>(129, 601);
+    config.v_head_dim = *rc::gen::inRange<int64_t>(129, 601);
+  }
   config.hidden_size = small ? *rc::gen::element<int64_t>(32, 24) : *rc::gen::element<int64_t>(64, 32, 24, 256, 300);
   config.is_eagle3_draft = one_in(8);
 }
@@ -94,16 +103,18 @@ std::ostream& operator<<(std::ostream& out, const LayerCase& c) {
       << g.num_attention_heads << " heads on " << g.num_key_value_heads << ", head_dim " << g.head_dim
       << ", v_head_dim " << g.v_head_dim << (g.is_causal ? ", causal" : ", bidirectional") << ", window "
       << g.sliding_window << ", chunk " << g.attention_chunk_size << ", " << g.learned_sinks_size << " sinks, cap "
-      << g.logit_soft_cap << ", value scale " << g.value_scale << (g.query_position_scale ? ", query scale" : "")
+      << g.logit_soft_cap << ", value scale " << g.value_scale
+      << (g.query_position_scale ? fmt::format(", query scale from {}", g.query_position_scale->offset) : "")
       << (g.qkv_bias ? ", qkv bias" : "") << (g.o_bias ? ", o bias" : "") << (g.fused_qkv ? ", fused" : "")
       << (c.reorders_rows ? ", rows reordered" : "") << (g.clip_qkv ? ", clipped" : "");
   if (g.rotary_emb)
     out << ", rotary of " << g.rotary_emb->rotary_dim << " style " << static_cast<int>(g.rotary_emb->style)
-        << " scaling " << static_cast<int>(g.rotary_emb->scaling) << " base " << g.rotary_emb->rope_theta;
+        << " scaling " << static_cast<int>(g.rotary_emb->scaling) << " list "
+        << static_cast<int>(g.rotary_emb->longrope_factors) << " base " << g.rotary_emb->rope_theta;
   const auto norm = [&](const char* name, const std::optional<QKNorm>& n) {
     if (n)
       out << ", " << name << " kind " << static_cast<int>(n->kind) << " width " << static_cast<int>(n->width)
-          << (n->has_weight ? "" : " without gain");
+          << (n->has_weight ? "" : " without gain") << (n->weight_per_head ? ", each head its own" : "");
   };
   if (g.use_qk_norm) out << ", qk norm";
   if (g.qk_layernorm) out << ", qk layer norm";
@@ -142,7 +153,9 @@ rc::Gen<LayerCase> layer_cases(LayerWishes wishes) {
     config.o_bias = one_in(2);
     config.softmax_scale = *rc::gen::element(0.0, 0.0, 0.3);
     config.logit_soft_cap = *rc::gen::element(0.0, 0.0, 5.0);
-    if (one_in(5)) config.query_position_scale = QueryPositionScale{.floor_scale = 8, .attn_scale = 0.2};
+    if (one_in(5))
+      config.query_position_scale =
+          QueryPositionScale{.floor_scale = 8, .attn_scale = 0.2, .offset = *rc::gen::element<int64_t>(0, 1)};
     if (one_in(5)) config.value_scale = 0.7;
     config.learned_sinks_size = *rc::gen::element<int64_t>(0, 1, 0, 3);
     config.inference.seq_len = 4096;
@@ -205,7 +218,7 @@ void Layer::add_norms(Random& random) {
   const auto fill = [&](const std::optional<QKNorm>& norm, int64_t heads, int64_t width, std::vector<float>& weight,
                         std::vector<float>* bias) {
     if (!norm) return;
-    const int64_t count = norm->width == NormWidth::all ? heads * width : width;
+    const int64_t count = norm->width == NormWidth::all || norm->weight_per_head ? heads * width : width;
     if (norm->has_weight) weight = random.normals(count, 0.2, norm->kind == NormKind::rms_plus_one ? 0.0 : 1.0);
     if (norm->kind == NormKind::layer_norm && bias != nullptr) *bias = random.normals(count, 0.2);
   };
@@ -239,8 +252,11 @@ KvCache Layer::make_cache(int64_t slots, int64_t capacity, int64_t speculation_l
   return {case_.storage, options, config()};
 }
 
-KvCache Layer::make_cache_of(const Attention& attention, int64_t slots, int64_t capacity) const {
-  return attention.make_cache(case_.storage, cache_options(slots, capacity));
+KvCache Layer::make_cache_of(const Attention& attention, int64_t slots, int64_t capacity,
+                             int64_t speculation_length) const {
+  KvCacheOptions options = cache_options(slots, capacity);
+  options.speculation_length = speculation_length;
+  return attention.make_cache(case_.storage, options);
 }
 
 KvCache Layer::make_contiguous_cache(int64_t slots, int64_t capacity) const {

@@ -51,7 +51,8 @@ class Layer {
   [[nodiscard]] KvCache make_cache(int64_t slots, int64_t capacity, int64_t speculation_length = 0) const;
   [[nodiscard]] KvCache make_contiguous_cache(int64_t slots, int64_t capacity) const;
   // One rank's part of such a cache.
-  [[nodiscard]] KvCache make_cache_of(const Attention& attention, int64_t slots, int64_t capacity) const;
+  [[nodiscard]] KvCache make_cache_of(const Attention& attention, int64_t slots, int64_t capacity,
+                                      int64_t speculation_length = 0) const;
   // Random hidden states [tokens, input_size]; the `index`-th text of this layer.
   [[nodiscard]] Tensor text(int64_t tokens, uint64_t index = 0) const;
 

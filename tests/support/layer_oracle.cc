@@ -63,8 +63,9 @@ std::string difference_from_oracle(const Layer& layer, const Sequence& sequence)
   };
   const OracleKeyValues cached{.keys = cached_part(&TokenOutput::key, config.head_dim),
                                .values = cached_part(&TokenOutput::value, config.v_head_dim)};
-  return difference_from_oracle(layer, {.hidden_states = oracle_matrix(sequence.hidden), .cached = &cached},
-                                sequence.outputs);
+  return difference_from_oracle(
+      layer, {.hidden_states = oracle_matrix(sequence.hidden), .prefix = sequence.prefix, .cached = &cached},
+      sequence.outputs);
 }
 
 std::string difference_from_oracle(const Layer& layer, const OracleInput& input, std::span<const TokenOutput> ours) {

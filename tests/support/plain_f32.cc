@@ -25,17 +25,18 @@ float dot(const float* a, const float* b, int64_t count, int order) {
   return sum;
 }
 
-// x [tokens, columns] -> [tokens, rows]
-Floats project(const Floats& x, int64_t tokens, const WeightView& weight, std::span<const float> bias,
-               std::span<const int64_t> row_order, int order) {
-  Floats out(static_cast<size_t>(tokens * weight.rows));
-  Floats row(static_cast<size_t>(weight.columns));
-  for (int64_t r = 0; r < weight.rows; ++r) {
-    const int64_t source = row_order.empty() ? r : row_order[static_cast<size_t>(r)];
+// x [tokens, columns] -> [tokens, rows]: stored rows first + row_order[r], or first + r.
+Floats project(const Floats& x, int64_t tokens, const StoredMatrix& weight, int64_t first, int64_t rows,
+               std::span<const float> bias, std::span<const int64_t> row_order, int order) {
+  const int64_t columns = weight.columns();
+  Floats out(static_cast<size_t>(tokens * rows));
+  Floats row(static_cast<size_t>(columns));
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t source = first + (row_order.empty() ? r : row_order[static_cast<size_t>(r)]);
     decode_row(weight, source, row);
     for (int64_t t = 0; t < tokens; ++t) {
-      const float sum = dot(x.data() + t * weight.columns, row.data(), weight.columns, order);
-      out[static_cast<size_t>(t * weight.rows + r)] = sum + (bias.empty() ? 0.0F : bias[static_cast<size_t>(source)]);
+      const float sum = dot(x.data() + t * columns, row.data(), columns, order);
+      out[static_cast<size_t>(t * rows + r)] = sum + (bias.empty() ? 0.0F : bias[static_cast<size_t>(source)]);
     }
   }
   return out;
@@ -61,8 +62,12 @@ void normalize(const QKNorm& norm, std::span<const float> weight, std::span<cons
 void normalize_heads(const QKNorm& norm, std::span<const float> weight, std::span<const float> bias, int64_t heads,
                      int64_t width, Floats& x) {
   const auto count = static_cast<size_t>(norm.width == NormWidth::all ? heads * width : width);
+  // Weights of each head's own repeat with every token.
+  const auto own = [&](std::span<const float> numbers, size_t first) {
+    return numbers.empty() || !norm.weight_per_head ? numbers : numbers.subspan(first % numbers.size(), count);
+  };
   for (size_t first = 0; first < x.size(); first += count)
-    normalize(norm, weight, bias, std::span(x).subspan(first, count));
+    normalize(norm, own(weight, first), own(bias, first), std::span(x).subspan(first, count));
 }
 
 // x [tokens, width], heads of head_dim
@@ -154,13 +159,10 @@ PlainOutput plain_layer(const AttentionConfig& config, const AttentionWeights& w
     for (size_t i = 0; i < in.residual.numbers.size(); ++i) x[i] += static_cast<float>(in.residual.numbers[i]);
     normalize_heads({.eps = *c.rms_norm_eps}, in.rmsnorm, {}, 1, c.input_size(), x);
   }
-  const auto part = [&](int64_t first, int64_t rows, const WeightView& own, const Floats& own_bias,
+  const auto part = [&](int64_t first, int64_t rows, const StoredMatrix& own, const Floats& own_bias,
                         std::span<const int64_t> row_order) {
-    if (!c.fused_qkv) return project(x, tokens, own, own_bias, row_order, order);
-    const auto bias = std::span(w.qkv_bias);
-    return project(x, tokens, w.qkv.row_range(first, rows),
-                   bias.empty() ? bias : bias.subspan(static_cast<size_t>(first), static_cast<size_t>(rows)), row_order,
-                   order);
+    if (!c.fused_qkv) return project(x, tokens, own, 0, rows, own_bias, row_order, order);
+    return project(x, tokens, w.qkv, first, rows, w.qkv_bias, row_order, order);
   };
   Floats q = part(0, q_width, w.q, w.q_bias, w.q_row_order);
   Floats k = part(q_width, k_width, w.k, w.k_bias, w.k_row_order);
@@ -185,8 +187,8 @@ PlainOutput plain_layer(const AttentionConfig& config, const AttentionWeights& w
   if (c.query_position_scale)
     for (size_t i = 0; i < q.size(); ++i) {
       const int64_t position = in.first_position + static_cast<int64_t>(i) / q_width;
-      const float turns =
-          std::floor(static_cast<float>(position + 1) / static_cast<float>(c.query_position_scale->floor_scale));
+      const float turns = std::floor(static_cast<float>(position + c.query_position_scale->offset) /
+                                     static_cast<float>(c.query_position_scale->floor_scale));
       q[i] *= std::log(1.0F + turns) * static_cast<float>(c.query_position_scale->attn_scale) + 1.0F;
     }
   if (c.v_norm) normalize_heads(*c.v_norm, weights.v_norm, {}, c.num_key_value_heads, c.v_head_dim, v);
@@ -202,9 +204,13 @@ PlainOutput plain_layer(const AttentionConfig& config, const AttentionWeights& w
        .scale = c.softmax_scale,
        .soft_cap = c.logit_soft_cap,
        .sinks = weights.sinks,
-       .sees = [&](int64_t query, int64_t key) { return oracle_sees(c, in.first_position + query, first_key + key); }},
+       .sees =
+           [&](int64_t query, int64_t key) {
+             return oracle_sees(c, in.first_position + query, first_key + key, in.first_position + in.prefix);
+           }},
       order);
-  return {.hidden_states = project(attended.out, tokens, weights.output, weights.output_bias, {}, order),
+  return {.hidden_states =
+              project(attended.out, tokens, weights.output, 0, weights.output.rows(), weights.output_bias, {}, order),
           .keys = k,
           .values = v,
           .attended = attended};

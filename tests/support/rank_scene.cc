@@ -8,6 +8,8 @@
 namespace regard::test {
 namespace {
 
+constexpr int64_t kCapacity = 4096;
+
 bool one_in(int times) { return *rc::gen::inRange(0, times) == times - 1; }
 
 int64_t any_divisor(int64_t number) {
@@ -66,7 +68,7 @@ struct Results {
 Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
   const Attention attention = Attention::load(layer.weights(), layer.config(), Threads(1), ranks);
   Workspace workspace(1);
-  KvCache cache = layer.make_cache_of(attention, scene.slots, 4096);
+  KvCache cache = layer.make_cache_of(attention, scene.slots, kCapacity, scene.speculation_length);
   std::vector<float> gain(static_cast<size_t>(layer.config().input_size()), 1.25F);
   Results results;
   for (size_t call = 0; call < scene.calls.size(); ++call) {
@@ -135,6 +137,7 @@ std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
       const Span& span = scene.calls[call][i];
       const RankDraft draft = scene.drafts.empty() ? RankDraft() : scene.drafts[call][i];
       out << " " << span.slot << "@" << span.first_position << "+" << span.count;
+      if (span.prefix > 0) out << " prefix " << span.prefix;
       for (const int64_t parent : draft.tree.parents) out << "," << parent;
       if (!draft.accepted.empty()) out << " of which " << draft.accepted.size() << " stay";
     }
@@ -143,11 +146,12 @@ std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
   return out << "; " << scene.layer;
 }
 
-// Of a span of a few tokens. Caches that give tokens back could not go on after some drafts.
+constexpr int64_t kLongestDraft = 8;
+
+// Of a span of a few tokens.
 RankDraft any_draft(const RankScene& scene, const Span& span) {
-  const AttentionConfig& config = scene.layer.config;
-  const bool takes_back = config.is_causal && config.sliding_window == 0 && config.attention_chunk_size == 0;
-  if (!scene.with_cache || !takes_back || span.slot == -1 || span.count > 8 || one_in(4)) return {};
+  const bool fits = scene.layer.config.is_causal && span.count <= kLongestDraft;
+  if (!scene.with_cache || !fits || span.slot == -1 || one_in(4)) return {};
   RankDraft draft;
   if (one_in(2)) {
     draft.tree = any_draft_tree(span.count);
@@ -157,6 +161,13 @@ RankDraft any_draft(const RankScene& scene, const Span& span) {
     for (int64_t i = 0; i < staying; ++i) draft.accepted.push_back(i);
   }
   return draft;
+}
+
+// Pools have room for so many tokens at once.
+int64_t any_prefix(const RankScene& scene, const Span& span, const RankDraft& draft) {
+  if (!scene.layer.config.is_causal || draft.tree.count() > 0 || !one_in(3)) return 0;
+  const bool has_pool = scene.with_cache && scene.layer.storage != KvStorage::contiguous;
+  return *rc::gen::inRange<int64_t>(1, (has_pool ? std::min(span.count, KvCache::kTokensAtOnce) : span.count) + 1);
 }
 
 rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
@@ -170,6 +181,7 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
       scene.layer.scaling = *rc::gen::element(KvScaling::per_tensor, KvScaling::per_head, KvScaling::per_channel);
     }
     scene.slots = *rc::gen::inRange<int64_t>(1, 5);
+    if (wishes.drafts) scene.speculation_length = kLongestDraft;
     scene.with_cache = !one_in(5);
     scene.with_norm = scene.layer.config.rms_norm_eps.has_value();
     if (one_in(6))
@@ -192,9 +204,11 @@ rc::Gen<RankScene> rank_scenes(RankWishes wishes) {
         // The next draft comes to the end of a run of tokens that one rank keeps.
         if (wishes.drafts && wishes.shared_tokens && one_in(2))
           count = 2 * 256 - length % 256 + *rc::gen::inRange<int64_t>(-6, 2);
+        if (length + count > kCapacity) length = 0;
         const bool nobody = one_in(10);
         spans.push_back({.slot = nobody ? -1 : slot, .first_position = length, .count = count});
         drafts.push_back(wishes.drafts ? any_draft(scene, spans.back()) : RankDraft());
+        spans.back().prefix = any_prefix(scene, spans.back(), drafts.back());
         const auto accepted = static_cast<int64_t>(drafts.back().accepted.size());
         if (!nobody) length += accepted > 0 ? accepted : count;
       }

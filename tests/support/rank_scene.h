@@ -25,6 +25,7 @@ struct RankScene {
   std::vector<std::vector<RankDraft>> drafts;  // one a span, or none at all
   bool with_cache = true;
   bool with_norm = false;  // an input norm, and a residual
+  int64_t speculation_length = 0;
 };
 std::ostream& operator<<(std::ostream& out, const RankScene& scene);
 

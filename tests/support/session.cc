@@ -72,7 +72,10 @@ void Session::advance(std::span<const Step> steps) {
     const TensorView part = sequence->hidden.view().slice(0, sequence->done(), count);
     std::memcpy(to, part.data(), bytes_of(part));
     to += bytes_of(part);
-    spans.push_back({.slot = sequence->slot, .first_position = sequence->done(), .count = count});
+    spans.push_back({.slot = sequence->slot,
+                     .first_position = sequence->done(),
+                     .count = count,
+                     .prefix = sequence->next_prefix()});
   }
   const std::vector<TokenOutput> outputs = forward(layer_, cache_, workspace_, hidden, spans);
   auto next = outputs.begin();
@@ -96,6 +99,7 @@ void Session::advance_padded(std::span<const Step> steps, Padding padding) {
   Tensor mask(DType::boolean, {batch, longest});
   Tensor positions(DType::i64, {batch, longest});
   std::vector<int64_t> slots;
+  std::vector<int64_t> prefixes;
   // What stands in the padding must not matter.
   std::memset(hidden.view().data(), 0xFF, bytes_of(hidden));
   for (int64_t b = 0; b < batch; ++b) {
@@ -108,12 +112,14 @@ void Session::advance_padded(std::span<const Step> steps, Padding padding) {
       *positions.view()[b][first + i].as<int64_t>() = sequence->done() + i;
     }
     slots.push_back(sequence->slot);
+    prefixes.push_back(sequence->next_prefix());
   }
   PaddedAttentionInput input;
   input.hidden_states = hidden;
   input.attention_mask = mask;
   input.position_ids = positions;
   input.seq_ids = slots;
+  input.prefixes = prefixes;
   input.cache = &cache_;
   input.workspace = &workspace_;
   input.lse = true;
@@ -129,8 +135,8 @@ void Session::advance_padded(std::span<const Step> steps, Padding padding) {
   }
 }
 
-std::vector<TokenOutput> prefill_at_once(const Layer& layer, const Tensor& hidden) {
-  Sequence sequence{.hidden = hidden};
+std::vector<TokenOutput> prefill_at_once(const Layer& layer, const Tensor& hidden, int64_t prefix) {
+  Sequence sequence{.hidden = hidden, .outputs = {}, .prefix = prefix};
   Session session(layer, {.capacity = sequence.length(), .contiguous = true});
   session.advance(sequence, sequence.length());
   return sequence.outputs;

@@ -30,9 +30,12 @@ struct Sequence {
   int64_t slot = 0;
   Tensor hidden;  // [tokens, input_size]
   std::vector<TokenOutput> outputs;
+  int64_t prefix = 0;  // its first so many tokens, which see each other: all in the first step
 
   [[nodiscard]] int64_t length() const { return hidden.shape()[0]; }
   [[nodiscard]] int64_t done() const { return static_cast<int64_t>(outputs.size()); }
+  // Of its next span.
+  [[nodiscard]] int64_t next_prefix() const { return done() == 0 ? prefix : 0; }
 };
 
 enum class Padding { left, right };
@@ -68,6 +71,6 @@ class Session {
 };
 
 // A sequence of its own, in one call by one thread.
-std::vector<TokenOutput> prefill_at_once(const Layer& layer, const Tensor& hidden);
+std::vector<TokenOutput> prefill_at_once(const Layer& layer, const Tensor& hidden, int64_t prefix = 0);
 
 }  // namespace regard::test

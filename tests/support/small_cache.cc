@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "regard/block_table.h"
 #include "support/numbers.h"
 
 namespace regard::test {
@@ -16,7 +17,6 @@ AttentionConfig two_head_layer(int64_t window, int64_t chunk) {
 
 KvCache paged_cache(const KvCacheOptions& options, int64_t window, int64_t chunk) {
   KvCacheOptions filled = options;
-  if (!filled.dtype) filled.dtype = DType::f32;
   if (filled.page_size == 0) filled.page_size = 16;
   return KvCache::paged(filled, two_head_layer(window, chunk));
 }
@@ -36,17 +36,18 @@ void decode(KvCache& cache, int64_t slot, int64_t end, int64_t at_once) {
 }
 
 Snapshot snapshot(const KvCache& cache) {
-  Snapshot all{.free_pages = cache.free_pages()};
+  Snapshot all{.free_pages = cache.block_tables().free_pages()};
   for (int64_t slot = 0; slot < cache.slots(); ++slot) {
     const int64_t first = cache.first_held(slot);
     all.lengths.push_back(cache.length(slot));
     all.first_held.push_back(first);
-    all.tables.push_back(cache.page_table(slot));
+    all.tables.push_back(cache.block_tables().table(slot));
     const auto stored = cache.read_stored(slot, first, cache.length(slot) - first);
     for (const Tensor* part : {&stored.keys, &stored.values, &stored.key_scales, &stored.value_scales})
       if (!part->empty()) all.bytes.push_back(bytes_of(*part));
   }
-  for (int32_t page = 0; page < cache.pages(); ++page) all.holders.push_back(cache.holders(page));
+  for (int32_t page = 0; page < cache.block_tables().pages(); ++page)
+    all.holders.push_back(cache.block_tables().reference_count(page));
   return all;
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "regard/attention_config.h"
 #include "regard/cache.h"
 
 // Small caches, tokens for them, and what can be seen of them.

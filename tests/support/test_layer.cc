@@ -22,7 +22,7 @@ std::vector<float> picking_rows(int64_t rows, int64_t columns, int64_t first) {
 void add_norm(const std::optional<QKNorm>& norm, int64_t heads, int64_t width, Numbers& numbers,
               std::vector<float>& weight, std::vector<float>* bias) {
   if (!norm) return;
-  const int64_t count = norm->width == NormWidth::all ? heads * width : width;
+  const int64_t count = norm->width == NormWidth::all || norm->weight_per_head ? heads * width : width;
   if (norm->has_weight) weight = numbers.floats(count);
   if (norm->kind == NormKind::layer_norm && bias != nullptr) *bias = numbers.floats(count);
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/parsed_file.h"
+#include "layers/mlp.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
 #include "regard/error.h"
@@ -19,6 +20,7 @@
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
 #include "support/numbers.h"
+#include "support/stored_weight.h"
 #include "support/temp_folder.h"
 #include "support/test_layer.h"
 #include "support/tiny_llama.h"
@@ -236,6 +238,36 @@ TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
             input.workspace = &workspace;
             EXPECT_EQ(allocated_in_steady_state([&] { (void)attention.forward(input); }), 0U);
           }
+}
+
+// Experts with a shared MLP and biases, for a token and for a prompt.
+TEST(Allocation, AnMlpOfExpertsAllocatesNothingInSteadyState) {
+  const auto square = test::random_weight(WeightType::bf16, 128, 128, 171);
+  const std::vector<float> bias(128, 0.5F);
+  const DenseWeights dense{.gate = square.view(),
+                           .up = square.view(),
+                           .down = square.view(),
+                           .gate_bias = bias,
+                           .up_bias = bias,
+                           .down_bias = bias,
+                           .gate_rows = {},
+                           .up_rows = {}};
+  const DenseMlp one{.width = 128, .has_bias = true};
+  const ExpertsMlp spec{.experts = 128, .experts_per_token = 4, .expert = one, .router = {}, .shared = one};
+  ExpertsWeights weights;
+  weights.experts.assign(128, dense);
+  weights.shared = dense;
+  weights.router = square.view();
+  const Mlp mlp = Mlp::load(spec, weights, 128, Threads(1), Ranks());
+  for (const int threads : {1, 2})
+    for (const int64_t tokens : {1, 40, 600}) {
+      SCOPED_TRACE(::testing::Message() << threads << " threads, " << tokens << " tokens");
+      Workspace workspace(threads);
+      const Tensor x = test::Numbers(172).tensor({tokens, 128});
+      const Tensor out(DType::f32, {tokens, 128});
+      const RowSplit split{.rows = out, .rank = 0, .tokens = {}, .ranges = {}};
+      EXPECT_EQ(allocated_in_steady_state([&] { mlp.run(x, split, out, workspace); }), 0U);
+    }
 }
 
 // Token after token, through many pages: rings give back as many as they take.

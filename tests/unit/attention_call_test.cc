@@ -59,6 +59,19 @@ TEST_F(Call, WithoutSpansTheTokensAreOneSequence) {
             bytes_of(run(tokens(0, 9), {{.slot = 0, .count = 9}}).hidden_states));
 }
 
+// As the padded form does: a second call without spans is the next part of the sequence, not a new one.
+TEST_F(Call, WithoutSpansACallContinuesSlot0OfItsCache) {
+  KvCache spanned = cache_of(2, 40);
+  KvCache implied = cache_of(2, 40);
+  (void)run(tokens(0, 7), {{.slot = 0, .count = 7}}, &spanned);
+  const auto expected = run(tokens(7, 1), {{.slot = 0, .first_position = 7, .count = 1}}, &spanned);
+  (void)run(tokens(0, 7), {}, &implied);
+  const auto next = run(tokens(7, 1), {}, &implied);
+  EXPECT_EQ(implied.length(0), 8);
+  EXPECT_EQ(bytes_of(next.hidden_states), bytes_of(expected.hidden_states));
+  EXPECT_EQ(bytes_of(implied.read(0, 0, 8).first), bytes_of(spanned.read(0, 0, 8).first));
+}
+
 // Prefill, a chunk of a longer prompt and a decode step in one call have the bits of calls of their own.
 TEST_F(Call, SpansOfAnyKindMixInOneCall) {
   KvCache apart = cache_of(3, 400);
@@ -109,7 +122,7 @@ TEST_F(Call, WithoutACacheSpansStartWhereTheySay) {
   const Attention chunked = test::random_layer(config, 101).load();
   const auto output = run(chunked, tokens(0, 6), {{.slot = 0, .first_position = 102, .count = 6}}, nullptr);
   const auto angles =
-      RotaryEmbedding(*config.validated().rotary_emb, 108).angles(std::vector<int64_t>{102, 103, 104, 105, 106, 107});
+      RotaryEmbedding(*config.validated().rotary_emb).angles(std::vector<int64_t>{102, 103, 104, 105, 106, 107});
   EXPECT_EQ(bytes_of(output.cos_cache.values), bytes_of(angles.cos.values));
   // Positions 104 .. 107 are a chunk, which the first two tokens are not in.
   const auto second = run(chunked, tokens(2, 4), {{.slot = 0, .first_position = 104, .count = 4}}, nullptr);

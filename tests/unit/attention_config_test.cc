@@ -70,21 +70,16 @@ const std::vector<Broken> kBrokenLayers = {
     {"logit_soft_cap is inf", [](auto& c) { c.logit_soft_cap = INFINITY; }},
     {"query_position_scale.floor_scale is 0",
      [](auto& c) { c.query_position_scale = QueryPositionScale{.floor_scale = 0}; }},
+    {"query_position_scale.offset is -1", [](auto& c) { c.query_position_scale = QueryPositionScale{.offset = -1}; }},
+    {"q_layernorm.weight_per_head is true",
+     [](auto& c) { c.q_layernorm = c.k_layernorm = QKNorm{.width = NormWidth::all, .weight_per_head = true}; }},
+    {"v_norm.weight_per_head is true",
+     [](auto& c) { c.v_norm = QKNorm{.has_weight = false, .weight_per_head = true}; }},
     {"query_position_scale.attn_scale is nan",
      [](auto& c) { c.query_position_scale = QueryPositionScale{.attn_scale = kNan}; }},
     {"value_scale is inf", [](auto& c) { c.value_scale = INFINITY; }},
     {"sliding_window is -1", [](auto& c) { c.sliding_window = -1; }},              // [CFG-20]
     {"attention_chunk_size is -4", [](auto& c) { c.attention_chunk_size = -4; }},  // [CFG-17]
-    {"is_causal is false, but sliding_window is 4",
-     [](auto& c) {
-       c.is_causal = false;
-       c.sliding_window = 4;
-     }},
-    {"is_causal is false, but sliding_window is 0 and attention_chunk_size 8",
-     [](auto& c) {
-       c.is_causal = false;
-       c.attention_chunk_size = 8;
-     }},
     {"learned_sinks_size is -1", [](auto& c) { c.learned_sinks_size = -1; }},      // [CFG-23]
     {"learned_sinks_size is 1025", [](auto& c) { c.learned_sinks_size = 1025; }},  // [CFG-23]
     {"o_proj_layer_name is empty", [](auto& c) { c.o_proj_layer_name = ""; }},     // [CFG-22]
@@ -122,28 +117,40 @@ const std::vector<Broken> kBrokenRotations = {
        c.rotary_emb = longrope(4);
        c.rotary_emb->long_factor[3] = -2;
      }},
+    {"rotary_emb.longrope_factors is unspecified", [](auto& c) { c.rotary_emb = longrope(4); }},
 };
 
 const std::vector<Broken> kBrokenInference = {
     {"batch_size is 0", [](auto& c) { c.inference.batch_size = 0; }},                      // [CFG-40]
-    {"seq_len is 0", [](auto& c) { c.inference.seq_len = 0; }},                            // [CFG-42]
+    {"seq_len is -1", [](auto& c) { c.inference.seq_len = -1; }},                          // [CFG-42]
     {"ctx_batch_size is 2", [](auto& c) { c.inference.ctx_batch_size = 2; }},              // [CFG-41]
     {"tkg_batch_size is 3", [](auto& c) { c.inference.tkg_batch_size = 3; }},              // [CFG-41]
     {"spec_batch_size is 4", [](auto& c) { c.inference.spec_batch_size = 4; }},            // [CFG-41]
     {"max_batch_size is -1", [](auto& c) { c.inference.max_batch_size = -1; }},            // [CFG-41]
     {"kv_cache_batch_size is -1", [](auto& c) { c.inference.kv_cache_batch_size = -1; }},  // [CFG-59]
-    {"max_context_length is 129", [](auto& c) { c.inference.max_context_length = 129; }},  // [CFG-43]
-    {"max_context_length is 128", [](auto& c) { c.inference.max_length = 64; }},           // [CFG-43]
-    {"max_length is -1", [](auto& c) { c.inference.max_length = -1; }},                    // [CFG-44]
-    {"n_positions is -1", [](auto& c) { c.inference.n_positions = -1; }},                  // [CFG-45]
-    {"windowed_context_encoding_size is -1",                                               // [CFG-68]
+    {"max_context_length is 129",                                                          // [CFG-43]
+     [](auto& c) {
+       c.inference.seq_len = 128;
+       c.inference.max_context_length = 129;
+     }},
+    {"max_context_length is 128",  // [CFG-43]
+     [](auto& c) {
+       c.inference.seq_len = 128;
+       c.inference.max_length = 64;
+     }},
+    {"max_length is -1", [](auto& c) { c.inference.max_length = -1; }},    // [CFG-44]
+    {"n_positions is -1", [](auto& c) { c.inference.n_positions = -1; }},  // [CFG-45]
+    {"windowed_context_encoding_size is -1",                               // [CFG-68]
      [](auto& c) { c.inference.windowed_context_encoding_size = -1; }},
     {"padding_side is \"both\"", [](auto& c) { c.inference.padding_side = "both"; }},       // [CFG-46]
     {"cast_type is \"none\"", [](auto& c) { c.inference.cast_type = "none"; }},             // [CFG-49]
     {"torch_dtype is i8", [](auto& c) { c.inference.torch_dtype = DType::i8; }},            // [CFG-47]
     {"attention_dtype is f64", [](auto& c) { c.inference.attention_dtype = DType::f64; }},  // [CFG-48]
     {"attention_dtype is f32, but torch_dtype is bf16",                                     // [CFG-48]
-     [](auto& c) { c.inference.attention_dtype = DType::f32; }},
+     [](auto& c) {
+       c.inference.torch_dtype = DType::bf16;
+       c.inference.attention_dtype = DType::f32;
+     }},
 };
 
 void expect_errors(const std::vector<Broken>& table) {
@@ -223,13 +230,15 @@ TEST(AttentionConfig, QkLayernormStandsForALayerNormOnQueriesAndKeys) {
 }
 
 // [CFG-40] .. [CFG-49], [CFG-59], [CFG-75]
-TEST(AttentionConfig, InferenceDefaultsAreTheReferences) {
+TEST(AttentionConfig, InferenceDefaultsAreTheReferencesExceptLengthsAndTypes) {
   const InferenceConfig inference = small().validated().inference;
   EXPECT_EQ(inference.batch_size, 1);
-  EXPECT_EQ(inference.seq_len, 128);
+  for (const int64_t length :
+       {inference.seq_len, inference.max_context_length, inference.max_length, inference.n_positions})
+    EXPECT_EQ(length, 0);
   EXPECT_EQ(inference.padding_side, "right");
-  EXPECT_EQ(inference.torch_dtype, DType::bf16);
-  EXPECT_EQ(inference.attention_dtype, DType::bf16);
+  EXPECT_EQ(inference.torch_dtype, DType::f32);
+  EXPECT_EQ(inference.attention_dtype, DType::f32);
   EXPECT_EQ(inference.cast_type, "config");
   EXPECT_EQ(inference.windowed_context_encoding_size, 0);
   EXPECT_FALSE(inference.allow_input_truncation);
@@ -250,9 +259,24 @@ TEST(AttentionConfig, LengthsAndBatchesFollowSeqLenAndBatchSize) {
 // [CFG-48], [CFG-49]
 TEST(AttentionConfig, AttentionDtypeMayDifferWhenTypesAreAsDeclared) {
   AttentionConfig config = small();
+  config.inference.torch_dtype = DType::bf16;
   config.inference.attention_dtype = DType::f32;
   config.inference.cast_type = "as-declared";
   EXPECT_EQ(config.validated().inference.attention_dtype, DType::f32);
+}
+
+TEST(AttentionConfig, EqualListsOfALongropeRotationNeedNoChoice) {
+  AttentionConfig config = small();
+  config.rotary_emb = longrope(4);
+  config.rotary_emb->long_factor = config.rotary_emb->short_factor;
+  EXPECT_EQ(config.validated().rotary_emb->longrope_factors, LongropeFactors::short_factor);
+}
+
+// The list follows from the length that sequences may come to, and no inference flag changes it.
+TEST(AttentionConfig, TheLongListOfALongropeRotationStartsBeyondTheLengthOfTheTraining) {
+  const RotaryConfig rotary{.original_max_position_embeddings = 4096};
+  EXPECT_EQ(rotary.longrope_factors_for(4096), LongropeFactors::short_factor);
+  EXPECT_EQ(rotary.longrope_factors_for(4097), LongropeFactors::long_factor);
 }
 
 // Bounds that are still inside: clip 0 is a value, not off [POS-20].

@@ -39,11 +39,11 @@ struct Layer {
 
   Layer(WeightType type, int64_t rows, int64_t columns)
       : stored(test::random_weight(type, rows, columns, 191)),
-        linear{.weight = PackedMatrix::pack(stored.view(), Threads(1)), .bias = test::Numbers(192).floats(rows)} {}
+        linear(Linear::load(stored.view(), test::Numbers(192).floats(rows), Threads(1))) {}
 };
 
 Tensor product(const Layer& layer, ConstTensorView x, Workspace workspace) {
-  const Tensor out(DType::f32, {x.size(0), layer.linear.weight.rows()});
+  const Tensor out(DType::f32, {x.size(0), layer.linear.rows()});
   const Linear* const layers[] = {&layer.linear};
   const TensorView outs[] = {out};
   apply(layers, x, outs, workspace);
@@ -63,7 +63,7 @@ TEST_F(Bf16Products, AProjectionIsTheSumOfProductsOfRoundedFactors) {
       for (int64_t m = 0; m < kMostRows; ++m)
         for (int64_t n = 0; n < columns; ++n) {
           decode_row(layer.stored.view(), n, weight);
-          double sum = static_cast<double>(layer.linear.bias[static_cast<size_t>(n)]);
+          double sum = static_cast<double>(layer.linear.bias()[static_cast<size_t>(n)]);
           double sizes = std::fabs(sum);
           for (int64_t k = 0; k < depth; ++k) {
             const double term = static_cast<double>(rounded(x.view()[m].as<float>()[k], DType::bf16)) *

@@ -4,7 +4,7 @@
 
 #include <random>
 
-#include "regard/projection.h"
+#include "regard/linear.h"
 #include "regard/tensor.h"
 
 namespace regard {

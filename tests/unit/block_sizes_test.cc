@@ -88,8 +88,8 @@ TEST(BlockSizes, AttentionHasTheSameBits) {
 
 TEST(BlockSizes, ProjectionsHaveTheSameBitsForEveryWeightType) {
   for (const WeightType type : test::kAllWeightTypes) {
-    const Linear layer{.weight = PackedMatrix::pack(test::random_weight(type, 75, 512, 183).view(), Threads(1)),
-                       .bias = test::Numbers(184).floats(75)};
+    const Linear layer =
+        Linear::load(test::random_weight(type, 75, 512, 183).view(), test::Numbers(184).floats(75), Threads(1));
     const Linear* const layers[] = {&layer};
     for (const int64_t tokens : {1, 7, 40, 300}) {
       const Tensor x = test::Numbers(185).tensor({tokens, 512});

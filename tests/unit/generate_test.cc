@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/generator.h"
+#include "regard/block_table.h"
 #include "regard/saved_sequence.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
@@ -157,7 +158,7 @@ TEST(SavedTexts, APromptFollowsThem) {
 std::vector<KvCache> wholly_cached(Speaker& speaker, const Ids& tokens) {
   auto caches = speaker.decoder.make_caches({.slots = 1, .capacity = 100, .dtype = DType::f32});
   const Span span{.count = static_cast<int64_t>(tokens.size())};
-  (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Model::Logits::all, speaker.workspace);
+  (void)speaker.decoder.forward(tokens, {&span, 1}, caches, {.logits = Model::Logits::all}, speaker.workspace);
   return caches;
 }
 
@@ -202,10 +203,10 @@ TEST(CachesOfAModel, TakeNoMoreThanTheirBytesAndTheirNeed) {
   const Speaker full(0, 1600);
   const Speaker windowed(20, 1600);
   const auto pages = [&](const Speaker& speaker, int64_t bytes) {
-    return speaker.decoder.make_paged_caches(options, bytes).back().pages();
+    return speaker.decoder.make_paged_caches(options, bytes).back().block_tables().pages();
   };
   const KvCache sample = std::move(full.decoder.make_paged_caches(options, int64_t{1} << 30).front());
-  const int64_t page_of_all_layers = 2 * sample.bytes_per_token() * sample.page_size();
+  const int64_t page_of_all_layers = 2 * sample.bytes_per_token() * sample.block_tables().page_size();
   EXPECT_EQ(pages(full, page_of_all_layers * 60), 60);
   EXPECT_EQ(pages(full, page_of_all_layers * 61 - 1), 60);
   EXPECT_EQ(pages(full, int64_t{1} << 30), 4 * 50);
@@ -217,9 +218,12 @@ TEST(CachesOfAModel, TakeNoMoreThanTheirBytesAndTheirNeed) {
   EXPECT_ERROR(pages(windowed, page_of_all_layers * 19 - 1), "4 sequences need at least");
   // What the slots could fill may be more than any machine has.
   const KvCacheOptions huge{.slots = 1000, .capacity = int64_t{1} << 24, .dtype = DType::f32};
-  EXPECT_EQ(full.decoder.make_paged_caches(huge, page_of_all_layers * 1001).back().pages(), 1001);
-  // 0 slots are those of the config.
-  EXPECT_EQ(full.decoder.make_paged_caches({.capacity = 1600, .dtype = DType::f32}, page_of_all_layers).back().pages(),
+  EXPECT_EQ(full.decoder.make_paged_caches(huge, page_of_all_layers * 1001).back().block_tables().pages(), 1001);
+  // One slot is the default.
+  EXPECT_EQ(full.decoder.make_paged_caches({.capacity = 1600, .dtype = DType::f32}, page_of_all_layers)
+                .back()
+                .block_tables()
+                .pages(),
             1);
   EXPECT_ERROR((void)full.decoder.make_paged_caches({.slots = 1, .pages = 4}, 1 << 20), "pages is 4");
 }
@@ -232,9 +236,9 @@ TEST(CachesOfAModel, NoneChangesWhereALaterOneHasNoRoom) {
                                     speaker.decoder.attention(0).config()));
   const Ids tokens(100, 5);
   const Span span{.slot = 0, .first_position = 0, .count = 100};
-  EXPECT_ERROR(
-      (void)speaker.decoder.forward(tokens, {&span, 1}, caches, Model::Logits::last_of_each_span, speaker.workspace),
-      "2 more free pages");
+  EXPECT_ERROR((void)speaker.decoder.forward(tokens, {&span, 1}, caches, {.logits = Model::Logits::last_of_each_span},
+                                             speaker.workspace),
+               "2 more free pages");
   for (const KvCache& cache : caches) EXPECT_EQ(cache.length(0), 0);
 }
 

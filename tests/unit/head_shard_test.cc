@@ -97,7 +97,7 @@ struct Projected {
 
 Projected project(const QkvProjection& projection, const Tensor& x) {
   Workspace workspace(2);
-  const auto empty = [](const Linear& linear) { return Tensor(DType::f32, {kTokens, linear.weight.rows()}); };
+  const auto empty = [](const Linear& linear) { return Tensor(DType::f32, {kTokens, linear.rows()}); };
   const Projected out{.q = empty(projection.q()), .k = empty(projection.k()), .v = empty(projection.v())};
   projection.forward(x, out.q, out.k, out.v, workspace);
   return out;
@@ -190,7 +190,7 @@ TEST(HeadShard, OutputsOfAllRanksSumToTheWhole) {  // [PROJ-12], [PROJ-17]
     for (int64_t rank = 0; rank < layer.sharding.tp(); ++rank) {
       const HeadShard shard = layer.shard(rank);
       const OutputProjection projection = layer.out(shard);
-      EXPECT_EQ(projection.linear().bias, layer.output_bias);
+      EXPECT_EQ(projection.linear().bias(), layer.output_bias);
       const Tensor out(DType::f32, {kTokens, kHidden});
       projection.forward(heads_of(x, shard.q_heads, c.v_head_dim), out, workspace);
       for (int64_t n = 0; n < kHidden; ++n)
@@ -226,14 +226,14 @@ void poison(std::vector<float>& bias, std::span<const int64_t> own_heads, int64_
 }
 
 void expect_same(const Linear& actual, const Linear& expected) {
-  EXPECT_EQ(actual.bias, expected.bias);
-  ASSERT_EQ(actual.weight.rows(), expected.weight.rows());
-  ASSERT_EQ(actual.weight.columns(), expected.weight.columns());
-  std::vector<float> actual_row(static_cast<size_t>(actual.weight.columns()));
+  EXPECT_EQ(actual.bias(), expected.bias());
+  ASSERT_EQ(actual.weight().rows(), expected.weight().rows());
+  ASSERT_EQ(actual.weight().columns(), expected.weight().columns());
+  std::vector<float> actual_row(static_cast<size_t>(actual.weight().columns()));
   std::vector<float> expected_row(actual_row.size());
-  for (int64_t row = 0; row < actual.weight.rows(); ++row) {
-    actual.weight.decode_row(row, actual_row);
-    expected.weight.decode_row(row, expected_row);
+  for (int64_t row = 0; row < actual.weight().rows(); ++row) {
+    actual.weight().decode_row(row, actual_row);
+    expected.weight().decode_row(row, expected_row);
     ASSERT_EQ(actual_row, expected_row) << "row " << row;
   }
 }

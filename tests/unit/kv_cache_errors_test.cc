@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "regard/block_table.h"
 #include "regard/cache.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"
@@ -28,9 +29,9 @@ KvCache scene() {
   KvCache cache = paged_cache({.slots = 4, .capacity = 64, .pages = 8});
   append(cache, 0, 0, 40);
   cache.fork(0, 1, 20);
-  cache.reserve(2, Pages{3});
+  cache.block_tables().reserve(2, Pages{3});
   append(cache, 2, 0, 3);
-  cache.reserve(2, Pages{5});
+  cache.block_tables().reserve(2, Pages{5});
   return cache;
 }
 
@@ -42,104 +43,109 @@ struct Refused {
 };
 
 const std::vector<Refused> kRefused = {
-    {"share into a live slot", [](KvCache& c) { c.share(0, Pages{0}, 16); }, "slot 0 is in use with 40 tokens"},
-    {"share into a reserved slot", [](KvCache& c) { c.share(2, Pages{0}, 16); }, "slot 2 is in use with 0 tokens",
+    {"share into a live slot", [](KvCache& c) { c.block_tables().share(0, Pages{0}, 16); },
+     "slot 0 is in use with 40 tokens"},
+    {"share into a reserved slot", [](KvCache& c) { c.block_tables().share(2, Pages{0}, 16); },
+     "slot 2 is in use with 0 tokens",
      [](KvCache& c) {
        c.truncate(2, 0);
-       c.reserve(2, Pages{7});
+       c.block_tables().reserve(2, Pages{7});
      }},
-    {"share into no slot", [](KvCache& c) { c.share(4, Pages{0}, 16); }, "slot is 4, expected 0 to 3"},
-    {"share into slot -1", [](KvCache& c) { c.share(-1, Pages{0}, 16); }, "slot is -1"},
+    {"share into no slot", [](KvCache& c) { c.block_tables().share(4, Pages{0}, 16); }, "slot is 4, expected 0 to 3"},
+    {"share into slot -1", [](KvCache& c) { c.block_tables().share(-1, Pages{0}, 16); }, "slot is -1"},
     {"share a page too high",
      [](KvCache& c) {
-       c.share(3, Pages{0, 8}, 32);
+       c.block_tables().share(3, Pages{0, 8}, 32);
      },
      "page is 8, expected 0 to 7"},
     {"share a page below none",
      [](KvCache& c) {
-       c.share(3, Pages{0, -2}, 32);
+       c.block_tables().share(3, Pages{0, -2}, 32);
      },
      "page is -2"},
     {"share a hole",
      [](KvCache& c) {
-       c.share(3, Pages{0, -1, 1}, 48);
+       c.block_tables().share(3, Pages{0, -1, 1}, 48);
      },
      "page is -1"},
     {"share without what is seen",
      [](KvCache& c) {
-       c.share(3, Pages{-1, 1}, 32);
+       c.block_tables().share(3, Pages{-1, 1}, 32);
      },
      "sees position 0, but only 16 and later are held"},
     {"share a free page",
      [](KvCache& c) {
-       c.share(3, Pages{0, 4}, 32);
+       c.block_tables().share(3, Pages{0, 4}, 32);
      },
      "page 4 is free"},
-    {"share a reserved page", [](KvCache& c) { c.share(3, Pages{5}, 1); }, "page 5 has 0 tokens written"},
+    {"share a reserved page", [](KvCache& c) { c.block_tables().share(3, Pages{5}, 1); },
+     "page 5 has 0 tokens written"},
     {"share twice the same",
      [](KvCache& c) {
-       c.share(3, Pages{0, 1, 0}, 48);
+       c.block_tables().share(3, Pages{0, 1, 0}, 48);
      },
      "page 0 is named twice"},
     {"share more than was written",
      [](KvCache& c) {
-       c.share(3, Pages{0, 1, 2}, 41);
+       c.block_tables().share(3, Pages{0, 1, 2}, 41);
      },
      "page 2 has 8 tokens written"},
     {"share a page that is not full",
      [](KvCache& c) {
-       c.share(3, Pages{2, 0}, 17);
+       c.block_tables().share(3, Pages{2, 0}, 17);
      },
      "page 2 has 8 tokens written, expected 16"},
-    {"share too few pages", [](KvCache& c) { c.share(3, Pages{0}, 17); }, "1 pages are to be shared for 17 tokens"},
+    {"share too few pages", [](KvCache& c) { c.block_tables().share(3, Pages{0}, 17); },
+     "1 pages are to be shared for 17 tokens"},
     {"share too many pages",
      [](KvCache& c) {
-       c.share(3, Pages{0, 1}, 16);
+       c.block_tables().share(3, Pages{0, 1}, 16);
      },
      "2 pages are to be shared for 16"},
-    {"share past the capacity", [](KvCache& c) { c.share(3, Pages{0}, 65); }, "length is 65, expected 0 to 64"},
-    {"share a negative length", [](KvCache& c) { c.share(3, Pages{}, -1); }, "length is -1"},
+    {"share past the capacity", [](KvCache& c) { c.block_tables().share(3, Pages{0}, 65); },
+     "length is 65, expected 0 to 64"},
+    {"share a negative length", [](KvCache& c) { c.block_tables().share(3, Pages{}, -1); }, "length is -1"},
 
-    {"reserve in no slot", [](KvCache& c) { c.reserve(4, Pages{4}); }, "slot is 4"},
+    {"reserve in no slot", [](KvCache& c) { c.block_tables().reserve(4, Pages{4}); }, "slot is 4"},
     {"reserve a page too high",
      [](KvCache& c) {
-       c.reserve(3, Pages{4, 8});
+       c.block_tables().reserve(3, Pages{4, 8});
      },
      "page is 8, expected 0 to 7"},
     {"reserve a negative page",
      [](KvCache& c) {
-       c.reserve(3, Pages{4, -1});
+       c.block_tables().reserve(3, Pages{4, -1});
      },
      "page is -1"},
     {"reserve another's page",
      [](KvCache& c) {
-       c.reserve(3, Pages{4, 0});
+       c.block_tables().reserve(3, Pages{4, 0});
      },
      "page 0 is in use"},
     {"reserve a reserved page",
      [](KvCache& c) {
-       c.reserve(3, Pages{4, 5});
+       c.block_tables().reserve(3, Pages{4, 5});
      },
      "page 5 is in use"},
     {"reserve twice the same",
      [](KvCache& c) {
-       c.reserve(3, Pages{4, 6, 4});
+       c.block_tables().reserve(3, Pages{4, 6, 4});
      },
      "page 4 is named twice"},
     {"reserve past the capacity",
      [](KvCache& c) {
-       c.reserve(0, Pages{4, 6});
+       c.block_tables().reserve(0, Pages{4, 6});
      },
      "slot 0 would have 5 pages"},
 
-    {"retain a free page", [](KvCache& c) { c.retain(4); }, "page 4 is free"},
-    {"retain no page", [](KvCache& c) { c.retain(8); }, "page is 8"},
-    {"retain page -1", [](KvCache& c) { c.retain(-1); }, "page is -1"},
-    {"retain a reserved page", [](KvCache& c) { c.retain(5); }, "nothing is written"},
-    {"release a free page", [](KvCache& c) { c.release(4); }, "page 4 is free"},
-    {"release a sequence's page", [](KvCache& c) { c.release(0); }, "nobody has retained it"},
-    {"release no page", [](KvCache& c) { c.release(8); }, "page is 8"},
-    {"holders of no page", [](KvCache& c) { (void)c.holders(-1); }, "page is -1"},
+    {"retain a free page", [](KvCache& c) { c.block_tables().retain(4); }, "page 4 is free"},
+    {"retain no page", [](KvCache& c) { c.block_tables().retain(8); }, "page is 8"},
+    {"retain page -1", [](KvCache& c) { c.block_tables().retain(-1); }, "page is -1"},
+    {"retain a reserved page", [](KvCache& c) { c.block_tables().retain(5); }, "nothing is written"},
+    {"release a free page", [](KvCache& c) { c.block_tables().release(4); }, "page 4 is free"},
+    {"release a sequence's page", [](KvCache& c) { c.block_tables().release(0); }, "nobody has retained it"},
+    {"release no page", [](KvCache& c) { c.block_tables().release(8); }, "page is 8"},
+    {"holders of no page", [](KvCache& c) { (void)c.block_tables().reference_count(-1); }, "page is -1"},
 
     {"fork into a live slot", [](KvCache& c) { c.fork(0, 2, 1); }, "slot 2 is in use with 3 tokens"},
     {"fork into itself", [](KvCache& c) { c.fork(0, 0, 1); }, "slot 0 is in use"},
@@ -212,7 +218,8 @@ const std::vector<Refused> kRefused = {
        c.check(std::vector<Span>{{.slot = 3, .count = 1}, {.slot = -1, .count = 1}, {.slot = 3, .count = 1}});
      },
      "slot 3 comes twice"},
-    {"index of what is not stored", [](KvCache& c) { (void)c.index_of(0, 40); }, "from position 40 of slot 0"},
+    {"index of what is not stored", [](KvCache& c) { (void)c.block_tables().slot_mapping(0, 40); },
+     "from position 40 of slot 0"},
 };
 
 // [KV-11], [KV-12], [KV-20], [KV-23]
@@ -249,16 +256,17 @@ TEST(KvCacheErrors, TheLastHolderOfASharedPageNeedsNoCopy) {
   EXPECT_EQ(cache.missing_pages(both), 0);
   append(cache, 0, 5, 1, 2);
   append(cache, 1, 5, 1, 3);
-  EXPECT_EQ(cache.free_pages(), 0);
+  EXPECT_EQ(cache.block_tables().free_pages(), 0);
 }
 
 TEST(KvCacheErrors, SlotsOfAContiguousCacheHaveNoPagesToGive) {
   auto cache = KvCache::contiguous({.slots = 2, .capacity = 64, .dtype = DType::f32}, two_head_layer());
   append(cache, 0, 0, 20);
-  const std::vector<Refused> calls = {{"retain", [](KvCache& c) { c.retain(0); }, "holding a page"},
-                                      {"release", [](KvCache& c) { c.release(0); }, "letting go of a page"},
-                                      {"share", [](KvCache& c) { c.share(1, Pages{0}, 16); }, "sharing"},
-                                      {"reserve", [](KvCache& c) { c.reserve(1, Pages{1}); }, "reserving"}};
+  const std::vector<Refused> calls = {
+      {"retain", [](KvCache& c) { c.block_tables().retain(0); }, "holding a page"},
+      {"release", [](KvCache& c) { c.block_tables().release(0); }, "letting go of a page"},
+      {"share", [](KvCache& c) { c.block_tables().share(1, Pages{0}, 16); }, "sharing"},
+      {"reserve", [](KvCache& c) { c.block_tables().reserve(1, Pages{1}); }, "reserving"}};
   for (const Refused& refused : calls) {
     const Snapshot before = snapshot(cache);
     EXPECT_ERROR(refused.call(cache), refused.message) << refused.name;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "regard/attend.h"
+#include "regard/block_table.h"
 #include "regard/cache.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"
@@ -34,18 +35,18 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // [KV-62], [KV-66], [KV-67]: place = page * page_size + offset, also of tokens that go on in another page.
 TEST(KvCachePages, ATokensPlaceFollowsFromItsPage) {
   KvCache cache = paged_cache({.slots = 4, .capacity = 160, .page_size = 32, .pages = 8});
-  cache.reserve(0, Pages{0});
-  cache.reserve(1, Pages{1});
-  cache.reserve(2, Pages{2, 3, 4, 5});
+  cache.block_tables().reserve(0, Pages{0});
+  cache.block_tables().reserve(1, Pages{1});
+  cache.block_tables().reserve(2, Pages{2, 3, 4, 5});
   append(cache, 0, 0, 7);
   append(cache, 1, 0, 9);
   append(cache, 2, 0, 127);
-  EXPECT_EQ(cache.index_of(0, 6), 6);
-  EXPECT_EQ(cache.index_of(1, 8), 40);
-  EXPECT_EQ(cache.index_of(2, 126), 190);
-  EXPECT_THAT(cache.page_table(2), ElementsAre(2, 3, 4, 5));
-  for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(cache.index_of(2, 62 + i), 126 + i);
-  EXPECT_ERROR((void)cache.index_of(3, 7), "slot 3");  // an inactive row
+  EXPECT_EQ(cache.block_tables().slot_mapping(0, 6), 6);
+  EXPECT_EQ(cache.block_tables().slot_mapping(1, 8), 40);
+  EXPECT_EQ(cache.block_tables().slot_mapping(2, 126), 190);
+  EXPECT_THAT(cache.block_tables().table(2), ElementsAre(2, 3, 4, 5));
+  for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(cache.block_tables().slot_mapping(2, 62 + i), 126 + i);
+  EXPECT_ERROR((void)cache.block_tables().slot_mapping(3, 7), "slot 3");  // an inactive row
 }
 
 // Sequences that grow in turns: each has its own eight pages of 32 tokens, side by side, for each 256 tokens.
@@ -55,7 +56,7 @@ TEST(KvCachePages, APoolThatIsNotFullGivesASequenceSuccessivePages) {
     for (int64_t slot = 0; slot < 3; ++slot) append(cache, slot, first, 32);
   for (int64_t slot = 0; slot < 3; ++slot) {
     SCOPED_TRACE(slot);
-    const Pages pages = cache.page_table(slot);
+    const Pages pages = cache.block_tables().table(slot);
     for (size_t i = 0; i < pages.size(); ++i)
       EXPECT_EQ(pages[i], pages[i / 8 * 8] + static_cast<int32_t>(i % 8)) << "page " << i;
   }
@@ -70,7 +71,7 @@ TEST(KvCachePages, LongerSequencesLieInLongerRuns) {
     for (int64_t slot = 0; slot < 3; ++slot) append(cache, slot, first, 32);
   for (int64_t slot = 0; slot < 3; ++slot) {
     SCOPED_TRACE(slot);
-    const Pages pages = cache.page_table(slot);
+    const Pages pages = cache.block_tables().table(slot);
     for (size_t begin = 0; begin < pages.size();) {
       size_t end = begin + 1;
       while (end < pages.size() && pages[end] == pages[end - 1] + 1) ++end;
@@ -87,9 +88,9 @@ TEST(KvCachePages, ASmallWindowStaysWithFewPages) {
   std::set<int32_t> touched;
   for (int64_t first = 0; first < 4096; first += 16) {
     append(cache, 0, first, 16);
-    for (const int32_t page : cache.page_table(0)) touched.insert(page);
+    for (const int32_t page : cache.block_tables().table(0)) touched.insert(page);
   }
-  EXPECT_LT(touched.size(), static_cast<size_t>(cache.pages() / 8));
+  EXPECT_LT(touched.size(), static_cast<size_t>(cache.block_tables().pages() / 8));
 }
 
 // A contiguous slot has all its pages side by side, also where they are no whole groups of 256 tokens.
@@ -97,7 +98,7 @@ TEST(KvCachePages, AContiguousSlotIsOneRunOfPages) {
   KvCache cache = KvCache::contiguous({.slots = 3, .capacity = 288, .page_size = 32}, two_head_layer());
   for (int64_t slot = 0; slot < 3; ++slot) {
     append(cache, slot, 0, 288);
-    const Pages pages = cache.page_table(slot);
+    const Pages pages = cache.block_tables().table(slot);
     for (size_t i = 0; i < pages.size(); ++i) EXPECT_EQ(pages[i], pages[0] + static_cast<int32_t>(i));
   }
 }
@@ -109,7 +110,7 @@ TEST(KvCachePages, PagesOfAFullPoolComeInTheOrderOfThoseGivenBack) {
   append(cache, 1, 0, 256);
   for (int round = 0; round < 2; ++round) {
     append(cache, 2, 0, 128);
-    EXPECT_THAT(cache.page_table(2), ElementsAre(4, 5, 6, 7));
+    EXPECT_THAT(cache.block_tables().table(2), ElementsAre(4, 5, 6, 7));
     cache.truncate(2, 0);
   }
 }
@@ -124,58 +125,59 @@ TEST(KvCachePages, APoolGivesAwayItsLastPage) {
     std::set<int32_t> seen;
     for (int64_t i = 0; i < kPages; ++i) append(cache, i % slots, i / slots * 32, 32);
     for (int64_t slot = 0; slot < slots; ++slot)
-      for (const int32_t page : cache.page_table(slot)) EXPECT_TRUE(seen.insert(page).second) << "page " << page;
+      for (const int32_t page : cache.block_tables().table(slot))
+        EXPECT_TRUE(seen.insert(page).second) << "page " << page;
     EXPECT_EQ(seen.size(), static_cast<size_t>(kPages));
-    EXPECT_EQ(cache.free_pages(), 0);
+    EXPECT_EQ(cache.block_tables().free_pages(), 0);
     // In an order that is not the slots'.
     for (int64_t i = 0; i < slots; ++i) cache.truncate((i * 5 + 2) % slots, 0);
-    EXPECT_EQ(cache.free_pages(), kPages);
+    EXPECT_EQ(cache.block_tables().free_pages(), kPages);
   }
   append(cache, 0, 0, 256);
-  const Pages pages = cache.page_table(0);
+  const Pages pages = cache.block_tables().table(0);
   for (size_t i = 1; i < pages.size(); ++i) EXPECT_EQ(pages[i], pages[0] + static_cast<int32_t>(i));
 }
 
 // [KV-64], [KV-68]: a table takes its pages at once, and shows those with tokens.
 TEST(KvCachePages, ReservedPagesAreWrittenInOrder) {
   KvCache cache = paged_cache({.slots = 2, .capacity = 64, .pages = 8});
-  cache.reserve(0, Pages{7, 2});
-  EXPECT_EQ(cache.free_pages(), 6);
-  EXPECT_THAT(cache.page_table(0), ElementsAre());
+  cache.block_tables().reserve(0, Pages{7, 2});
+  EXPECT_EQ(cache.block_tables().free_pages(), 6);
+  EXPECT_THAT(cache.block_tables().table(0), ElementsAre());
   EXPECT_ERROR((void)cache.read(0, 0, 1), "holds 0");
   append(cache, 0, 0, 3);
-  EXPECT_THAT(cache.page_table(0), ElementsAre(7));
+  EXPECT_THAT(cache.block_tables().table(0), ElementsAre(7));
   append(cache, 1, 0, 16);
   append(cache, 0, 3, 40);
-  EXPECT_EQ(cache.page_table(0)[1], 2);
-  EXPECT_EQ(cache.free_pages(), 4);
-  EXPECT_EQ(cache.index_of(0, 17), 2 * 16 + 1);
+  EXPECT_EQ(cache.block_tables().table(0)[1], 2);
+  EXPECT_EQ(cache.block_tables().free_pages(), 4);
+  EXPECT_EQ(cache.block_tables().slot_mapping(0, 17), 2 * 16 + 1);
 }
 
 // A prefix cache: pages outlive their sequence, serve others, and are copied by whoever writes to them first.
 TEST(KvCachePages, ARetainedPrefixIsSharedAndNotWrittenTo) {
   KvCache cache = paged_cache({.slots = 3, .capacity = 64, .pages = 8});
   append(cache, 0, 0, 20);
-  const Pages prefix = cache.page_table(0);
+  const Pages prefix = cache.block_tables().table(0);
   const auto stored = test::bytes_of(cache.read(0, 0, 20).first);
-  for (const int32_t page : prefix) cache.retain(page);
+  for (const int32_t page : prefix) cache.block_tables().retain(page);
   cache.truncate(0, 0);
-  EXPECT_EQ(cache.free_pages(), 6);
-  cache.share(1, prefix, 20);
-  cache.share(2, prefix, 18);
-  EXPECT_EQ(cache.holders(prefix[1]), 3);
+  EXPECT_EQ(cache.block_tables().free_pages(), 6);
+  cache.block_tables().share(1, prefix, 20);
+  cache.block_tables().share(2, prefix, 18);
+  EXPECT_EQ(cache.block_tables().reference_count(prefix[1]), 3);
   append(cache, 1, 20, 1, 2);
   append(cache, 2, 18, 3, 3);
-  EXPECT_EQ(cache.page_table(1)[0], prefix[0]);
-  EXPECT_NE(cache.page_table(1)[1], prefix[1]);
-  EXPECT_EQ(cache.holders(prefix[1]), 1);
-  cache.share(0, prefix, 20);
+  EXPECT_EQ(cache.block_tables().table(1)[0], prefix[0]);
+  EXPECT_NE(cache.block_tables().table(1)[1], prefix[1]);
+  EXPECT_EQ(cache.block_tables().reference_count(prefix[1]), 1);
+  cache.block_tables().share(0, prefix, 20);
   EXPECT_EQ(test::bytes_of(cache.read(0, 0, 20).first), stored);
   for (const int64_t slot : {0, 1, 2}) cache.truncate(slot, 0);
-  EXPECT_EQ(cache.free_pages(), 6);
-  for (const int32_t page : prefix) cache.release(page);
-  EXPECT_EQ(cache.free_pages(), 8);
-  EXPECT_ERROR(cache.share(0, prefix, 20), "is free");
+  EXPECT_EQ(cache.block_tables().free_pages(), 6);
+  for (const int32_t page : prefix) cache.block_tables().release(page);
+  EXPECT_EQ(cache.block_tables().free_pages(), 8);
+  EXPECT_ERROR(cache.block_tables().share(0, prefix, 20), "is free");
 }
 
 // [KV-9]: of a draft's tokens some stay, moved together; what others hold does not change.
@@ -280,47 +282,48 @@ TEST(KvCachePages, TellsWhichRetainedPagesNoSequenceHolds) {
   KvCache cache = paged_cache({.slots = 3, .capacity = 64});
   append(cache, 0, 0, 40);
   append(cache, 1, 0, 16);
-  const Pages a = cache.page_table(0);
-  const int32_t b = cache.page_of(1, 0);
+  const Pages a = cache.block_tables().table(0);
+  const int32_t b = cache.block_tables().page_of(1, 0);
   const auto unused = [&] {
     Pages pages;
-    for (int32_t page = cache.next_unused(); page >= 0; page = cache.next_unused(page)) pages.push_back(page);
+    for (int32_t page = cache.block_tables().next_unused(); page >= 0; page = cache.block_tables().next_unused(page))
+      pages.push_back(page);
     return pages;
   };
-  for (const int32_t page : {a[0], a[1], b, b}) cache.retain(page);
+  for (const int32_t page : {a[0], a[1], b, b}) cache.block_tables().retain(page);
   EXPECT_EQ(unused(), Pages{});
   cache.truncate(1, 0);
   EXPECT_EQ(unused(), Pages{b});
   cache.truncate(0, 0);
   EXPECT_EQ(unused(), (Pages{b, a[1], a[0]}));
-  cache.share(2, Pages{a[0], a[1]}, 32);
+  cache.block_tables().share(2, Pages{a[0], a[1]}, 32);
   EXPECT_EQ(unused(), Pages{b});
   cache.truncate(2, 16);
-  cache.release(b);
+  cache.block_tables().release(b);
   EXPECT_EQ(unused(), (Pages{b, a[1]}));
-  cache.release(a[1]);
+  cache.block_tables().release(a[1]);
   EXPECT_EQ(unused(), Pages{b});
-  cache.release(b);
+  cache.block_tables().release(b);
   EXPECT_EQ(unused(), Pages{});
-  EXPECT_ERROR((void)cache.next_unused(b), "is free");
+  EXPECT_ERROR((void)cache.block_tables().next_unused(b), "is free");
 }
 
 // What its only holder has forgotten is not there to be shared.
 TEST(KvCachePages, TokensTakenBackCantBeShared) {
   KvCache cache = paged_cache({.slots = 3, .capacity = 64});
   append(cache, 0, 0, 10);
-  const Pages page = cache.page_table(0);
+  const Pages page = cache.block_tables().table(0);
   cache.fork(0, 1, 10);
   cache.truncate(0, 3);
-  cache.share(2, page, 10);  // slot 1 still holds them
+  cache.block_tables().share(2, page, 10);  // slot 1 still holds them
   cache.truncate(2, 0);
   cache.truncate(1, 0);
   cache.truncate(0, 2);
-  EXPECT_ERROR(cache.share(2, page, 3), "has 2 tokens written");
+  EXPECT_ERROR(cache.block_tables().share(2, page, 3), "has 2 tokens written");
   append(cache, 0, 2, 10);
   cache.accept(0, 8, std::vector<int64_t>{1});
-  EXPECT_ERROR(cache.share(2, page, 10), "has 9 tokens written");
-  cache.share(2, page, 9);
+  EXPECT_ERROR(cache.block_tables().share(2, page, 10), "has 9 tokens written");
+  cache.block_tables().share(2, page, 9);
 }
 
 // [MASK-8]: NaN, infinities and huge numbers of a sequence that is gone change no bit of whoever gets its pages, and
@@ -337,19 +340,19 @@ TEST(KvCachePages, WhatAPageHeldBeforeIsNotSeen) {
         for (float& x : keys.elements<float>()) x = left;
         for (float& x : values.elements<float>()) x = left;
         used.append({.slot = 1, .count = 64}, keys, values);
-        const Pages pages = used.page_table(1);
+        const Pages pages = used.block_tables().table(1);
         used.truncate(1, 0);
         append(fresh, 0, 0, length);
         append(used, 0, 0, length);
         EXPECT_EQ(attended(used, 0), attended(fresh, 0));
         EXPECT_ERROR((void)used.read(0, length, 1), "holds");
-        const Pages own = used.page_table(0);
+        const Pages own = used.block_tables().table(0);
         if (length % 16 != 0) {
-          EXPECT_ERROR(used.share(1, own, length + 1), "tokens written");
+          EXPECT_ERROR(used.block_tables().share(1, own, length + 1), "tokens written");
         }
         for (const int32_t page : pages) {
-          if (used.holders(page) > 0) continue;
-          EXPECT_ERROR(used.share(1, Pages{page}, 1), "is free");
+          if (used.block_tables().reference_count(page) > 0) continue;
+          EXPECT_ERROR(used.block_tables().share(1, Pages{page}, 1), "is free");
         }
       }
 }
@@ -372,6 +375,24 @@ TEST(KvCachePages, AttendRefusesWhatIsNotHeld) {
   EXPECT_EQ(error_of([&] { attend_at(35, 4); }), "");
   EXPECT_ERROR(attend_at(34, 4), "the token at position 34 of slot 0 sees position 31, but only 32 and later are held");
   EXPECT_ERROR(attend_at(39, 0), "sees position 0");
+}
+
+// As the example of block_table.h says; the tables stay with a cache that is moved.
+TEST(BlockTables, AreWhatAnEngineNamesAndReads) {
+  KvCache made = KvCache::paged({.slots = 2, .capacity = 64, .page_size = 16, .pages = 8}, two_head_layer());
+  BlockTables& tables = made.block_tables();
+  const Pages blocks = {5, 2};
+  tables.reserve(0, blocks);
+  KvCache cache = std::move(made);
+  append(cache, 0, 0, 20);
+  EXPECT_EQ(&cache.block_tables(), &tables);
+  EXPECT_EQ(tables.table(0), blocks);
+  EXPECT_EQ(tables.slot_mapping(0, 17), 2 * 16 + 1);
+  tables.share(1, tables.table(0), 20);
+  EXPECT_EQ(tables.reference_count(5), 2);
+  append(cache, 1, 20, 1);
+  EXPECT_EQ(tables.reference_count(2), 1);
+  EXPECT_EQ(cache.length(0), 20);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "regard/block_table.h"
 #include "regard/cache.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"
@@ -102,8 +103,8 @@ TEST(KvCacheReach, AThousandWindowsTakeAThousandWindowsOfMemory) {
   for (const KvStorage storage : {KvStorage::ring, KvStorage::paged}) {
     KvCache cache(storage, {.slots = kSlots, .capacity = kCapacity, .dtype = DType::f32}, config);
     // Beyond the windows: what a call of 512 tokens adds, to as many sequences as it may.
-    const int64_t spare = KvCache::kTokensAtOnce + 256 * cache.page_size();
-    EXPECT_LE(cache.pages() * cache.page_size(), kSlots * kWindow * 3 / 2 + spare);
+    const int64_t spare = KvCache::kTokensAtOnce + 256 * cache.block_tables().page_size();
+    EXPECT_LE(cache.block_tables().pages() * cache.block_tables().page_size(), kSlots * kWindow * 3 / 2 + spare);
     // Pieces of many sizes, at different places of the pages, until all are full.
     test::Numbers numbers(51);
     const Tensor rows = numbers.tensor({KvCache::kTokensAtOnce, 1, 1});
@@ -122,7 +123,8 @@ TEST(KvCacheReach, AThousandWindowsTakeAThousandWindowsOfMemory) {
                   "");
         full += length + count == kCapacity ? 1 : 0;
       }
-    EXPECT_LE((cache.pages() - cache.free_pages()) * cache.page_size(), kSlots * kWindow * 3 / 2);
+    EXPECT_LE((cache.block_tables().pages() - cache.block_tables().free_pages()) * cache.block_tables().page_size(),
+              kSlots * kWindow * 3 / 2);
   }
 }
 
@@ -156,7 +158,7 @@ TEST(KvCacheReach, RingsHaveRoomForTheDraftsOfAllSequences) {
       {.slots = kSlots, .capacity = 200, .dtype = DType::f32, .page_size = 16, .speculation_length = 2}, config);
   for (int64_t slot = 0; slot < kSlots; ++slot) decode(cache, slot, 46, 46);  // the last token of page 0 is held
   for (int64_t slot = 0; slot < kSlots; ++slot) append(cache, slot, 46, 3);
-  EXPECT_EQ(cache.page_table(0).size(), 4U);
+  EXPECT_EQ(cache.block_tables().table(0).size(), 4U);
 }
 
 // A copy of a shared page that leaves the window during the call makes room for what comes later in it.
@@ -171,22 +173,22 @@ TEST(KvCacheReach, ACopyThatIsGivenBackIsCountedAsFree) {
     append(cache, 0, cache.length(0), end - cache.length(0));
     cache.trim(0);
   }
-  EXPECT_EQ(cache.free_pages(), 1);
+  EXPECT_EQ(cache.block_tables().free_pages(), 1);
 }
 
 // Forking takes no page and copies none; freeing gives back those that nobody else holds.
 TEST(KvCacheReach, ForksCostAsManyPagesAsTheyWrite) {
   KvCache cache = paged_cache({.slots = 9, .capacity = 160, .pages = 18});
   append(cache, 0, 0, 150);
-  ASSERT_EQ(cache.free_pages(), 8);
+  ASSERT_EQ(cache.block_tables().free_pages(), 8);
   for (int64_t slot = 1; slot < 9; ++slot) cache.fork(0, slot, 150);
-  EXPECT_EQ(cache.free_pages(), 8);
+  EXPECT_EQ(cache.block_tables().free_pages(), 8);
   for (int64_t slot = 0; slot < 9; ++slot) append(cache, slot, 150, 1, static_cast<uint64_t>(slot));
-  EXPECT_EQ(cache.free_pages(), 0);  // eight copies of the last page; the last one needs none
+  EXPECT_EQ(cache.block_tables().free_pages(), 0);  // eight copies of the last page; the last one needs none
   for (int64_t slot = 0; slot < 8; ++slot) cache.truncate(slot, 0);
-  EXPECT_EQ(cache.free_pages(), 8);
+  EXPECT_EQ(cache.block_tables().free_pages(), 8);
   cache.truncate(8, 0);
-  EXPECT_EQ(cache.free_pages(), 18);
+  EXPECT_EQ(cache.block_tables().free_pages(), 18);
 }
 
 }  // namespace

@@ -12,11 +12,13 @@
 #include "support/error_of.h"
 #include "support/numbers.h"
 #include "support/small_cache.h"
+#include "support/test_layer.h"
 
 namespace regard {
 namespace {
 
 using test::error_of;
+using test::random_layer;
 using test::two_head_layer;
 using ::testing::HasSubstr;
 
@@ -249,12 +251,13 @@ TEST(KvCache, CountsTheBytesOfScales) {
 }
 
 // [KV-1], [KV-2], [KV-5], [CFG-44], [CFG-48], [CFG-59]
-TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
+TEST(KvCache, OfALayerHasTheSizesAndTypeOfItsConfig) {
   AttentionConfig config = two_head_layer();
   config.inference.kv_cache_batch_size = 3;
   config.inference.max_length = 500;
   config.inference.torch_dtype = DType::f16;
-  const KvCache cache = KvCache::contiguous({}, config);
+  const Attention attention = random_layer(config, 84).load();
+  const KvCache cache = attention.make_cache(KvStorage::contiguous, attention.cache_options());
   EXPECT_EQ(cache.slots(), 3);
   EXPECT_EQ(cache.capacity(), 500);
   EXPECT_EQ(cache.key_format().dtype, DType::f16);
@@ -264,12 +267,35 @@ TEST(KvCache, SizesAndTypeDefaultToTheConfigs) {
   EXPECT_EQ(cache.bytes_per_token(), 2 * (20 + 16) * 2);  // values in panels of 16
 }
 
+TEST(KvCache, KnowsHeadsAndMaskOfItsLayerAndNoMore) {
+  const KvCache cache = KvCache::ring({.capacity = 100, .page_size = 16},
+                                      {.num_key_value_heads = 3, .head_dim = 8, .mask = {.sliding_window = 20}});
+  EXPECT_EQ(cache.slots(), 1);
+  EXPECT_EQ(cache.key_format().dtype, DType::f32);
+  EXPECT_EQ(cache.num_key_value_heads(), 3);
+  EXPECT_EQ(cache.v_head_dim(), 8);
+  EXPECT_EQ(cache.first_seen(50), 31);
+}
+
+TEST(KvCache, RefusesALayerThatCannotBe) {
+  const auto refusal = [](const KvSpec& spec) {
+    return error_of([&] { (void)KvCache::contiguous({.capacity = 8}, spec); });
+  };
+  EXPECT_THAT(refusal({.head_dim = 8}), HasSubstr("num_key_value_heads is 0"));
+  EXPECT_THAT(refusal({.num_key_value_heads = 1}), HasSubstr("head_dim is 0"));
+  EXPECT_THAT(refusal({.num_key_value_heads = 1, .head_dim = 8, .v_head_dim = -1}), HasSubstr("v_head_dim is -1"));
+  EXPECT_THAT(refusal({.num_key_value_heads = 1, .head_dim = 8, .mask = {.sliding_window = -1}}),
+              HasSubstr("sliding_window is -1"));
+}
+
 TEST(KvCache, RefusesSizesAndTypesOutOfRange) {
   const auto refusal = [](const KvCacheOptions& options) {
     return error_of([&] { (void)KvCache::contiguous(options, two_head_layer()); });
   };
   EXPECT_THAT(refusal({.slots = -1, .capacity = 8}), HasSubstr("slots is -1"));
+  EXPECT_THAT(refusal({.slots = 0, .capacity = 8}), HasSubstr("slots is 0"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = -8}), HasSubstr("capacity is -8"));
+  EXPECT_THAT(refusal({.slots = 1}), HasSubstr("capacity is 0, expected 1"));
   EXPECT_THAT(refusal({.slots = 1, .capacity = 8, .dtype = DType::i32}),
               HasSubstr("dtype is i32 for keys, expected f32, bf16, f16, f8_e4m3, f8_e5m2, i8 or i4"));
   EXPECT_THAT(refusal({.slots = int64_t{1} << 31, .capacity = int64_t{1} << 31}), HasSubstr("address space"));

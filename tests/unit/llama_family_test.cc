@@ -4,7 +4,7 @@
 
 #include "engine/generator.h"
 #include "regard/model.h"
-#include "regard/model_config.h"
+#include "regard/model_spec.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
@@ -50,14 +50,14 @@ TEST(LlamaFamily, BothFormsGiveTheSameConfigs) {
   const TempFolder other;
   const auto gguf = Checkpoint::open(other.write("model.gguf", TinyLlama().gguf().build()));
   for (const Checkpoint* checkpoint : {&hugging_face, &gguf}) {
-    const ModelConfig model = ModelConfig::from(*checkpoint);
+    const ModelSpec model = ModelSpec::from(*checkpoint);
     EXPECT_EQ(model.family, "llama");
-    EXPECT_EQ(model.num_layers, 2);
+    EXPECT_EQ(model.layers.size(), 2U);
     EXPECT_EQ(model.hidden_size, 32);
-    EXPECT_EQ(model.intermediate_size, 64);
+    EXPECT_EQ(std::get<DenseMlp>(model.layers[1].mlp).width, 64);
     EXPECT_EQ(model.vocab_size, 267);
     EXPECT_EQ(model.context_length, 64);
-    EXPECT_FALSE(model.tied_embeddings);
+    EXPECT_FALSE(model.head.tied);
     const AttentionConfig attention = AttentionConfig::from(*checkpoint, 1);
     EXPECT_EQ(attention.num_attention_heads, 4);
     EXPECT_EQ(attention.num_key_value_heads, 2);
@@ -91,7 +91,7 @@ TEST(LlamaFamily, WithoutAnOutputMatrixTheEmbeddingIsTheHead) {
   }();
   std::erase_if(gguf.tensors, [](const auto& tensor) { return tensor.name == "output.weight"; });
   const auto without = folder.write("without.gguf", gguf.build());
-  EXPECT_TRUE(ModelConfig::from(Checkpoint::open(without)).tied_embeddings);
+  EXPECT_TRUE(ModelSpec::from(Checkpoint::open(without)).head.tied);
   EXPECT_EQ(run(without), run(folder.write("tied.gguf", tied)));
 }
 
@@ -117,6 +117,12 @@ TEST(LlamaFamily, HuggingFaceScalingsAreRead) {
   const auto longrope =
       rotary_of({{"rope_type", "longrope"}, {"short_factor", {1, 1, 1.5, 2}}, {"long_factor", {1, 2, 3, 4}}});
   EXPECT_EQ(longrope.long_factor, (std::vector<double>{1, 2, 3, 4}));
+  EXPECT_EQ(longrope.longrope_factors, LongropeFactors::short_factor);
+  const auto stretched = rotary_of({{"rope_type", "longrope"},
+                                    {"short_factor", {1, 1, 1.5, 2}},
+                                    {"long_factor", {1, 2, 3, 4}},
+                                    {"original_max_position_embeddings", 8}});
+  EXPECT_EQ(stretched.longrope_factors, LongropeFactors::long_factor);
 }
 
 TEST(LlamaFamily, BrokenModelsAreRefusedWithTheReason) {
@@ -180,6 +186,42 @@ TEST(LlamaFamily, ScoringATokenThatTheModelLacksIsRefused) {
 }
 
 // Infinite weights are numbers, but no text comes out of them.
+TEST(LlamaFamily, TensorsThatTheModelWouldLeaveOutAreRefused) {
+  const TempFolder folder;
+  for (const char* name : {"blk.1.attn_q_norm.weight", "blk.0.attn_sinks.weight", "blk.0.attn_k.bias",
+                           "blk.0.post_attention_norm.weight", "blk.2.attn_q.weight", "blk.0.attn_q.scale"}) {
+    test::GgufBuilder gguf = TinyLlama().gguf();
+    gguf.tensors.push_back({.name = name, .sizes = {8}, .data = std::string(32, '\0')});
+    const auto path = folder.write("model.gguf", gguf.build());
+    EXPECT_ERROR(run(path), name);
+  }
+  // One layer alone has an eye on its own tensors.
+  test::GgufBuilder gguf = TinyLlama().gguf();
+  gguf.tensors.push_back({.name = "blk.1.attn_q_norm.weight", .sizes = {8}, .data = std::string(32, '\0')});
+  const auto checkpoint = Checkpoint::open(folder.write("model.gguf", gguf.build()));
+  const auto load = [&](int64_t layer) {
+    return Attention::load(checkpoint, layer, AttentionConfig::from(checkpoint, layer), Threads(1));
+  };
+  EXPECT_ERROR(load(1), "blk.1.attn_q_norm.weight");
+  EXPECT_GT(load(0).bytes(), 0);
+}
+
+// transformers ignores a stored head where the config ties it to the embedding.
+TEST(LlamaFamily, AHeadThatIsStoredBesideATiedEmbeddingIsNotUsed) {
+  const TempFolder folder;
+  const TinyLlama model{.has_end_token = false};
+  model.write_hugging_face(folder.path());
+  const auto untied = run(folder.path());
+  auto config = model.config_json();
+  config["tie_word_embeddings"] = true;
+  folder.write("config.json", config.dump());
+  const auto tied = run(folder.path());
+  EXPECT_NE(tied, untied);
+  test::GgufBuilder gguf = model.gguf();
+  std::erase_if(gguf.tensors, [](const auto& tensor) { return tensor.name == "output.weight"; });
+  EXPECT_EQ(tied, run(folder.write("model.gguf", gguf.build())));
+}
+
 TEST(LlamaFamily, LogitsOfNaNAreRefused) {
   const TempFolder folder;
   test::GgufBuilder gguf = TinyLlama().gguf();

@@ -1,3 +1,4 @@
+#include "regard/attention_config.h"
 #include "regard/model_cache.h"
 
 #include <gmock/gmock.h>
@@ -5,6 +6,8 @@
 
 #include <numeric>
 
+#include "regard/attention_config.h"
+#include "regard/block_table.h"
 #include "support/error_of.h"
 #include "support/text_cache.h"
 
@@ -73,7 +76,7 @@ TEST(ModelCache, SharesTheWholePagesOfACommonPrefix) {
   second.insert(second.end(), first.begin() + 71, first.end());
   const auto b = opened(cache, second);
   EXPECT_EQ(b.length, 64);
-  EXPECT_EQ(cache.layers()[0].page_of(b.slot, 3), cache.layers()[0].page_of(a.slot, 3));
+  EXPECT_EQ(cache.layers()[0].block_tables().page_of(b.slot, 3), cache.layers()[0].block_tables().page_of(a.slot, 3));
   EXPECT_EQ(test::wrong_contents(cache, b.slot, std::span(second).first(64)), std::nullopt);
   run(cache, b.slot, second);
   EXPECT_EQ(test::wrong_contents(cache, b.slot, second), std::nullopt);
@@ -178,7 +181,7 @@ TEST(ModelCache, WithWindowsAloneThereAreNoMorePrefixesThanPages) {
     layers.push_back(
         KvCache::paged({.slots = 2, .capacity = 256, .dtype = DType::f32, .page_size = kPage}, layer(window)));
   ModelCache cache(std::move(layers), true);
-  const int64_t pages = cache.layers()[0].pages() + cache.layers()[1].pages();
+  const int64_t pages = cache.layers()[0].block_tables().pages() + cache.layers()[1].block_tables().pages();
   for (int32_t i = 0; i < 3 * pages; ++i) pass(cache, text(48, 100 * i), static_cast<uint64_t>(i % 5));
   EXPECT_GT(cache.stats().evicted_pages, pages);
   EXPECT_LE(cache.stats().cached_pages, pages);
@@ -200,7 +203,7 @@ TEST(ModelCache, CommitsNoPagesThatNobodyHolds) {
     cache.commit(a.slot, own);
     cache.close(a.slot);
   }
-  EXPECT_LE(cache.stats().cached_pages, cache.layers()[0].pages());
+  EXPECT_LE(cache.stats().cached_pages, cache.layers()[0].block_tables().pages());
 }
 
 // Appending below the length goes back, too, and nobody tells the cache.
@@ -248,7 +251,7 @@ TEST(ModelCache, HoldsTheLongestTexts) {
 // In a full window pool, prefixes lose their pages of the window layers but stay usable where others have them.
 TEST(ModelCache, WindowPagesGoFirstWhereTheirPoolIsFull) {
   ModelCache cache = cache_of({.slots = 1, .capacity = 2048, .windowed = true});
-  const int64_t pool = cache.layers()[1].pages();
+  const int64_t pool = cache.layers()[1].block_tables().pages();
   for (int32_t i = 0; i < 2 * pool; ++i) pass(cache, text(48, 100 * i));
   EXPECT_GT(cache.stats().evicted_pages, 0);
   EXPECT_EQ(opened(cache, text(49, static_cast<int32_t>(100 * (2 * pool - 1)))).length, 48);
@@ -347,7 +350,8 @@ TEST(ModelCache, RefusesWhatCannotBe) {
   EXPECT_THAT(error_of([&] { cache.accept(a.slot, 50, std::vector<int64_t>{0, 1}); }), HasSubstr("can't go on"));
   EXPECT_EQ(cache.layers()[0].length(a.slot), 100);
   EXPECT_EQ(cache.free_slots(), 3);
-  cache.layers()[1].reserve(1, std::vector<int32_t>{cache.layers()[1].pages() > 9 ? 9 : 0});
+  cache.layers()[1].block_tables().reserve(1,
+                                           std::vector<int32_t>{cache.layers()[1].block_tables().pages() > 9 ? 9 : 0});
   EXPECT_THAT(error_of([&] { (void)cache.fork(a.slot, 100); }), HasSubstr("slot 1 is in use"));
   EXPECT_EQ(cache.layers()[0].length(1), 0);
   EXPECT_EQ(cache.free_slots(), 3);

@@ -127,7 +127,8 @@ const std::vector<Model> kModels = {
                                         .factor = 32,
                                         .original_max_position_embeddings = 4096,
                                         .short_factor = std::vector<double>(48, 1.05),
-                                        .long_factor = std::vector<double>(48, 20.0)};
+                                        .long_factor = std::vector<double>(48, 20.0),
+                                        .longrope_factors = LongropeFactors::long_factor};
           }),
      96, 96, 1},
     {"dbrx [CFG-98]",

@@ -171,6 +171,47 @@ TEST(LayerNorms, QueriesAndKeysAreNormedAsTheConfigSays) {
       }
 }
 
+// Command R+ and StableLM: a statistic of each head, and a gain and bias of each head.
+TEST(LayerNorms, EachHeadMayHaveWeightsOfItsOwn) {
+  test::Numbers numbers(53);
+  for (const NormKind kind : {NormKind::rms, NormKind::rms_plus_one, NormKind::layer_norm}) {
+    AttentionConfig config = two_heads();
+    config.q_layernorm = config.k_layernorm = QKNorm{.kind = kind, .eps = 1e-3, .weight_per_head = true};
+    AttentionWeights weights;
+    weights.q_norm = numbers.floats(kHeads * kWidth);
+    weights.k_norm = numbers.floats(kHeads * kWidth);
+    if (kind == NormKind::layer_norm) weights.k_norm_bias = numbers.floats(kHeads * kWidth);
+    const auto normed = [&](const std::vector<float>& x, const std::vector<float>& weight,
+                            const std::vector<float>& bias) {
+      Doubles out;
+      for (int64_t head = 0; head < kHeads; ++head) {
+        const auto own = [&](const std::vector<float>& all) {
+          return all.empty() ? Doubles() : widened({all.begin() + head * kWidth, all.begin() + (head + 1) * kWidth});
+        };
+        for (const double value : plain_norm(kind, 1e-3, own(weight), own(bias), own(x))) out.push_back(value);
+      }
+      return out;
+    };
+    const Doubles k = normed(kKey, weights.k_norm, weights.k_norm_bias);
+    const Normed actual = run(config, weights);
+    expect_near(actual.keys, k, tolerance(kWidth));
+    EXPECT_NEAR(actual.score, dot_of_head_0(normed(kQuery, weights.q_norm, {}), k), 2e-5);
+  }
+}
+
+// What transformers 5.24 makes of kKey with these gains: StableLmLayerNormPerHead in f64; its CohereLayerNorm differs
+// by the roundings of f32.
+TEST(LayerNorms, WeightsOfEachHeadAreThoseOfCohereAndStableLm) {
+  AttentionConfig config = two_heads();
+  config.q_layernorm = config.k_layernorm = QKNorm{.kind = NormKind::layer_norm, .eps = 1e-5, .weight_per_head = true};
+  AttentionWeights weights;
+  weights.q_norm = weights.k_norm = {1.5F, -0.5F, 2, 1, 0.25F, 3, -1, 0.5F};
+  expect_near(run(config, weights).keys,
+              {0.7606370906585876, 0.08451523229539862, -3.04254836263435, 1.1832132521355807, -0.429774836860251,
+               1.1211517483310895, -0.6726910489986537, 0.33634552449932686},
+              tolerance(kWidth));
+}
+
 // [CFG-8], [POS-12], [CFG-7]: no gain, per head, eps 1e-6 unless rms_norm_eps says otherwise.
 TEST(LayerNorms, UseQkNormTakesItsEpsFromRmsNormEps) {
   AttentionConfig config = two_heads();
@@ -257,6 +298,8 @@ TEST(LayerNorms, WeightsThatDoNotFitTheConfigAreRefused) {
   EXPECT_EQ(refusal(QKNorm{.width = NormWidth::all}, both(8)), "");
   EXPECT_THAT(refusal(QKNorm{}, both(8)), HasSubstr("q_layernorm has 8 numbers, expected 4"));
   EXPECT_THAT(refusal(QKNorm{.width = NormWidth::all}, both(4)), HasSubstr("q_layernorm has 4 numbers, expected 8"));
+  EXPECT_EQ(refusal(QKNorm{.weight_per_head = true}, both(8)), "");
+  EXPECT_THAT(refusal(QKNorm{.weight_per_head = true}, both(4)), HasSubstr("q_layernorm has 4 numbers, expected 8"));
   EXPECT_THAT(refusal(QKNorm{}, both(0)), HasSubstr("q_layernorm has 0 numbers"));
   EXPECT_THAT(refusal(std::nullopt, both(4)), HasSubstr("no such norm"));
   EXPECT_THAT(refusal(QKNorm{},

@@ -74,10 +74,10 @@ TEST(Oracle, ConsecutiveQueryHeadsShareAKeyHead) {  // [MATH-2]
 }
 
 // Which of the keys 0..4 each query 0..4 sees, a row of text a query.
-std::string seen(const AttentionConfig& config) {
+std::string seen(const AttentionConfig& config, int64_t prefix_end = 0) {
   std::string rows;
   for (int64_t query = 0; query < 5; ++query) {
-    for (int64_t key = 0; key < 5; ++key) rows += oracle_sees(config, query, key) ? '1' : '.';
+    for (int64_t key = 0; key < 5; ++key) rows += oracle_sees(config, query, key, prefix_end) ? '1' : '.';
     rows += ' ';
   }
   return rows;
@@ -90,7 +90,14 @@ TEST(Oracle, MasksAreThoseOfTheirDefinitions) {
   EXPECT_EQ(seen({.sliding_window = 5}), seen({}));                                // [MASK-3]
   EXPECT_EQ(seen({.attention_chunk_size = 2}), "1.... 11... ..1.. ..11. ....1 ");  // [MASK-4]
   EXPECT_EQ(seen({.sliding_window = 2, .attention_chunk_size = 3}), "1.... 11... .11.. ...1. ...11 ");
-  EXPECT_EQ(seen({.is_causal = false}), "11111 11111 11111 11111 11111 ");  // [MASK-6]
+  EXPECT_EQ(seen({.is_causal = false}), "11111 11111 11111 11111 11111 ");                             // [MASK-6]
+  EXPECT_EQ(seen({.is_causal = false, .sliding_window = 1}), "1.... .1... ..1.. ...1. ....1 ");        // [MASK-25]
+  EXPECT_EQ(seen({.is_causal = false, .sliding_window = 2}), "11... 111.. .111. ..111 ...11 ");        // [MASK-25]
+  EXPECT_EQ(seen({.is_causal = false, .sliding_window = 3}), "11... 111.. .111. ..111 ...11 ");        // [MASK-25]
+  EXPECT_EQ(seen({.is_causal = false, .attention_chunk_size = 2}), "11... 11... ..11. ..11. ....1 ");  // [MASK-26]
+  EXPECT_EQ(seen({}, 3), "111.. 111.. 111.. 1111. 11111 ");                                            // [MASK-27]
+  EXPECT_EQ(seen({.sliding_window = 2}, 4), "1111. 1111. .111. ..11. ...11 ");                         // [MASK-27]
+  EXPECT_EQ(seen({.attention_chunk_size = 2}, 4), "11... 11... ..11. ..11. ....1 ");                   // [MASK-27]
 }
 
 // A layer of one head whose projections copy the input.
@@ -161,15 +168,15 @@ TEST(Oracle, LinearScalingDividesAllFrequencies) {  // [POS-5]
   EXPECT_NEAR(second_angle({.scaling = RopeScaling::linear, .factor = 4}), 0.0025, 1e-12);
 }
 
-TEST(Oracle, LongropeDividesByTheListThatMaxLengthAsksFor) {
+TEST(Oracle, LongropeDividesByTheListThatIsChosen) {
   IdentityLayer layer(4);
   layer.config.rotary_emb = RotaryConfig{.scaling = RopeScaling::longrope,
                                          .original_max_position_embeddings = 100,
                                          .short_factor = {1, 2},
                                          .long_factor = {1, 5}};
-  layer.config.inference.seq_len = 100;
+  layer.config.rotary_emb->longrope_factors = LongropeFactors::short_factor;
   expect_near(layer.key_of({0, 1, 0, 0}, 1), {0, std::cos(0.005), 0, std::sin(0.005)}, 1e-15);
-  layer.config.inference.seq_len = 101;
+  layer.config.rotary_emb->longrope_factors = LongropeFactors::long_factor;
   expect_near(layer.key_of({0, 1, 0, 0}, 1), {0, std::cos(0.002), 0, std::sin(0.002)}, 1e-15);
 }
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "regard/error.h"
-#include "regard/projection.h"
+#include "regard/linear.h"
 #include "support/error_of.h"
 #include "support/stored_weight.h"
 

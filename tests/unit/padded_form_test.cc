@@ -280,7 +280,7 @@ TEST_F(Padded, RotaryPositionIdsAreTakenForTheRealTokens) {
   input.attention_mask = mask;
   input.rotary_position_ids = ids;
   const auto output = attention_.forward(input);
-  const auto expected = RotaryEmbedding(*attention_.config().rotary_emb, 31).angles(std::vector<int64_t>{10, 20, 30});
+  const auto expected = RotaryEmbedding(*attention_.config().rotary_emb).angles(std::vector<int64_t>{10, 20, 30});
   EXPECT_EQ(test::bytes_of(output.cos_cache.values), test::bytes_of(expected.cos.values));
   ids.pop_back();
   input.rotary_position_ids = ids;
@@ -308,6 +308,21 @@ TEST_F(Padded, ResidualsArePaddedLikeTheHiddenStates) {
   const Tensor flat = convert(batch.view().reshape({kBatch * kSeq, 12}), DType::f32);
   input.residual = flat;
   EXPECT_THAT(error_of([&] { (void)attention_.forward(input); }), HasSubstr("residual has shape [21, 12]"));
+}
+
+// [CFG-43]: a limit that nobody set is none.
+TEST_F(Padded, RowsOfAnyLengthAreComputedWhereNoLimitIsSet) {
+  AttentionConfig config = layer_config();
+  config.inference = {};
+  const auto layer = test::random_layer(config, 91);
+  const Tensor batch = test::Numbers(94).tensor({1, 200, 12});
+  PaddedAttentionInput padded;
+  padded.hidden_states = batch;
+  AttentionInput packed;
+  packed.hidden_states = batch.view()[0];
+  const Attention attention = layer.load();
+  EXPECT_EQ(test::bytes_of(attention.forward(padded).hidden_states.view()[0]),
+            test::bytes_of(attention.forward(packed).hidden_states));
 }
 
 // [CFG-75], [CFG-43]

@@ -13,18 +13,15 @@ namespace regard {
 namespace {
 
 // One layer: 4 query and 2 KV heads of 8 on a width of 32, an MLP of 3 x 32 x 16; 10 words.
-ModelShape small(int64_t layers = 1, const Mask& mask = {}) {
+ModelSpec small(int64_t layers = 1, const Mask& mask = {}) {
+  AttentionConfig attention{.hidden_size = 32, .num_attention_heads = 4, .num_key_value_heads = 2, .head_dim = 8};
+  attention.sliding_window = mask.sliding_window;
+  attention.attention_chunk_size = mask.attention_chunk_size;
   return {.family = "small",
-          .hidden_size = 32,
           .vocab_size = 10,
-          .layers = {{{.hidden_size = 32,
-                       .num_attention_heads = 4,
-                       .num_key_value_heads = 2,
-                       .head_dim = 8,
-                       .v_head_dim = 8,
-                       .mask = mask},
-                      {.width = 16},
-                      layers}}};
+          .hidden_size = 32,
+          .layers = std::vector<LayerSpec>(static_cast<size_t>(layers),
+                                           {.attention = attention.validated(), .mlp = DenseMlp{.width = 16}})};
 }
 
 // Weights of the attention of a rank with so many heads.
@@ -113,7 +110,8 @@ TEST(StageCost, TrafficTakesTheLinkAndItsRounds) {
   const RankSpeed speed{.flops = kFast, .bandwidth = kFast, .link = 10, .latency = 100, .per_message = 1};
   const ParallelConfig config{.tp_degree = 4};
   const StageCost cost = decode_cost(small(3), kWork, speed, config);
-  const LayerTraffic traffic = decode_traffic({.shape = small().layers[0].attention, .runs = {{9, 4}}}, config);
+  const LayerTraffic traffic =
+      decode_traffic({.shape = LayerShape::of(small().layers[0].attention), .runs = {{9, 4}}}, config);
   EXPECT_DOUBLE_EQ(cost.layer_bytes, static_cast<double>(traffic.most_of_a_rank()));
   EXPECT_DOUBLE_EQ(cost.step_bytes, 3 * cost.layer_bytes);
   EXPECT_DOUBLE_EQ(cost.link, cost.step_bytes / 10);
@@ -123,12 +121,13 @@ TEST(StageCost, TrafficTakesTheLinkAndItsRounds) {
 }
 
 TEST(StageCost, TheRestIsMlpsAndTheHead) {
-  ModelShape model = small(2);
+  ModelSpec model = small(2);
   // 4 tokens through 3 x 32 x 16 weights in each layer, and 4 rows of logits.
   EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyFlops, {}).rest, 2 * (2 * 4 * 3 * 32 * 16) + 2 * 4 * 32 * 10);
   EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyMemory, {}).rest, 2 * (3 * 32 * 16 * 2) + 32 * 10 * 2);
   // Of 8 experts, 4 tokens with one each touch 4; a prompt of 6 needs one row of logits.
-  model.layers[0].mlp.experts = 8;
+  for (LayerSpec& layer : model.layers)
+    layer.mlp = ExpertsMlp{.experts = 8, .experts_per_token = 1, .expert = {.width = 16}};
   EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyMemory, {}).rest, 2 * (4 * 3 * 32 * 16 * 2) + 32 * 10 * 2);
   EXPECT_DOUBLE_EQ(prefill_cost(model, kWork, kOnlyFlops, {}).rest, 2 * (2 * 6 * 3 * 32 * 16) + 2 * 32 * 10);
 }

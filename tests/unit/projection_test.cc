@@ -1,6 +1,4 @@
 // Linear layers against the plain product in double, for every stored type.
-#include "regard/projection.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "regard/error.h"
+#include "regard/linear.h"
 #include "support/error_of.h"
 #include "support/numbers.h"
 #include "support/stored_weight.h"
@@ -20,8 +19,8 @@ namespace {
 using test::error_of;
 using ::testing::HasSubstr;
 
-Linear packed(const test::StoredWeight& stored, std::vector<float> bias = {}) {
-  return {.weight = PackedMatrix::pack(stored.view(), Threads(2)), .bias = std::move(bias)};
+Linear packed(const test::StoredWeight& stored, const std::vector<float>& bias = {}) {
+  return Linear::load(stored.view(), bias, Threads(2));
 }
 
 void apply_one(const Linear& layer, ConstTensorView x, TensorView out, Workspace& workspace) {
@@ -31,7 +30,7 @@ void apply_one(const Linear& layer, ConstTensorView x, TensorView out, Workspace
 }
 
 Tensor product(const Linear& layer, ConstTensorView x, Workspace& workspace) {
-  Tensor out(DType::f32, {x.size(0), layer.weight.rows()});
+  Tensor out(DType::f32, {x.size(0), layer.rows()});
   apply_one(layer, x, out, workspace);
   return out;
 }
@@ -95,16 +94,15 @@ TEST(Projection, CutColumnsMultiplyAsTheSameColumnsInF32) {
       std::vector<Columns> columns;
       for (int64_t first = 768 - width; first >= 0; first -= 2 * width)
         columns.push_back({.first = columns.size() % 5 == 4 ? -1 : first, .count = width});
-      const Linear layer{.weight = PackedMatrix::pack(weight.view(), Threads(1), {}, columns)};
-      std::vector<float> values(static_cast<size_t>(50 * layer.weight.columns()));
+      const Linear layer = Linear::load(weight.view(), {}, Threads(1), {}, columns);
+      std::vector<float> values(static_cast<size_t>(50 * layer.columns()));
       for (int64_t row = 0; row < 50; ++row)
-        layer.weight.decode_row(row, std::span(values).subspan(static_cast<size_t>(row * layer.weight.columns()),
-                                                               static_cast<size_t>(layer.weight.columns())));
-      const auto plain =
-          WeightView::make(WeightType::f32, 50, layer.weight.columns(), std::as_bytes(std::span(values)));
-      const Linear same{.weight = PackedMatrix::pack(plain, Threads(1))};
+        layer.weight().decode_row(row, std::span(values).subspan(static_cast<size_t>(row * layer.columns()),
+                                                                 static_cast<size_t>(layer.columns())));
+      const auto plain = WeightView::make(WeightType::f32, 50, layer.columns(), std::as_bytes(std::span(values)));
+      const Linear same = Linear::load(plain, {}, Threads(1));
       for (const int64_t tokens : {1, 13, 70}) {
-        const Tensor x = test::Numbers(15).tensor({tokens, layer.weight.columns()});
+        const Tensor x = test::Numbers(15).tensor({tokens, layer.columns()});
         EXPECT_EQ(test::bytes_of(product(layer, x, workspace)), test::bytes_of(product(same, x, workspace))) << tokens;
       }
     }

@@ -192,7 +192,7 @@ TEST(OutputProjection, MergesHeadsInOrderAndAddsItsBiasOnce) {
   // Row 0 picks head 1, element 0; row 1 adds ten times head 0, element 1.
   const std::vector<float> weight = {0, 0, 1, 0, 0, 10, 0, 0};
   const auto view = WeightView::make(WeightType::f32, 2, 4, std::as_bytes(std::span(weight)));
-  const auto projection = OutputProjection::load(view, {100, 200}, config, Threads(1));
+  const auto projection = OutputProjection::load(view, std::vector<float>{100, 200}, config, Threads(1));
   Workspace workspace(1);
   const Tensor out(DType::f32, {1, 2});
   projection.forward(test::tensor_of<float>({1, 4}, {1, 2, 3, 4}), out, workspace);

@@ -88,6 +88,38 @@ TEST(CallOverRanks, APaddedBatchNeedsPositionsWhereRanksShareSequences) {
   });
 }
 
+TEST(CallOverRanks, WithoutSpansACallContinuesSlot0UnlessRanksShareSequences) {
+  test::run_ranks(4, [](const std::shared_ptr<Communicator>& world) {
+    for (const bool flash : {false, true}) {
+      const Attention layer = layer_of(Ranks(world, {.tp_degree = 4, .flash_decoding_enabled = flash}));
+      KvCache cache = layer.make_cache(KvStorage::contiguous, {.slots = 1, .capacity = 64, .dtype = DType::f32});
+      decode(layer, cache, {{0, 0, 1}});
+      const int64_t before = cache.length(0);
+      const Tensor hidden(DType::f32, {1, 32});
+      AttentionInput input;
+      input.hidden_states = hidden;
+      input.cache = &cache;
+      const auto refusal = test::error_of([&] { (void)layer.forward(input); });
+      EXPECT_THAT(refusal, flash ? HasSubstr("spans are missing") : HasSubstr(""));
+      EXPECT_EQ(refusal.empty(), !flash);
+      EXPECT_EQ(cache.length(0), flash ? before : before + 1);
+    }
+  });
+}
+
+// A rank's share of no tokens is no cache of one.
+TEST(CallOverRanks, ACacheOfSharedTokensNeedsACapacity) {
+  test::run_ranks(4, [](const std::shared_ptr<Communicator>& world) {
+    AttentionConfig config = small_config();
+    config.inference = {};
+    const auto weights = test::random_layer(config, 7);
+    const Ranks ranks(world, {.tp_degree = 4, .flash_decoding_enabled = true});
+    const Attention layer = Attention::load(weights.views(), config, Threads(1), ranks);
+    EXPECT_THAT(test::error_of([&] { (void)layer.make_cache(KvStorage::contiguous, {.slots = 1}); }),
+                HasSubstr("capacity is 0"));
+  });
+}
+
 TEST(CallOverRanks, SequenceParallelTakesPackedTokensOfItsOwn) {
   test::run_ranks(2, [](const std::shared_ptr<Communicator>& world) {
     const Attention layer = layer_of(Ranks(world, {.tp_degree = 2, .sequence_parallel_enabled = true}));

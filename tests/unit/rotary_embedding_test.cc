@@ -17,8 +17,12 @@ long double plain_frequency(const RotaryConfig& config, int64_t i) {
               -2.0L * static_cast<long double>(i) / static_cast<long double>(config.rotary_dim));
 }
 
-double frequency(const RotaryConfig& config, size_t i, int64_t length = 1) {
-  return RotaryEmbedding(config, length).frequencies()[i];
+double frequency(const RotaryConfig& config, size_t i) { return RotaryEmbedding(config).frequencies()[i]; }
+
+// The rotation as families set it up for sequences of up to `length` tokens.
+RotaryConfig for_length(RotaryConfig config, int64_t length) {
+  config.longrope_factors = config.longrope_factors_for(length);
+  return config;
 }
 
 constexpr double kRelative = 1e-13;
@@ -29,8 +33,8 @@ TEST(RotaryEmbedding, PlainFrequenciesFallFromOneByPowersOfTheBase) {
   const RotaryConfig config{.rotary_dim = 4};
   expect_close(frequency(config, 0), 1.0);
   expect_close(frequency(config, 1), 0.01);
-  EXPECT_EQ(RotaryEmbedding(config, 1).frequencies().size(), 2U);
-  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.0);
+  EXPECT_EQ(RotaryEmbedding(config).frequencies().size(), 2U);
+  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.0);
 }
 
 // [POS-5]
@@ -93,8 +97,8 @@ TEST(RotaryEmbedding, YarnRampsFromKeptToDividedFrequencies) {
   expect_close(frequency(config, 17), 0.0001293187012450632);
   expect_close(frequency(config, 18), 3.8308812373753384e-05);
   expect_close(frequency(config, 31), 3.0235114281192144e-07);
-  expect_close(RotaryEmbedding(config, 1).attention_factor(), 1.3465735902799727);
-  const auto angles = RotaryEmbedding(config, 1).angles(std::vector<int64_t>{0});
+  expect_close(RotaryEmbedding(config).attention_factor(), 1.3465735902799727);
+  const auto angles = RotaryEmbedding(config).angles(std::vector<int64_t>{0});
   EXPECT_EQ(angles.cos.values.elements<float>()[5], static_cast<float>(1.3465735902799727));
 }
 
@@ -103,13 +107,13 @@ TEST(RotaryEmbedding, YarnWithoutStretchIsPlain) {
   const RotaryConfig config{.rotary_dim = 64, .rope_theta = 150000, .scaling = RopeScaling::yarn, .factor = 1};
   for (size_t i = 0; i < 32; ++i)
     expect_close(frequency(config, i), static_cast<double>(plain_frequency(config, static_cast<int64_t>(i))));
-  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.0);
+  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.0);
 }
 
 TEST(RotaryEmbedding, YarnTakesAnAttentionFactorThatIsGiven) {
   RotaryConfig config{.rotary_dim = 64, .rope_theta = 150000, .scaling = RopeScaling::yarn, .factor = 32};
   config.attention_factor = 1.25;
-  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.25);
+  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.25);
 }
 
 // Ends of the ramp that lie outside the dimensions are moved to the first or the last one.
@@ -139,21 +143,21 @@ TEST(RotaryEmbedding, LongropeTakesTheLongListBeyondTheLengthOfTheTraining) {
                             .original_max_position_embeddings = 4096,
                             .short_factor = {1.0, 2.0},
                             .long_factor = {4.0, 8.0}};
-  expect_close(frequency(config, 1, 4096), 0.01 / 2);
-  expect_close(frequency(config, 0, 4097), 1.0 / 4);
-  expect_close(frequency(config, 1, 4097), 0.01 / 8);
+  expect_close(frequency(for_length(config, 4096), 1), 0.01 / 2);
+  expect_close(frequency(for_length(config, 4097), 0), 1.0 / 4);
+  expect_close(frequency(for_length(config, 4097), 1), 0.01 / 8);
   // sqrt(1 + ln 16 / ln 4096) = sqrt(1 + 1/3)
-  expect_close(RotaryEmbedding(config, 1).attention_factor(), std::sqrt(4.0 / 3.0));
+  expect_close(RotaryEmbedding(config).attention_factor(), std::sqrt(4.0 / 3.0));
 }
 
 TEST(RotaryEmbedding, LongropeTakesAnAttentionFactorThatIsGiven) {
   RotaryConfig config{
       .rotary_dim = 2, .scaling = RopeScaling::longrope, .factor = 16, .short_factor = {1.0}, .long_factor = {1.0}};
   config.attention_factor = 1.19;
-  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.19);
+  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.19);
   config.attention_factor.reset();
   config.factor = 1;
-  EXPECT_EQ(RotaryEmbedding(config, 1).attention_factor(), 1.0);
+  EXPECT_EQ(RotaryEmbedding(config).attention_factor(), 1.0);
 }
 
 // Far out an angle in f32 would be off by whole radians.
@@ -161,7 +165,7 @@ TEST(RotaryEmbedding, AnglesKeepTheirDigitsAtAMillionTokens) {
   const std::vector<int64_t> positions = {0, 1, 4095, 4096, 131071, 524287, 999'999, 1'000'000};
   for (const double theta : {10000.0, 500000.0, 1e6}) {
     const RotaryConfig config{.rotary_dim = 128, .rope_theta = theta};
-    const auto angles = RotaryEmbedding(config, 1).angles(positions);
+    const auto angles = RotaryEmbedding(config).angles(positions);
     ASSERT_EQ(angles.cos.values.shape(), (Shape{8, 64}));
     for (size_t t = 0; t < positions.size(); ++t)
       for (int64_t i = 0; i < 64; ++i) {
@@ -177,18 +181,18 @@ TEST(RotaryEmbedding, AnglesKeepTheirDigitsAtAMillionTokens) {
 TEST(RotaryEmbedding, TablesMatchOnlyTheirOwnRotationAndPositions) {
   const std::vector<int64_t> positions = {3, 4, 5};
   const RotaryConfig config{.rotary_dim = 8};
-  const RotaryEmbedding rotary(config, 100);
+  const RotaryEmbedding rotary(config);
   const auto angles = rotary.angles(positions);
   EXPECT_EQ(angles.cos.key, rotary.key(positions));
-  EXPECT_EQ(angles.cos.key, RotaryEmbedding(config, 1).key(positions));
+  EXPECT_EQ(angles.cos.key, RotaryEmbedding(config).key(positions));
 
   EXPECT_NE(angles.cos.key, rotary.key(std::vector<int64_t>{3, 4, 6}));
   EXPECT_NE(angles.cos.key, rotary.key(std::vector<int64_t>{3, 5, 4}));
   EXPECT_NE(angles.cos.key, rotary.key(std::vector<int64_t>{3, 4}));
-  EXPECT_NE(RotaryEmbedding({.rotary_dim = 8, .rope_theta = 1e6}, 100).key(positions), angles.cos.key);
-  EXPECT_NE(RotaryEmbedding({.rotary_dim = 4}, 100).key(positions), angles.cos.key);
+  EXPECT_NE(RotaryEmbedding({.rotary_dim = 8, .rope_theta = 1e6}).key(positions), angles.cos.key);
+  EXPECT_NE(RotaryEmbedding({.rotary_dim = 4}).key(positions), angles.cos.key);
   const RotaryConfig linear{.rotary_dim = 8, .scaling = RopeScaling::linear, .factor = 2};
-  EXPECT_NE(RotaryEmbedding(linear, 100).key(positions), angles.cos.key);
+  EXPECT_NE(RotaryEmbedding(linear).key(positions), angles.cos.key);
 }
 
 TEST(RotaryEmbedding, LongropeTablesMatchOnlyOnTheirSideOfTheTrainingLength) {
@@ -198,9 +202,9 @@ TEST(RotaryEmbedding, LongropeTablesMatchOnlyOnTheirSideOfTheTrainingLength) {
                             .short_factor = {1.0},
                             .long_factor = {2.0}};
   const std::vector<int64_t> positions = {5};
-  const auto angles = RotaryEmbedding(config, 100).angles(positions);
-  EXPECT_EQ(RotaryEmbedding(config, 6).key(positions), angles.cos.key);
-  EXPECT_NE(RotaryEmbedding(config, 101).key(positions), angles.cos.key);
+  const auto angles = RotaryEmbedding(for_length(config, 100)).angles(positions);
+  EXPECT_EQ(RotaryEmbedding(for_length(config, 6)).key(positions), angles.cos.key);
+  EXPECT_NE(RotaryEmbedding(for_length(config, 101)).key(positions), angles.cos.key);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ namespace {
 constexpr double kTolerance = 5e-7;
 
 std::vector<float> rotated(const RotaryConfig& config, std::vector<float> head, int64_t position) {
-  const auto angles = RotaryEmbedding(config, position + 1).angles(std::vector<int64_t>{position});
+  const auto angles = RotaryEmbedding(config).angles(std::vector<int64_t>{position});
   kernels::rotate(config.style, angles.cos.values.view().as<float>(), angles.sin.values.view().as<float>(),
                   config.rotary_dim / 2, 1, static_cast<int64_t>(head.size()), head.data());
   return head;
@@ -234,6 +234,31 @@ TEST_F(HandedOnTables, AreRecomputedWhenOneIsMissing) {
   EXPECT_EQ(test::bytes_of(run(attention, &first, false).hidden_states), expected);
 }
 
+// Cos and sin of the keys that a cache of 300 tokens gets, in a layer trained on 100: no default length chooses a list.
+TEST(Rotation, ALongropeLayerTurnsByTheListOfItsConfig) {
+  AttentionConfig config{.num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 2};
+  for (const auto& [factors, divisor] :
+       {std::pair{LongropeFactors::short_factor, 2.0}, {LongropeFactors::long_factor, 4.0}}) {
+    config.rotary_emb = RotaryConfig{.scaling = RopeScaling::longrope,
+                                     .original_max_position_embeddings = 100,
+                                     .attention_factor = 1.0,
+                                     .short_factor = {2},
+                                     .long_factor = {4},
+                                     .longrope_factors = factors};
+    const auto layer = test::transparent_layer(config);
+    const Tensor hidden = test::hidden_rows(layer.config, {1, 0, 1, 0}, {1, 0, 1, 0}, {0, 0, 0, 0});
+    const Attention attention = layer.load();
+    KvCache cache = attention.make_cache(KvStorage::contiguous, {.capacity = 300});
+    AttentionInput input;
+    input.hidden_states = hidden;
+    input.cache = &cache;
+    const auto keys = test::floats_of(attention.forward(input).present_key_value.key);
+    ASSERT_EQ(keys.size(), 4U);
+    EXPECT_NEAR(keys[2], std::cos(1 / divisor), 1e-7);
+    EXPECT_NEAR(keys[3], std::sin(1 / divisor), 1e-7);
+  }
+}
+
 // Llama 4's layers without rotation: queries grow with their position, keys do not.
 TEST(Rotation, QueryPositionScaleGrowsQueriesByTheLogOfTheirPosition) {
   AttentionConfig config{.num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 1, .sliding_window = 1};
@@ -249,6 +274,23 @@ TEST(Rotation, QueryPositionScaleGrowsQueriesByTheLogOfTheirPosition) {
     EXPECT_NEAR(output.lse.elements<float>()[p],
                 6 * (std::log(1 + std::floor((static_cast<double>(p) + 1) / 2)) * 0.5 + 1), 2e-6);
   EXPECT_EQ(test::floats_of(output.present_key_value.key), (std::vector<float>{2, 2, 2, 2}));
+}
+
+// Ministral 3: the step is at position L itself, where Llama 4 takes it one before.
+TEST(Rotation, AQueryPositionScaleWithOffset0StepsAtMultiplesOfItsLength) {
+  AttentionConfig config{.num_attention_heads = 1, .num_key_value_heads = 1, .head_dim = 1, .sliding_window = 1};
+  config.query_position_scale = QueryPositionScale{.floor_scale = 3, .attn_scale = 0.5, .offset = 0};
+  const auto layer = test::transparent_layer(config);
+  const Tensor hidden =
+      test::hidden_rows(layer.config, {3, 3, 3, 3, 3, 3, 3}, {2, 2, 2, 2, 2, 2, 2}, {1, 1, 1, 1, 1, 1, 1});
+  AttentionInput input;
+  input.hidden_states = hidden;
+  input.lse = true;
+  const auto output = layer.load().forward(input);
+  // 1 + 0.5 ln(1 + floor(p / 3)) for p = 0 .. 6, as get_llama_4_attn_scale of transformers' ministral3 has it
+  const std::vector<double> growth = {
+      1, 1, 1, 1.3465735902799727, 1.3465735902799727, 1.3465735902799727, 1.5493061443340548};
+  for (size_t p = 0; p < growth.size(); ++p) EXPECT_NEAR(output.lse.elements<float>()[p], 6 * growth[p], 2e-6);
 }
 
 }  // namespace

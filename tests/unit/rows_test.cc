@@ -14,12 +14,12 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-TEST(SiluTimes, IsTheGateTimesItsSigmoidTimesTheOther) {
+TEST(Silu, IsTheGateTimesItsSigmoidTimesTheOther) {
   std::vector<float> gate;
   for (float x = -30; x <= 30; x += 0.37F) gate.push_back(x);
   const auto up = test::Numbers(131).floats(static_cast<int64_t>(gate.size()));
   auto out = gate;
-  kernels::silu_times(up.data(), static_cast<int64_t>(out.size()), out.data());
+  kernels::activate({}, up.data(), static_cast<int64_t>(out.size()), out.data());
   for (size_t i = 0; i < out.size(); ++i) {
     const auto x = static_cast<double>(gate[i]);
     const double expected = x / (1 + std::exp(-x)) * static_cast<double>(up[i]);
@@ -28,10 +28,10 @@ TEST(SiluTimes, IsTheGateTimesItsSigmoidTimesTheOther) {
   }
 }
 
-TEST(SiluTimes, SaturatesWithoutOverflowAndKeepsNaN) {
+TEST(Silu, SaturatesWithoutOverflowAndKeepsNaN) {
   std::vector<float> gate = {1e30F, -1e30F, 0.0F, -1000.0F, 1000.0F, NAN};
   const std::vector<float> up(gate.size(), 2.0F);
-  kernels::silu_times(up.data(), static_cast<int64_t>(gate.size()), gate.data());
+  kernels::activate({}, up.data(), static_cast<int64_t>(gate.size()), gate.data());
   EXPECT_EQ(gate[0], 2e30F);
   EXPECT_EQ(gate[1], 0.0F);
   EXPECT_EQ(gate[2], 0.0F);
@@ -41,14 +41,14 @@ TEST(SiluTimes, SaturatesWithoutOverflowAndKeepsNaN) {
 }
 
 // A row's numbers do not depend on where it ends: the vector code and the rest agree to the bit.
-TEST(SiluTimes, EveryLengthGivesTheSameNumbers) {
+TEST(Silu, EveryLengthGivesTheSameNumbers) {
   const auto whole_gate = test::Numbers(132).floats(64);
   const auto up = test::Numbers(133).floats(64);
   auto whole = whole_gate;
-  kernels::silu_times(up.data(), 64, whole.data());
+  kernels::activate({}, up.data(), 64, whole.data());
   for (int64_t count = 1; count < 64; ++count) {
     auto part = whole_gate;
-    kernels::silu_times(up.data(), count, part.data());
+    kernels::activate({}, up.data(), count, part.data());
     for (size_t i = 0; i < 64; ++i) EXPECT_EQ(part[i], i < static_cast<size_t>(count) ? whole[i] : whole_gate[i]);
   }
 }

@@ -13,6 +13,7 @@
 #include <limits>
 #include <map>
 
+#include "regard/block_table.h"
 #include "regard/checkpoint.h"
 #include "regard/error.h"
 #include "support/expect_error.h"
@@ -180,7 +181,7 @@ TEST(SavedSequence, ALongTextFitsARing) {
   save_sequence(path, contiguous, 0, ids(3900));
   auto ring = one(KvStorage::ring, options, two_head_layer(40));
   fill(ring, 0, 2000, 6);
-  ASSERT_LT(ring[0].pages() * ring[0].page_size(), 3900);
+  ASSERT_LT(ring[0].block_tables().pages() * ring[0].block_tables().page_size(), 3900);
   restore_sequence(path, ring, 1);
   expect_equal(contiguous[0], 0, ring[0], 1, 39);
   EXPECT_LE(3900 - ring[0].first_held(1), 39 + 32) << "and gives back what it does not need";
@@ -213,7 +214,8 @@ struct TwoLayers : TempFolder {
     EXPECT_ERROR(restore_sequence(path, layers, 0), part);
     for (const KvCache& cache : layers) {
       EXPECT_EQ(cache.length(0), 0);
-      EXPECT_EQ(cache.free_pages(), cache.storage() == KvStorage::paged ? cache.pages() : 0);
+      EXPECT_EQ(cache.block_tables().free_pages(),
+                cache.storage() == KvStorage::paged ? cache.block_tables().pages() : 0);
     }
   }
 
@@ -386,7 +388,7 @@ TEST(SavedSequence, TheTailOfAWindowDoesNotMakeAWholeText) {
   EXPECT_ERROR(restore_sequence(path, contiguous, 0), "layers.0.first_position is \"256\", expected 0 to 0");
   auto paged = one(KvStorage::paged, options, two_head_layer());
   EXPECT_ERROR(restore_sequence(path, paged, 0), "can't go on");
-  EXPECT_EQ(paged[0].free_pages(), paged[0].pages());
+  EXPECT_EQ(paged[0].block_tables().free_pages(), paged[0].block_tables().pages());
 }
 
 TEST(SavedSequence, SavesOnlyWholeSequences) {

@@ -94,7 +94,7 @@ class Server {
 
   static ModelCache cache_of(const Model& decoder, const Machine& machine) {
     const KvCacheOptions options{
-        .slots = machine.slots, .capacity = decoder.config().context_length, .dtype = machine.dtype};
+        .slots = machine.slots, .capacity = decoder.spec().context_length, .dtype = machine.dtype};
     int64_t token_bytes = 0;
     for (const KvCache& layer : decoder.make_caches(options)) token_bytes += layer.bytes_per_token();
     return {decoder.make_paged_caches(options, machine.pages * kPageSize * token_bytes), true};

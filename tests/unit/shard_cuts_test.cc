@@ -10,19 +10,23 @@
 namespace regard {
 namespace {
 
-class FusedFamily : public Family {
- public:
-  [[nodiscard]] ModelConfig model() const override { return {.num_layers = 1, .intermediate_size = 256}; }
-  [[nodiscard]] AttentionConfig attention(int64_t) const override {
-    AttentionConfig config{.hidden_size = 8, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 2};
-    config.v_head_dim = 1;
-    config.fused_qkv = config.qkv_bias = true;
-    return config;
-  }
-  [[nodiscard]] std::string layer_tensor(int64_t, std::string_view part) const override { return std::string(part); }
-  [[nodiscard]] std::string model_tensor(std::string_view part) const override { return std::string(part); }
-  [[nodiscard]] std::vector<int64_t> rotary_row_order(int64_t, int64_t) const override { return {}; }
-};
+ModelSpec fused_model() {
+  AttentionConfig config{.hidden_size = 8, .num_attention_heads = 6, .num_key_value_heads = 2, .head_dim = 2};
+  config.v_head_dim = 1;
+  config.fused_qkv = config.qkv_bias = true;
+  return {.layers = {{.attention = config, .mlp = DenseMlp{.width = 256}}}};
+}
+
+TensorNames fused_names() {
+  TensorNames names;
+  for (const char* part : {"attention.qkv", "attention.output", "mlp.gate", "mlp.up", "mlp.down"})
+    names.set(part, named(part));
+  return names;
+}
+
+TensorCuts fused_cuts(const Checkpoint& checkpoint, const CheckpointShard& shard) {
+  return shard_cuts(checkpoint, fused_model(), fused_names(), shard);
+}
 
 // Row r of the fused matrix is r everywhere, and so is its bias.
 Checkpoint fused_checkpoint(const test::TempFolder& folder, int64_t rows) {
@@ -50,7 +54,7 @@ TEST(ShardCuts, BlocksOfAFusedMatrixAreCutEachOnItsOwn) {  // [PROJ-15]
       {0, 1, 2, 3, 12, 13, 16}, {4, 5, 0, 0, 12, 13, 16}, {6, 7, 8, 9, 14, 15, 17}, {10, 11, 0, 0, 14, 15, 17}};
   for (int64_t rank = 0; rank < 4; ++rank) {
     SCOPED_TRACE(rank);
-    const TensorCuts cuts = shard_cuts(checkpoint, FusedFamily(), {.tp_degree = 4, .rank = rank});
+    const TensorCuts cuts = fused_cuts(checkpoint, {.tp_degree = 4, .rank = rank});
     const CutTensor bias = cut_tensor(checkpoint.tensor("attention.qkv.bias"), cuts.at("attention.qkv.bias"));
     const auto own = ConstTensorView(bias.bytes.data(), DType::f32, bias.shape).elements<float>();
     EXPECT_EQ(std::vector<float>(own.begin(), own.end()), expected[rank]);
@@ -64,14 +68,14 @@ TEST(ShardCuts, BlocksOfAFusedMatrixAreCutEachOnItsOwn) {  // [PROJ-15]
 TEST(ShardCuts, WhatEveryRankHoldsAsAWholeIsNotCut) {
   const test::TempFolder folder;
   const auto checkpoint = fused_checkpoint(folder, 18);
-  const TensorCuts cuts = shard_cuts(checkpoint, FusedFamily(), {.tp_degree = 4});
+  const TensorCuts cuts = fused_cuts(checkpoint, {.tp_degree = 4});
   EXPECT_EQ(cuts.size(), checkpoint.tensors().size());
   EXPECT_FALSE(cuts.contains("embedding.weight"));
 }
 
 TEST(ShardCuts, AFusedMatrixOfOtherRowsIsRefused) {
   const test::TempFolder folder;
-  EXPECT_ERROR(shard_cuts(fused_checkpoint(folder, 17), FusedFamily(), {.tp_degree = 4}),
+  EXPECT_ERROR(fused_cuts(fused_checkpoint(folder, 17), {.tp_degree = 4}),
                "\"attention.qkv.weight\" has shape [17, 8], expected 18 rows");
 }
 

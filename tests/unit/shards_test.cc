@@ -8,10 +8,12 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/manifest.h"
-#include "families/family.h"
+#include "checkpoint/read_tensor.h"
+#include "families/tensor_names.h"
 #include "parallel/even_parts.h"
 #include "regard/attention.h"
-#include "regard/projection.h"
+#include "regard/linear.h"
+#include "regard/model_spec.h"
 #include "regard/tokenizer.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"
@@ -95,19 +97,20 @@ std::vector<Columns> columns_of_heads(std::span<const int64_t> heads, int64_t wi
 }
 
 void expect_layer(const Checkpoint& source, const Checkpoint& shard, int64_t layer) {
-  const auto family = family_of(source);
-  const AttentionConfig c = family->attention(layer).validated();
+  const LayerSpec spec = ModelSpec::from(source).layers[static_cast<size_t>(layer)];
+  const TensorNames names = tensor_names_of(source);
+  const AttentionConfig& c = spec.attention;
   const CheckpointShard& part = *shard.shard();
   const GqaSharding sharding(c.num_attention_heads, c.num_key_value_heads, part.tp_degree, part.gqa);
   const auto q_heads = sharding.q_heads_of(part.rank);
   const auto kv_heads = sharding.kv_heads_of(part.rank);
-  const auto name = [&](const char* of) { return family->layer_tensor(layer, of) + ".weight"; };
+  const auto name = [&](const char* of) { return names.of(of, layer).weight; };
   const Comparison compare(source, shard);
   compare.expect_rows(name("attention.q"), rows_of_heads(q_heads, c.head_dim));
   compare.expect_rows(name("attention.k"), rows_of_heads(kv_heads, c.head_dim));
   compare.expect_rows(name("attention.v"), rows_of_heads(kv_heads, c.v_head_dim));
   compare.expect_columns(name("attention.output"), columns_of_heads(q_heads, c.v_head_dim));
-  const ElementRange mlp = mlp_part_of(family->model().intermediate_size, part.tp_degree, part.rank);
+  const ElementRange mlp = mlp_part_of(std::get<DenseMlp>(spec.mlp).width, part.tp_degree, part.rank);
   if (mlp.count == 0) {
     EXPECT_EQ(shard.tensor(name("mlp.gate")).shape, (Shape{0, c.hidden_size}));
     EXPECT_EQ(shard.tensor(name("mlp.down")).shape, (Shape{c.hidden_size, 0}));
@@ -124,7 +127,8 @@ void expect_layer(const Checkpoint& source, const Checkpoint& shard, int64_t lay
 
 void expect_every_rank(const Checkpoint& source, const std::filesystem::path& folder, const ShardOptions& options) {
   save_shards(source, folder, options);
-  const auto family = family_of(source);
+  const auto layers = std::ssize(ModelSpec::from(source).layers);
+  const TensorNames names = tensor_names_of(source);
   for (int64_t rank = 0; rank < options.tp_degree; ++rank) {
     SCOPED_TRACE(::testing::Message() << "rank " << rank << " of " << options.tp_degree);
     const Checkpoint shard = Checkpoint::open_shard(folder, rank);
@@ -133,10 +137,9 @@ void expect_every_rank(const Checkpoint& source, const std::filesystem::path& fo
     EXPECT_EQ(shard.shard()->rank, rank);
     EXPECT_EQ(shard.shard()->gqa, options.gqa);
     ASSERT_EQ(shard.tensors().size(), source.tensors().size());
-    for (int64_t layer = 0; layer < family->model().num_layers; ++layer) expect_layer(source, shard, layer);
+    for (int64_t layer = 0; layer < layers; ++layer) expect_layer(source, shard, layer);
     const Comparison compare(source, shard);
-    for (const char* name : {"embedding", "norm", "output"})
-      compare.expect_whole(family->model_tensor(name) + ".weight");
+    for (const char* name : {"embedding", "norm", "head"}) compare.expect_whole(names.of(name).weight);
   }
 }
 
@@ -228,7 +231,7 @@ TEST(Shards, OfGgufCarryTheMetadata) {
     EXPECT_EQ(shard.path(), folder.path());
     EXPECT_EQ(shard.metadata(), source.metadata());
     EXPECT_EQ(Tokenizer::from(shard).encode("the inn"), Tokenizer::from(source).encode("the inn"));
-    EXPECT_EQ(ModelConfig::from(shard).intermediate_size, 64);
+    EXPECT_EQ(std::get<DenseMlp>(ModelSpec::from(shard).layers.front().mlp).width, 64);
     EXPECT_EQ(AttentionConfig::from(shard, 1).num_attention_heads, 4);
   }
 }
@@ -239,6 +242,7 @@ TEST(Shards, OfHuggingFaceFoldersCarryTheTexts) {
   TinyLlama().write_hugging_face(original.path(), 2);
   original.write("tokenizer_config.json", "{}");
   original.write("chat_template.jinja", "{{ messages }}");
+  original.write("generation_config.json", R"({"eos_token_id": [0, 3]})");
   const auto source = Checkpoint::open(original.path());
   expect_every_rank(source, folder.path(), {.tp_degree = 2});
   const auto shard = Checkpoint::open_shard(folder.path(), 1);
@@ -247,6 +251,7 @@ TEST(Shards, OfHuggingFaceFoldersCarryTheTexts) {
   EXPECT_EQ(shard.tokenizer_json(), source.tokenizer_json());
   EXPECT_EQ(shard.tokenizer_config_json(), "{}");
   EXPECT_EQ(shard.chat_template(), "{{ messages }}");
+  EXPECT_EQ(shard.generation_config_json(), R"({"eos_token_id": [0, 3]})");
 }
 
 TEST(Shards, GgufValuesOfEveryKindComeBack) {

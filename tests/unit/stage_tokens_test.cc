@@ -77,5 +77,17 @@ TEST(StageTokens, TheLastOfContiguousRowsHasNearlyTwiceTheCausalWork) {
     }
 }
 
+// [MASK-27]: a cache that has all of a sequence's tokens takes a prefix at once; one with a share keeps it whole
+// anyway.
+TEST(StageTokens, OwnPartsKeepAPrefixWhereARankHasAllTokens) {
+  const std::vector<Span> spans = {{.slot = 3, .first_position = 100, .count = 300, .prefix = 200}};
+  const Span all = own_parts({.ranks = 1, .index = 0}, spans).front();
+  EXPECT_EQ(all.count, 300);
+  EXPECT_EQ(all.prefix, 200);
+  const Span share = own_parts({.ranks = 2, .index = 0}, spans).front();
+  EXPECT_EQ(share.count, 156);
+  EXPECT_EQ(share.prefix, 0);
+}
+
 }  // namespace
 }  // namespace regard

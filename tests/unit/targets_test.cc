@@ -53,7 +53,7 @@ Bytes bytes_of(const std::vector<float>& values) {
 
 Tensor product(const Linear& layer, const Tensor& x) {
   Workspace workspace(2);
-  Tensor out(DType::f32, {x.shape()[0], layer.weight.rows()});
+  Tensor out(DType::f32, {x.shape()[0], layer.rows()});
   const Linear* const layers[] = {&layer};
   const TensorView outs[] = {out};
   apply(layers, x, outs, workspace);
@@ -80,8 +80,8 @@ TEST(Targets, ProjectionsHaveEqualBits) {
   for (const WeightType type : test::kAllWeightTypes)
     for (const int64_t tokens : {1, 3, 7, 40}) {
       SCOPED_TRACE(::testing::Message() << name_of(type) << ' ' << tokens);
-      const Linear layer{.weight = PackedMatrix::pack(test::random_weight(type, 75, 512, 141).view(), Threads(1)),
-                         .bias = test::Numbers(142).floats(75)};
+      const Linear layer =
+          Linear::load(test::random_weight(type, 75, 512, 141).view(), test::Numbers(142).floats(75), Threads(1));
       const Tensor x = test::Numbers(143).tensor({tokens, 512});
       expect_equal_bits([&] { return test::bytes_of(product(layer, x)); });
     }
@@ -102,12 +102,15 @@ TEST(Targets, NormsHaveEqualBits) {
 
 TEST(Targets, ActivationAndConversionsHaveEqualBits) {
   const auto x = test::Numbers(146).floats(333);
-  expect_equal_bits([&] {
-    auto gate = x;
-    for (float& value : gate) value *= 20;
-    kernels::silu_times(x.data(), 333, gate.data());
-    return bytes_of(gate);
-  });
+  for (const Activation kind :
+       {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu, Activation::clamped_silu})
+    expect_equal_bits([&] {
+      auto gate = x;
+      for (float& value : gate) value *= 20;
+      kernels::activate({.kind = kind}, x.data(), 333, gate.data());
+      kernels::add_scaled(x.data(), 0.3F, 333, gate.data());
+      return bytes_of(gate);
+    });
   for (const DType dtype : {DType::bf16, DType::f16})
     expect_equal_bits([&] {
       Bytes stored(666);
@@ -257,7 +260,7 @@ TEST(Targets, WithoutFusedMultiplyAddProjectionsAreCloseForEveryWeightType) {
   const Tensor x = test::Numbers(152).tensor({40, 256});
   for (const WeightType type : test::kAllWeightTypes) {
     SCOPED_TRACE(name_of(type));
-    const Linear layer{.weight = PackedMatrix::pack(test::random_weight(type, 35, 256, 153).view(), Threads(1))};
+    const Linear layer = Linear::load(test::random_weight(type, 35, 256, 153).view(), {}, Threads(1));
     const auto run = [&](const std::string& target) {
       const Forced forced(target);
       return product(layer, x);

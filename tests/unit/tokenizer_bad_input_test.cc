@@ -1,12 +1,17 @@
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 
+#include "golden/golden_files.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
 #include "support/expect_error.h"
+#include "support/gguf_builder.h"
 #include "support/temp_folder.h"
 #include "support/tiny_llama.h"
+#include "text/charsmap.h"
 #include "text/utf8.h"
 
 namespace regard {
@@ -108,6 +113,91 @@ TEST(TokenizerBadInput, APatternThatNeverEndsIsRefusedAtLast) {
                               json["pre_tokenizer"]})}};
   const auto tokenizer = Tokenizer::from_json(json.dump());
   EXPECT_ERROR(tokenizer.encode(std::string(60, 'a')), "splitting the text failed");
+}
+
+// The kinds without ByteLevel, from the golden files.
+TEST(TokenizerBadInput, BrokenFilesOfOtherKindsAreRefusedWithTheReason) {
+  using nlohmann::json;
+  using Change = std::function<void(json&)>;
+  const auto expect_refused = [](const char* kind, const Change& change, const char* complaint) {
+    json file = golden::read_json(std::string("tokenizer_kinds/") + kind + ".json");
+    EXPECT_NO_THROW((void)Tokenizer::from_json(file.dump()));
+    change(file);
+    EXPECT_ERROR(Tokenizer::from_json(file.dump()), complaint) << kind;
+  };
+  const auto set = [](const char* pointer, const json& value) {
+    return [=](json& file) { file[json::json_pointer(pointer)] = value; };
+  };
+  for (const char* kind : {"llama2", "gemma"}) {
+    expect_refused(kind, set("/decoder", nullptr), "there is no decoder");
+    expect_refused(kind, set("/decoder", {{"type", "WordPiece"}}), "the decoder \"WordPiece\" is not known");
+    expect_refused(kind, set("/decoder/decoders/0/type", "Fuse"), "Fuse has the key");
+    expect_refused(kind, set("/decoder/decoders/0", {{"type", "Fuse"}}), "\"ByteFallback\" comes behind Fuse");
+    expect_refused(kind, set("/decoder/decoders/0/pattern", {{"Regex", "(a"}}), "not understood");
+    expect_refused(kind, set("/model/unk_token", "<nothing>"), "unk_token is ");
+    expect_refused(kind, set("/normalizer", {{"type", "Prepend"}}), "lacks a part");
+    expect_refused(kind, set("/normalizer", {{"type", "NFC"}, {"odd", 1}}), "NFC has the key \"odd\"");
+  }
+  expect_refused("llama2", set("/decoder/decoders/3/stop", 1), "cuts the end of the text");
+  expect_refused("llama2", set("/decoder/decoders/3/start", -1), "Strip's start is -1");
+  expect_refused("mixtral", set("/pre_tokenizer/prepend_scheme", "often"), "\"often\" is not known");
+  for (const char* kind : {"t5", "unigram_bytes"}) {
+    for (const json& unknown : {json(-1), json(100'000), json("<unk>"), json(nullptr)})
+      expect_refused(kind, set("/model/unk_id", unknown), "unk_id is");
+    expect_refused(kind, set("/model/vocab", json::object()), "expected a list");
+    for (const json& token : {json("a"), json::array({"a"}), json::array({"a", "b"}), json::array({"a", nullptr})})
+      expect_refused(kind, set("/model/vocab/7", token), "token 7 of the vocab");
+    expect_refused(kind, set("/pre_tokenizer", {{"type", "ByteLevel"}}), "behind ByteLevel");
+  }
+  const char* charsmap = "/normalizer/normalizers/0/precompiled_charsmap";
+  expect_refused("t5", set(charsmap, "????"), "no base64");
+  expect_refused("t5", set(charsmap, "AAAA"), "has 3 bytes");
+  expect_refused("t5", set(charsmap, "/////w=="), "a trie of 4294967295 bytes");
+}
+
+// A trie whose units point anywhere is left, not followed.
+TEST(TokenizerBadInput, WildCharsmapsReadNothingOutsideOfThemselves) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 2000; ++round) {
+    std::string table = {64, 0, 0, 0};
+    for (int i = 0; i < 64; ++i) table += static_cast<char>(random() % (round % 2 == 0 ? 256 : 4));
+    table += std::string("ab\0cd", 5);
+    const auto step = normalizers::charsmap(table);
+    for (std::string text : {"abc", "\x01\x02\x03", "\xC3\xA9", "a\xCC\x81"})
+      EXPECT_EQ(find_invalid_utf8(step(text)), std::string::npos) << round;
+  }
+}
+
+TEST(TokenizerBadInput, EndTokensOfBothConfigsCountAndMustExist) {
+  const test::TempFolder folder;
+  TinyLlama{.layers = 1}.write_hugging_face(folder.path());
+  const auto ends = [&](const nlohmann::json& ids) {
+    folder.write("generation_config.json", nlohmann::json{{"eos_token_id", ids}}.dump());
+    const auto tokenizer = Tokenizer::from(Checkpoint::open(folder.path()));
+    return Ids(tokenizer.end_tokens().begin(), tokenizer.end_tokens().end());
+  };
+  EXPECT_EQ(ends(nullptr), Ids{0});
+  EXPECT_EQ(ends(7), (Ids{0, 7}));
+  EXPECT_EQ(ends({0, 9, 5}), (Ids{0, 9, 5}));
+  EXPECT_ERROR(ends({0, 267}), "\"eos_token_id\" of generation_config.json is 267");
+  EXPECT_ERROR(ends("x"), "of generation_config.json is ");
+}
+
+// What llama.cpp's files do not say, the texts of control tokens do.
+TEST(TokenizerBadInput, ControlTokensThatEndATurnEndTheText) {
+  const test::TempFolder folder;
+  const auto ends = [&](std::vector<std::string> tokens, const std::vector<int32_t>& types, bool has_end = true) {
+    test::GgufBuilder file;
+    file.add_text("tokenizer.ggml.model", "gpt2").add_texts("tokenizer.ggml.tokens", tokens);
+    file.add_i32s("tokenizer.ggml.token_type", types).add_texts("tokenizer.ggml.merges", {});
+    if (has_end) file.add_u32("tokenizer.ggml.eos_token_id", 0);
+    const auto tokenizer = Tokenizer::from(Checkpoint::open(folder.write("model.gguf", file.build())));
+    return Ids(tokenizer.end_tokens().begin(), tokenizer.end_tokens().end());
+  };
+  EXPECT_EQ(ends({"a", "<|im_end|>", "<|eot_id|>", "</s>"}, {1, 3, 3, 4}), (Ids{0, 2, 1}));
+  EXPECT_EQ(ends({"<|return|>", "<|end|>", "<|call|>"}, {3, 3, 3}), (Ids{0, 2}));
+  EXPECT_EQ(ends({"<eos>", "<|end|>"}, {3, 3}), (Ids{0, 1}));
+  EXPECT_TRUE(ends({"a", "<|im_end|>"}, {1, 3}, false).empty());
 }
 
 TEST(TokenizerBadInput, ACheckpointWithoutTokenizerIsRefused) {

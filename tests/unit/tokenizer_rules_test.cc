@@ -95,6 +95,82 @@ TEST(TokenizerRules, RefusesPreTokenizersThatWouldSeeOtherText) {
   EXPECT_THROW(read({digits, prefixing}), Error);
 }
 
+// ---- What is put around a text ----
+
+json special_token(const char* text) { return {{"SpecialToken", {{"id", text}, {"type_id", 0}}}}; }
+
+std::vector<int32_t> around(const json& post_processor) {
+  json rules = plain_tokenizer();
+  rules["post_processor"] = post_processor;
+  return Tokenizer::from_json(rules.dump()).encode("a");  // whose id is 4
+}
+
+json template_of(const json& single) {
+  return {{"type", "TemplateProcessing"},
+          {"single", single},
+          {"special_tokens",
+           {{"<", {{"id", "<"}, {"ids", {0}}}}, {">", {{"id", ">"}, {"ids", {1}}}}, {"both", {{"ids", {2, 3}}}}}}};
+}
+
+const json kText = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+
+TEST(TokenizerRules, TemplatesPutAllTheirTokensInFrontAndBehind) {
+  EXPECT_THAT(around(template_of({special_token("<"), special_token(">"), kText})), ElementsAre(0, 1, 4));
+  EXPECT_THAT(around(template_of({kText, special_token(">")})), ElementsAre(4, 1));
+  EXPECT_THAT(around(template_of({special_token("both"), kText, special_token("<")})), ElementsAre(2, 3, 4, 0));
+  const json byte_level = {{"type", "ByteLevel"}, {"trim_offsets", true}};
+  const json sequence = {{"type", "Sequence"}, {"processors", {byte_level, template_of({special_token("<"), kText})}}};
+  EXPECT_THAT(around(sequence), ElementsAre(0, 4));
+  for (const char* type : {"RobertaProcessing", "BertProcessing"})
+    EXPECT_THAT(around({{"type", type}, {"sep", {"x", 3}}, {"cls", {"y", 2}}}), ElementsAre(2, 4, 3)) << type;
+}
+
+TEST(TokenizerRules, RefusesTwoPostProcessorsThatAddTokens) {
+  const json one = template_of({special_token("<"), kText});
+  EXPECT_THROW((void)around({{"type", "Sequence"}, {"processors", {one, one}}}), Error);
+}
+
+TEST(TokenizerRules, BosIsTheFirstTokenInFront) {
+  json rules = plain_tokenizer();
+  EXPECT_EQ(Tokenizer::from_json(rules.dump()).bos_token(), std::nullopt);
+  rules["post_processor"] = template_of({special_token(">"), special_token("<"), kText});
+  const auto tokenizer = Tokenizer::from_json(rules.dump());
+  EXPECT_EQ(tokenizer.bos_token(), 1);
+  EXPECT_THAT(tokenizer.encode("a", Tokenizer::Bos::never), ElementsAre(4));
+}
+
+TEST(TokenizerRules, RefusesDropout) {
+  json rules = plain_tokenizer();
+  for (const json& none : {json(nullptr), json(0), json(0.0)}) {
+    rules["model"]["dropout"] = none;
+    EXPECT_NO_THROW((void)Tokenizer::from_json(rules.dump()));
+  }
+  rules["model"]["dropout"] = 0.1;
+  EXPECT_THROW((void)Tokenizer::from_json(rules.dump()), Error);
+}
+
+TEST(TokenizerRules, NormalizedTokensAreFoundInTheNormalizedText) {
+  json rules = with_token("AB", {{"special", false}, {"normalized", true}});
+  rules["normalizer"] = {{"type", "Lowercase"}};
+  EXPECT_THAT(pieces(rules, "cAbc"), ElementsAre("c", "#", "c"));
+  rules["added_tokens"][0]["normalized"] = false;
+  EXPECT_THAT(pieces(rules, "cAbcABc"), ElementsAre("c", "a", "b", "c", "#", "c"));
+}
+
+TEST(TokenizerRules, AnUnknownCharacterCostsTenMoreThanTheLowestToken) {
+  const auto ids = [](double score, std::string_view text) {
+    const json rules = {{"decoder", {{"type", "Fuse"}}},
+                        {"model",
+                         {{"type", "Unigram"},
+                          {"unk_id", 0},
+                          {"vocab", json::array({{"<unk>", 0}, {"a", score}, {"b", score}, {"aXb", -14}})}}}};
+    return Tokenizer::from_json(rules.dump()).encode(text);
+  };
+  EXPECT_THAT(ids(3, "aXb"), ElementsAre(3));
+  EXPECT_THAT(ids(6, "aXb"), ElementsAre(1, 0, 2));
+  EXPECT_THAT(ids(3, "aXXb"), ElementsAre(1, 0, 2));
+}
+
 TEST(TokenizerRules, RefusesMarksInsideAndBehindWords) {
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     json rules = plain_tokenizer();

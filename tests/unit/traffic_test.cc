@@ -189,7 +189,7 @@ Bytes tokens_sent_pair_by_pair(const Mask& mask, TokenRun run, int64_t rows, Con
       const int64_t key = run.first + token;
       bool needed = mask.visible(end, end + 1).contains(key);
       for (int64_t query = 0; query < run.count; ++query)
-        needed |= row_of(query) == row && mask.visible(run.first + query, end).contains(key);
+        needed |= row_of(query) == row && mask.visible(run.first + query, end, run.first + run.prefix).contains(key);
       if (needed) ++sent[static_cast<size_t>(row_of(token))];
     }
   return sent;
@@ -205,20 +205,24 @@ TEST(Traffic, UnderWindowsAndChunksOnlyRowsThatSeeAKeyGetIt) {
                                    {.attention_chunk_size = 1},
                                    {.attention_chunk_size = 4},
                                    {.attention_chunk_size = 9},
-                                   {.sliding_window = 3, .attention_chunk_size = 5}};
+                                   {.sliding_window = 3, .attention_chunk_size = 5},
+                                   {.is_causal = false, .sliding_window = 1},
+                                   {.is_causal = false, .sliding_window = 5},
+                                   {.is_causal = false, .attention_chunk_size = 4}};
   for (const Mask& mask : masks)
     for (const int64_t rows : {2, 4, 8})
       for (const int64_t first : {0, 3})
         for (const int64_t count : {0, 1, 3, 7, 8, 21})
           for (const auto split : {ContextSplit::contiguous, ContextSplit::strided}) {
-            SCOPED_TRACE(testing::Message() << "window " << mask.sliding_window << " chunk "
-                                            << mask.attention_chunk_size << " rows " << rows << " first " << first
-                                            << " count " << count << " strided " << (split == ContextSplit::strided));
-            const LayerCall call{.shape = small(5, mask), .runs = {{first, count}}};
+            const int64_t prefix = mask.is_causal ? count / 2 : 0;
+            const TokenRun run{.first = first, .count = count, .prefix = prefix};
+            SCOPED_TRACE(testing::Message() << mask.description() << " rows " << rows << " first " << first << " count "
+                                            << count << " strided " << (split == ContextSplit::strided));
+            const LayerCall call{.shape = small(5, mask), .runs = {run}};
             const ParallelConfig config{.tp_degree = 2 * rows, .cp_degree = rows, .context_split = split};
             const LayerTraffic traffic = prefill_traffic(call, config);
             const RankMesh mesh(2 * rows, rows);
-            const Bytes tokens = tokens_sent_pair_by_pair(mask, {first, count}, rows, split);
+            const Bytes tokens = tokens_sent_pair_by_pair(mask, run, rows, split);
             for (int64_t rank = 0; rank < 2 * rows; ++rank)
               ASSERT_EQ(traffic.ranks[static_cast<size_t>(rank)].keys_values,
                         tokens[static_cast<size_t>(mesh.row_of(rank))] * 14 * 4);
@@ -235,6 +239,20 @@ TEST(Traffic, RunsAddUp) {
   const Bytes first = kv({{0, 10}});
   const Bytes second = kv({{5, 13}});
   for (size_t rank = 0; rank < 4; ++rank) EXPECT_EQ(both[rank], first[rank] + second[rank]);
+}
+
+// [MASK-27]: pieces of 512 tokens end before a prefix that they would cut, and are longer where it is.
+TEST(Traffic, PiecesDoNotCutPrefixes) {
+  const auto rounds = [](std::vector<TokenRun> runs) {
+    return decode_traffic({.shape = small(4), .runs = std::move(runs)}, {.tp_degree = 2}).rounds / 2;
+  };
+  EXPECT_EQ(rounds({{.count = 1024}}), 2);
+  EXPECT_EQ(rounds({{.count = 1024, .prefix = 512}}), 2);
+  EXPECT_EQ(rounds({{.count = 1024, .prefix = 1000}}), 2);
+  EXPECT_EQ(rounds({{.count = 1024, .prefix = 1024}}), 1);
+  EXPECT_EQ(rounds({{.count = 500}, {.count = 524}}), 2);
+  EXPECT_EQ(rounds({{.count = 500}, {.count = 524, .prefix = 100}}), 3);
+  EXPECT_EQ(rounds({{.count = 500}, {.count = 524, .prefix = 12}}), 2);
 }
 
 // Rows of two ranks with 1 and 2 sequences; 4 numbers a token.

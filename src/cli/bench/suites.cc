@@ -13,9 +13,10 @@
 #include "kernels/panel.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
+#include "regard/block_table.h"
 #include "regard/checkpoint.h"
+#include "regard/linear.h"
 #include "regard/model.h"
-#include "regard/projection.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -66,10 +67,11 @@ struct AttentionBench {
     const KvCacheOptions options{.slots = s.batch, .capacity = s.length, .dtype = s.dtype, .page_size = s.page_size};
     if (s.page_size == 0) return KvCache::contiguous(options, config(s));
     KvCache cache = KvCache::paged(options, config(s));
-    const std::vector<int32_t> pages = page_order(s, cache.pages());
+    const std::vector<int32_t> pages = page_order(s, cache.block_tables().pages());
     const auto own = static_cast<int64_t>(pages.size()) / s.batch;
     for (int64_t slot = 0; slot < s.batch; ++slot)
-      cache.reserve(slot, std::span(pages).subspan(static_cast<size_t>(slot * own), static_cast<size_t>(own)));
+      cache.block_tables().reserve(slot,
+                                   std::span(pages).subspan(static_cast<size_t>(slot * own), static_cast<size_t>(own)));
     return cache;
   }
 
@@ -135,7 +137,7 @@ struct LayerBench {
   LayerBench(DType dtype, int64_t history, int64_t tokens, Workspace& space)
       : workspace(space),
         attention(load(dtype, history + tokens, space)),
-        cache(KvCache::contiguous({}, attention.config())),
+        cache(attention.make_cache(KvStorage::contiguous, attention.cache_options())),
         hidden(random_tensor(dtype, {tokens, kHidden})),
         output(dtype, {tokens, kHidden}),
         span{.slot = 0, .first_position = history, .count = tokens} {
@@ -218,7 +220,7 @@ struct ProjectionBench {
     // As many as do not stay in the processor from one run to the next.
     const int64_t count =
         tokens > 64 ? 1 : 1 + 4 * CacheSizes::of_machine().last_level / static_cast<int64_t>(bytes.size());
-    for (int64_t i = 0; i < count; ++i) layers.push_back({.weight = PackedMatrix::pack(weights, workspace.threads())});
+    for (int64_t i = 0; i < count; ++i) layers.push_back(Linear::load(weights, {}, workspace.threads()));
   }
 
   void run(Workspace& workspace) {
@@ -297,7 +299,7 @@ struct DecoderBench {
 
   void forward(const Span& part, Workspace& workspace) {
     const std::span<const int32_t> ids(tokens.data(), static_cast<size_t>(part.count));
-    (void)decoder->forward(ids, {&part, 1}, caches, Model::Logits::last_of_each_span, workspace);
+    (void)decoder->forward(ids, {&part, 1}, caches, {.logits = Model::Logits::last_of_each_span}, workspace);
   }
 };
 

@@ -1,0 +1,230 @@
+// Tiny checkpoints of every family against transformers on the same weights; see make_family_golden.py.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "golden/golden_files.h"
+#include "regard/checkpoint.h"
+#include "regard/model.h"
+#include "support/sanitized.h"
+#include "support/thread_ranks.h"
+
+namespace regard {
+namespace {
+
+using Calls = std::vector<std::vector<Span>>;
+
+// What transformers computed, and by how much it is off in f32.
+class Golden {
+ public:
+  explicit Golden(const std::filesystem::path& folder) : file_(Checkpoint::open(folder / "golden.safetensors")) {}
+
+  [[nodiscard]] std::vector<int32_t> tokens(const std::string& name) const {
+    const auto ids = file_.tensor(name).view().elements<int32_t>();
+    return {ids.begin(), ids.end()};
+  }
+  [[nodiscard]] ConstTensorView values(const std::string& name) const { return file_.tensor(name).view(); }
+
+ private:
+  Checkpoint file_;
+};
+
+// The rows that all calls gave, in order of the tokens of each slot's sequence.
+struct Outputs {
+  Tensor hidden;  // [layers + 1, tokens of slot 0, hidden_size]
+  Tensor logits;  // [tokens of slot 0, vocab_size]
+  Tensor other_logits;
+};
+
+// Slot 0 holds `tokens`, slot 1 `other_tokens`.
+Outputs run(const Model& model, const Golden& golden, const Calls& calls, std::vector<KvCache> caches) {
+  const std::array sequences = {golden.tokens("tokens"), golden.tokens("other_tokens")};
+  const ConstTensorView hidden = golden.values("hidden");
+  Workspace workspace(2);
+  Outputs out{.hidden = Tensor(DType::f32, hidden.shape()),
+              .logits = Tensor(DType::f32, golden.values("logits").shape()),
+              .other_logits = Tensor(DType::f32, golden.values("other_logits").shape())};
+  const auto copy_rows = [](ConstTensorView from, TensorView to) {
+    std::ranges::copy(from.elements<float>(), to.as<float>());
+  };
+  for (const auto& spans : calls) {
+    std::vector<int32_t> tokens;
+    for (const Span& span : spans) {
+      const auto first = sequences[static_cast<size_t>(span.slot)].begin() + span.first_position;
+      tokens.insert(tokens.end(), first, first + span.count);
+    }
+    const Tensor layers(DType::f32, {hidden.size(0), static_cast<int64_t>(tokens.size()), hidden.size(2)});
+    const ConstTensorView logits =
+        model.forward(tokens, spans, caches, {.logits = Model::Logits::all, .hidden_states = layers.view()}, workspace);
+    int64_t row = 0;
+    for (const Span& span : spans) {
+      const Tensor& into = span.slot == 0 ? out.logits : out.other_logits;
+      copy_rows(logits.slice(0, row, span.count), into.view().slice(0, span.first_position, span.count));
+      for (int64_t layer = 0; layer < hidden.size(0) && span.slot == 0; ++layer)
+        copy_rows(layers.view()[layer].slice(0, row, span.count),
+                  out.hidden.view()[layer].slice(0, span.first_position, span.count));
+      row += span.count;
+    }
+  }
+  return out;
+}
+
+struct Error {
+  double largest = 0;
+  double rms = 0;
+};
+
+// At most twice the error of transformers, and half a unit in the last place of f32, which nobody can do without.
+void expect_close(const std::string& what, ConstTensorView ours, ConstTensorView expected, const Error& theirs) {
+  constexpr double kAllowed = 2;
+  const double unit = std::ldexp(1.0, -24);
+  const auto got = ours.elements<float>();
+  const auto wanted = expected.elements<double>();
+  ASSERT_EQ(got.size(), wanted.size()) << what;
+  Error error, magnitude;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double difference = std::fabs(static_cast<double>(got[i]) - wanted[i]);
+    ASSERT_FALSE(std::isnan(difference)) << what << ", element " << i;
+    error.largest = std::max(error.largest, difference);
+    error.rms += difference * difference;
+    magnitude.largest = std::max(magnitude.largest, std::fabs(wanted[i]));
+    magnitude.rms += wanted[i] * wanted[i];
+  }
+  const auto count = static_cast<double>(got.size());
+  error.rms = std::sqrt(error.rms / count);
+  magnitude.rms = std::sqrt(magnitude.rms / count);
+  EXPECT_LE(error.largest, kAllowed * theirs.largest + unit * magnitude.largest) << what << ", largest error";
+  EXPECT_LE(error.rms, kAllowed * theirs.rms + unit * magnitude.rms) << what << ", root mean square error";
+}
+
+// `stage` says which of transformers' errors are the measure: "prefill" or "decode".
+void expect_outputs(const Outputs& out, const Golden& golden, const std::string& stage) {
+  const auto error = [&](const std::string& name, int64_t row) {
+    const auto pairs = golden.values(stage + name).elements<double>();
+    return Error{.largest = pairs[static_cast<size_t>(2 * row)], .rms = pairs[static_cast<size_t>(2 * row + 1)]};
+  };
+  for (int64_t layer = 0; layer < out.hidden.shape()[0] && !testing::Test::HasFailure(); ++layer)
+    expect_close(layer == 0 ? "embedding" : fmt::format("after layer {}", layer - 1), out.hidden.view()[layer],
+                 golden.values("hidden")[layer], error("_hidden_error", layer));
+  if (testing::Test::HasFailure()) return;  // the first layer that is wrong says most
+  expect_close("logits", out.logits, golden.values("logits"), error("_logits_error", 0));
+}
+
+struct Schedule {
+  std::string name;
+  std::string stage;
+  Calls calls;
+  bool has_other = false;
+};
+
+// All of them run the whole of slot 0's 44 tokens; windows are of 5 to 8.
+std::vector<Schedule> schedules() {
+  constexpr int64_t kTokens = 44;
+  const auto span = [](int64_t slot, int64_t first, int64_t count) {
+    return Span{.slot = slot, .first_position = first, .count = count};
+  };
+  std::vector<Schedule> all = {
+      {.name = "in chunks", .stage = "prefill", .calls = {{span(0, 0, 17)}, {span(0, 17, 1)}, {span(0, 18, 26)}}},
+      {.name = "beside another sequence",
+       .stage = "prefill",
+       .calls = {{span(0, 0, 30)},
+                 {span(0, 30, 1), span(1, 0, 8)},
+                 {span(1, 8, 12), span(0, 31, 1)},
+                 {span(0, 32, 1), span(1, 20, 1)},
+                 {span(0, 33, 11)}},
+       .has_other = true}};
+  if (test::kSanitized) return all;
+  all.push_back({.name = "at once", .stage = "prefill", .calls = {{span(0, 0, kTokens)}}});
+  Schedule one_by_one{.name = "token by token", .stage = "decode", .calls = {}};
+  for (int64_t i = 0; i < kTokens; ++i) one_by_one.calls.push_back({span(0, i, 1)});
+  all.push_back(one_by_one);
+  return all;
+}
+
+KvCacheOptions cache_options(const Golden& golden) {
+  return {.slots = 2, .capacity = golden.values("tokens").size(0), .dtype = DType::f32, .page_size = 16};
+}
+
+void expect_schedules(const Model& model, const Golden& golden, const std::function<std::vector<KvCache>()>& caches) {
+  for (const Schedule& schedule : schedules()) {
+    if (testing::Test::HasFailure()) return;
+    SCOPED_TRACE(schedule.name);
+    const Outputs out = run(model, golden, schedule.calls, caches());
+    expect_outputs(out, golden, schedule.stage);
+    if (!schedule.has_other) continue;
+    const auto error = golden.values("prefill_logits_error").elements<double>();
+    expect_close("logits of the other sequence", out.other_logits, golden.values("other_logits"),
+                 {.largest = error[0], .rms = error[1]});
+  }
+}
+
+// Folders, and the GGUF files in them, by name.
+std::vector<std::string> checkpoints() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(golden::path("families"))) {
+    const std::string name = entry.path().filename().string();
+    names.push_back(name);
+    if (std::filesystem::exists(entry.path() / (name + ".gguf"))) names.push_back(name + "/" + name + ".gguf");
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+class FamilyGolden : public testing::TestWithParam<std::string> {
+ protected:
+  static std::filesystem::path path() { return std::filesystem::path(golden::path("families")) / GetParam(); }
+  static Golden golden_values() { return Golden(path().extension() == ".gguf" ? path().parent_path() : path()); }
+};
+
+TEST_P(FamilyGolden, EveryLayerEqualsTransformersInEveryScheduleAndCache) {
+  const Golden golden = golden_values();
+  const Model model = Model::load(Checkpoint::open(path()), Threads(2));
+  {
+    SCOPED_TRACE("memory of each slot's own");
+    expect_schedules(model, golden, [&] { return model.make_caches(cache_options(golden)); });
+  }
+  {
+    SCOPED_TRACE("pages");
+    constexpr int64_t kBytes = int64_t{4} << 20;
+    expect_schedules(model, golden, [&] { return model.make_paged_caches(cache_options(golden), kBytes); });
+  }
+}
+
+TEST_P(FamilyGolden, EveryLayerEqualsTransformersOverTwoRanks) {
+  const Golden golden = golden_values();
+  test::run_ranks(2, [&](const std::shared_ptr<Communicator>& world) {
+    const Model model = Model::load(Checkpoint::open(path()), Threads(1), Ranks(world, ParallelConfig{.tp_degree = 2}));
+    expect_schedules(model, golden, [&] { return model.make_caches(cache_options(golden)); });
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, FamilyGolden, testing::ValuesIn(checkpoints()), [](const auto& test) {
+  std::string name = test.param.substr(test.param.find('/') + 1);
+  std::ranges::replace(name, '.', '_');
+  return name;
+});
+
+// A text, or rather a cache, that the trained length holds takes the other list of factors.
+TEST(FamilyGolden, LongropeTakesItsShortFactorsWhereTheContextIsDeclaredShort) {
+  const std::filesystem::path folder = golden::path("families/llama_longrope");
+  const Golden golden(folder);
+  const auto tokens = golden.tokens("short_tokens");
+  const auto count = static_cast<int64_t>(tokens.size());
+  const auto checkpoint = Checkpoint::open(folder);
+  const Model model = Model::load(checkpoint, ModelSpec::from(checkpoint).with_context_length(count), Threads(2));
+  auto caches = model.make_caches({.slots = 1, .capacity = count, .dtype = DType::f32});
+  Workspace workspace(2);
+  const Span span{.slot = 0, .first_position = 0, .count = count};
+  const ConstTensorView logits = model.forward(tokens, {&span, 1}, caches, {.logits = Model::Logits::all}, workspace);
+  const auto error = golden.values("prefill_logits_error").elements<double>();
+  expect_close("logits", logits, golden.values("short_logits"), {.largest = error[0], .rms = error[1]});
+}
+
+}  // namespace
+}  // namespace regard
