@@ -1,4 +1,3 @@
-#include "regard/attention_config.h"
 #include "regard/model_cache.h"
 
 #include <gmock/gmock.h>
