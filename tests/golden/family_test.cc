@@ -13,6 +13,7 @@
 #include "regard/checkpoint.h"
 #include "regard/model.h"
 #include "regard/model_spec.h"
+#include "regard/shards.h"
 #include "support/sanitized.h"
 #include "support/temp_folder.h"
 #include "support/thread_ranks.h"
@@ -203,6 +204,28 @@ TEST_P(FamilyGolden, EveryLayerEqualsTransformersOverTwoRanks) {
   test::run_ranks(2, [&](const std::shared_ptr<Communicator>& world) {
     const Model model = Model::load(Checkpoint::open(path()), Threads(1), Ranks(world, ParallelConfig{.tp_degree = 2}));
     expect_schedules(model, golden, [&] { return model.make_caches(cache_options(golden)); });
+  });
+}
+
+// A rank that reads its own file computes what it would from the whole one: also experts, stacked, transposed, with
+// gate and up in turns.
+TEST_P(FamilyGolden, ShardsGiveTheSameBitsAsTheWholeFile) {
+  const Golden golden = golden_values();
+  const test::TempFolder folder;
+  save_shards(Checkpoint::open(path()), folder.path(), {.tp_degree = 2});
+  const auto tokens = golden.tokens("other_tokens");
+  const Span span{.slot = 0, .first_position = 0, .count = std::ssize(tokens)};
+  test::run_ranks(2, [&](const std::shared_ptr<Communicator>& world) {
+    const Ranks ranks(world, ParallelConfig{.tp_degree = 2});
+    const auto logits_of = [&](const Checkpoint& checkpoint) {
+      Workspace workspace(1);
+      const Model model = Model::load(checkpoint, workspace.threads(), ranks);
+      auto caches = model.make_caches({.slots = 1, .capacity = span.count});
+      const auto logits = model.forward(tokens, {&span, 1}, caches, {.logits = Model::Logits::all}, workspace);
+      const auto elements = logits.elements<float>();
+      return std::vector<float>(elements.begin(), elements.end());
+    };
+    EXPECT_EQ(logits_of(Checkpoint::open_shard(folder.path(), world->rank())), logits_of(Checkpoint::open(path())));
   });
 }
 
