@@ -19,8 +19,8 @@ class PrefixIndex {
   explicit PrefixIndex(std::vector<Entry> entries) : entries_(std::move(entries)) {
     const auto text_of = [](const Entry& entry) { return entry.first; };
     std::ranges::stable_sort(entries_, {}, text_of);
-    const auto twice = std::ranges::unique(entries_, {}, text_of);
-    entries_.erase(twice.begin(), twice.end());
+    const auto twice = [](const Entry& a, const Entry& b) { return a.first == b.first; };
+    entries_.erase(std::unique(entries_.begin(), entries_.end(), twice), entries_.end());
     size_t next = 0;
     for (size_t byte = 0; byte < 256; ++byte) {
       while (next < entries_.size() && byte_at(next, 0) < byte) ++next;
