@@ -10,6 +10,7 @@
 
 #include "golden/golden_files.h"
 #include "kernels/rows.h"
+#include "layers/mlp_oracle.h"
 #include "parallel/even_parts.h"
 #include "regard/checkpoint.h"
 #include "support/numbers.h"
@@ -135,6 +136,17 @@ TEST_F(MlpGolden, ExpertsAreWithinTwiceTheErrorOfTransformers) {
   for_each_family([](const Checkpoint& file, const ExpertsMlp& spec) {
     const Mlp mlp = Mlp::load(spec, weights_of(file, spec), kHidden, Threads(2), Ranks());
     expect_close(file, run(mlp, file.tensor("x").view(), 2));
+  });
+}
+
+TEST_F(MlpGolden, TheOracleIsTransformersInDouble) {
+  for_each_family([](const Checkpoint& file, const ExpertsMlp& spec) {
+    const ConstTensorView x = file.tensor("x").view();
+    OracleMatrix rows(x.size(0), x.size(1));
+    std::ranges::copy(x.elements<float>(), rows.numbers.begin());
+    const OracleMatrix out = oracle_mlp(spec, weights_of(file, spec), rows);
+    const auto exact = file.tensor("out").view().elements<double>();
+    for (size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(out.numbers[i], exact[i], 1e-12 * (1 + std::fabs(exact[i])));
   });
 }
 
