@@ -20,7 +20,7 @@ namespace {
 struct Options {
   std::string model;
   std::optional<std::string> tokens;
-  std::string reference;
+  std::optional<std::string> reference;
   int threads = 0;
   bool json = false;
 };
@@ -46,8 +46,8 @@ struct Reference {
     std::vector<int32_t> tokens;
     for (int64_t i = 0; i < ids.size(0); ++i) {
       const int64_t id = ids.dtype() == DType::i32 ? ids.as<int32_t>()[i] : ids.as<int64_t>()[i];
-      require(id >= 0 && id <= std::numeric_limits<int32_t>::max(), "reference: token id is {}, expected 0 or more",
-              id);
+      constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+      require(id >= 0 && id <= kLargest, "reference: token id is {}, expected 0 to {}", id, kLargest);
       tokens.push_back(static_cast<int32_t>(id));
     }
     return tokens;
@@ -131,7 +131,7 @@ void print_as_text(const ModelSpec& spec, size_t tokens, std::span<const PartErr
 // Returns whether all errors are within their tolerance.
 bool run(const Options& options) {
   std::optional<Reference> reference;
-  if (!options.reference.empty()) reference.emplace(options.reference);
+  if (options.reference) reference.emplace(*options.reference);
   const auto checkpoint = Checkpoint::open(options.model);
   const auto spec = ModelSpec::from(checkpoint);
   const auto tokens = options.tokens ? parse_tokens(*options.tokens)

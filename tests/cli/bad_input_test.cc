@@ -125,6 +125,7 @@ TEST(BadInput, VerifyRefusesWhatIsNoReferenceOfTheModel) {
   verify({{"tokens", ConstTensorView(wide.data(), {3})}, logits}, "token id is 1099511627776, expected 0 to");
   expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.file("none.safetensors")}, "does not exist");
   expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.gguf}, "tokens");
+  expect_complaint({"verify", "-m", folder.gguf, "--reference", ""}, "checkpoint: ");
   expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.gguf, "--tokens", "5"}, "--tokens");
 }
 
