@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
+#include <map>
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
@@ -88,15 +88,21 @@ TEST(LogitsCommand, LongTextsGiveTheBitsOfTheirBeginnings) {
   }
 }
 
-TEST(LogitsCommand, WithoutLayersTheFileHoldsTokensAndLogits) {
+TEST(LogitsCommand, WithoutLayersTheFileHoldsTokensAndLogitsOfThatCache) {
   const ModelFolder folder;
-  const std::string out = folder.file("out.safetensors");
-  const Finished result =
-      run_command({"logits", "-m", folder.gguf, "--tokens", "5,17,9", "-o", out, "--kv-dtype", "int8"});
-  ASSERT_EQ(result.exit_code, 0) << result.err;
-  const auto written = Checkpoint::open(out);
-  EXPECT_EQ(written.tensors().size(), 2U);
-  EXPECT_EQ(written.tensor("logits").view().shape(), (Shape{3, 267}));
+  std::map<std::string, std::vector<float>> logits;
+  for (const char* dtype : {"f32", "int8"}) {
+    const std::string out = folder.file("out.safetensors");
+    const Finished result =
+        run_command({"logits", "-m", folder.gguf, "--tokens", "5,17,9", "-o", out, "--kv-dtype", dtype});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const auto written = Checkpoint::open(out);
+    EXPECT_EQ(written.tensors().size(), 2U);
+    ASSERT_EQ(written.tensor("logits").view().shape(), (Shape{3, 267}));
+    const auto numbers = written.tensor("logits").view().elements<float>();
+    logits[dtype].assign(numbers.begin(), numbers.end());
+  }
+  EXPECT_NE(logits["int8"], logits["f32"]);
 }
 
 }  // namespace

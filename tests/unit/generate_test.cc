@@ -6,6 +6,7 @@
 #include "engine/generator.h"
 #include "regard/block_table.h"
 #include "regard/saved_sequence.h"
+#include "regard/tokenizer.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 #include "support/tiny_llama.h"
