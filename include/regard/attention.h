@@ -20,6 +20,7 @@
 namespace regard {
 
 class Checkpoint;
+class StepPlan;
 struct AttentionShard;
 
 /// The weights of one attention layer, as a checkpoint stores them.
@@ -179,7 +180,11 @@ class Attention {
  private:
   friend class AttentionCall;
   friend class ContextCall;
+  friend class Model;
   friend class RankedCall;
+
+  // `forward` to input.output in a step of several layers, whose plan it is; over ranks there is none.
+  void run(const AttentionInput& input, StepPlan* plan) const;
 
   [[nodiscard]] std::optional<int64_t> own_slot(const KvCache& cache, int64_t slot) const;
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,7 @@
 namespace regard {
 
 class Norm;
+class StepPlan;
 class TensorReader;
 struct RowSplit;
 
@@ -83,12 +85,15 @@ class Model {
                                                                size_t index, const Threads& threads,
                                                                const Ranks& ranks);
   [[nodiscard]] const Linear& head() const { return spec_.head.tied ? embedding_ : head_; }
-  void check_call(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
-                  const ForwardOptions& options) const;
+  void check_call(std::span<const int32_t> tokens, std::span<KvCache> caches, const ForwardOptions& options) const;
+  [[nodiscard]] std::optional<StepPlan> plan_step(int64_t tokens, std::span<const Span> spans,
+                                                  std::span<KvCache> caches, const ForwardOptions& options,
+                                                  Workspace& workspace) const;
   void run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
                   const ForwardOptions& options, TensorView hidden, Workspace& workspace) const;
   void embed(std::span<const int32_t> tokens, const RowSplit& split, const Threads& threads) const;
-  void run_layer(const Layer& layer, AttentionInput& input, const RowSplit& split, Workspace& workspace) const;
+  void run_layer(const Layer& layer, AttentionInput& input, std::optional<StepPlan>& plan, const RowSplit& split,
+                 Workspace& workspace) const;
   [[nodiscard]] ConstTensorView logits_of(ConstTensorView hidden, std::span<const Span> spans, Logits logits,
                                           Workspace& workspace) const;
   [[nodiscard]] RowSplit split_rows(TensorView hidden, std::span<const Span> spans, std::span<KvCache> caches,

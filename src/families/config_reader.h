@@ -18,6 +18,7 @@ namespace regard {
 // Sizes beyond this are a damaged file, not a model.
 inline constexpr int64_t kMostSize = int64_t{1} << 24;
 inline constexpr int64_t kMostLayers = 4096;
+inline constexpr int64_t kMostExperts = int64_t{1} << 16;
 
 // Typed look-ups in an object of config.json; null counts as absent. Integers pass as numbers, nothing else as
 // something else. The reader remembers which keys were asked for, so that no key that changes what a model computes is

@@ -68,7 +68,7 @@ ModelSpec validated(ModelSpec spec, const std::string& name) {
 }  // namespace
 
 std::span<const Family* const> families() {
-  static constexpr std::array<const Family*, 5> kFamilies = {&kLlama, &kQwen3, &kGemma3, &kGptOss, &kOlmo2};
+  static constexpr std::array<const Family*, 6> kFamilies = {&kLlama, &kQwen3, &kGemma3, &kGptOss, &kOlmo2, &kMixtral};
   return kFamilies;
 }
 

@@ -10,8 +10,9 @@
 
 namespace regard {
 
-// A model family: how its files describe a model, and how they call its tensors. A form of file that the family does
-// not have is null. Functions that read a description ask for every key that matters; what is left over is refused.
+// A model family: how its files describe a model, and how they call its tensors. Of a form of file that the family does
+// not have, the functions are null and the name is empty. Functions that read a description ask for every key that
+// matters; what is left over is refused.
 struct Family {
   std::string_view name;
   std::string_view model_type;  // of config.json
@@ -23,7 +24,7 @@ struct Family {
 };
 
 // One a file of this folder.
-extern const Family kLlama, kQwen3, kGemma3, kGptOss, kOlmo2;
+extern const Family kLlama, kQwen3, kGemma3, kGptOss, kOlmo2, kMixtral;
 
 // All families.
 [[nodiscard]] std::span<const Family* const> families();

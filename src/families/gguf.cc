@@ -9,8 +9,6 @@
 namespace regard::gguf {
 namespace {
 
-constexpr int64_t kMostExperts = int64_t{1} << 16;
-
 std::string layer_tensor(int64_t layer, std::string_view name) { return fmt::format("blk.{}.{}", layer, name); }
 
 void ignore_what_does_not_matter(const GgufReader& reader) {

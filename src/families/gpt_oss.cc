@@ -11,7 +11,6 @@ constexpr hugging_face::Defaults kDefaults{
 // MXFP4 stores blocks of 32 numbers of 4 bits and one scale of 8.
 constexpr double kMxfp4Bytes = (32 * 4 + 8) / 32.0 / 8;
 constexpr RouterSpec kRouter{.scores = RouterScores::top_k_then_softmax, .normalized = false, .has_bias = true};
-constexpr int64_t kMostExperts = int64_t{1} << 16;
 
 // The rotation that a config without one stands for.
 RotaryConfig default_rotary() {

@@ -26,10 +26,11 @@ struct TensorName {
 [[nodiscard]] TensorName named(std::string_view name);
 
 // How the tensors of a checkpoint are called, by what they are:
-//     embedding, norm, head                                                        of the model
-//     attention.{norm,q,k,v,output,q_norm,k_norm,sinks,post_norm}                  of a layer
-//     mlp.{norm,gate,up,down,post_norm,router,shared_gate,shared_up,shared_down}   of a layer
-//     expert.{gate,up,down}                                                        of an expert
+//     embedding, norm, head                                              of the model
+//     attention.{norm,q,k,v,qkv,output,q_norm,k_norm,sinks,post_norm}    of a layer
+//     mlp.{norm,gate,up,down,post_norm}                                  of a layer
+//     mlp.{router,selection_bias}, expert.{gate,up,down}                 of a layer with experts, and of each expert
+//     shared.{gate,up,down}, mlp.shared_gate                             of the MLP beside experts
 class TensorNames {
  public:
   TensorNames() = default;

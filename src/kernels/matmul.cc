@@ -29,6 +29,7 @@ inline int64_t rows_at_once(const CacheSizes& caches) {
 struct PackedRows {
   float* data = nullptr;
   int64_t rows = 0;
+  int64_t depth = 0;
   bool pairs = false;
 
   [[nodiscard]] float* row(int64_t block, int64_t index) const { return data + (block * rows + index) * kBlock; }
@@ -36,6 +37,18 @@ struct PackedRows {
     return reinterpret_cast<uint16_t*>(data) + (block * rows + index) * kBlock;
   }
 };
+
+// Inside a block, sums start afresh at multiples of this many k's, which depends on the weights alone. PyTorch
+// multiplies few rows with short sums. A product of few columns has to do the same to be as exact; one of many is so
+// with longer chains, because its error comes from the many block sums that follow, and every chain costs time
+// (docs/numerics.md). Groups that share a scale, of a power of two up to kBlock, are not cut.
+inline int64_t chain_of(int64_t depth, int64_t group) {
+  constexpr int64_t kShortChain = 32;
+  constexpr int64_t kLongChain = 128;
+  constexpr int64_t kMostShort = 512;
+  static_assert(kBlock % kLongChain == 0 && kLongChain % kShortChain == 0);
+  return std::max(depth <= kMostShort ? kShortChain : kLongChain, group);
+}
 
 // Weight tiles whose block is decoded together: two tiles of a block are 32 KB of f32.
 inline constexpr int64_t kDecodedTiles = 2;
@@ -75,14 +88,15 @@ void pack_row(const InputRows& input, int64_t row, int64_t index, const PackedRo
 void multiply_block(const PackedRows& packed, int64_t block, int64_t count, PanelView panel, int64_t tile_count,
                     float* decode_memory, float* c, int64_t c_stride) {
   const Sum mode = block == 0 ? Sum::start : Sum::add;
+  const int64_t chain = chain_of(packed.depth, panel.group);
   if (packed.pairs)
     return multiply_bf16({packed.bf16_row(block, 0), packed.rows}, panel, tile_count, 0, count - 1, mode, c, c_stride);
   if (packed.rows > (panel.is_grouped() ? kMostFusedGrouped : kMostFused))
     panel = decoded(panel, tile_count, count, decode_memory);
   const int64_t step = even_step(packed.rows, kMaxRows);
   for (int64_t row = 0; row < packed.rows; row += step) {
-    multiply<WeightKernels>(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count,
-                            kOneChain, mode, c + row * c_stride, static_cast<size_t>(c_stride));
+    multiply<WeightKernels>(packed.row(block, row), std::min(step, packed.rows - row), panel, tile_count, count, chain,
+                            mode, c + row * c_stride, static_cast<size_t>(c_stride));
     panel.ahead = 0;
   }
 }
@@ -94,7 +108,7 @@ void add_bias(const float* bias, int64_t rows, int64_t columns, float* out, int6
 
 // `packed` are rows first_row.. of the input. The last tile of a matrix may be partly padding, which must not be
 // written.
-void multiply_run(const PackedRows& packed, int64_t depth, const ColumnRun& run, int64_t first_row, float* memory) {
+void multiply_run(const PackedRows& packed, const ColumnRun& run, int64_t first_row, float* memory) {
   const Product& product = *run.product;
   float* decode_memory = memory;
   float* padded = memory + kDecodedTiles * kTile * kBlock;
@@ -104,10 +118,10 @@ void multiply_run(const PackedRows& packed, int64_t depth, const ColumnRun& run,
   const bool few = packed.rows <= kMaxRows;
   const int64_t group = few ? 4 : kDecodedTiles;
   const auto multiply_part = [&](int64_t block, int64_t tile) {
-    const int64_t count = std::min(kBlock, depth - block * kBlock);
+    const int64_t count = std::min(kBlock, packed.depth - block * kBlock);
     PanelView panel = product.weights.from(tile, block * kBlock);
     // What comes next: for a few rows the next block, for many the next tiles.
-    if (few && block + 1 < blocks(depth)) panel.ahead = panel.bytes_of(count);
+    if (few && block + 1 < blocks(packed.depth)) panel.ahead = panel.bytes_of(count);
     if (!few && tile + group < whole_end) panel.ahead = group * panel.tile_bytes;
     if (tile < whole_end)
       multiply_block(packed, block, count, panel, std::min(group, whole_end - tile), decode_memory, out + tile * kTile,
@@ -120,9 +134,9 @@ void multiply_run(const PackedRows& packed, int64_t depth, const ColumnRun& run,
   const auto next_tile = [&](int64_t tile) { return tile < whole_end ? std::min(tile + group, whole_end) : tile + 1; };
   if (few) {
     for (int64_t tile = run.first; tile < end; tile = next_tile(tile))
-      for (int64_t block = 0; block < blocks(depth); ++block) multiply_part(block, tile);
+      for (int64_t block = 0; block < blocks(packed.depth); ++block) multiply_part(block, tile);
   } else {
-    for (int64_t block = 0; block < blocks(depth); ++block)
+    for (int64_t block = 0; block < blocks(packed.depth); ++block)
       for (int64_t tile = run.first; tile < end; tile = next_tile(tile)) multiply_part(block, tile);
   }
   if (whole_end < end)
@@ -203,7 +217,10 @@ void fill(Batch& batch, const InputRows& input, std::span<const ProductGroup> gr
     const int64_t rows = std::min(left, most_rows);
     batch.pieces[static_cast<size_t>(batch.count++)] = {
         .group = &group,
-        .packed = {.data = nullptr, .rows = rows, .pairs = multiplies_pairs(input, group.products, options)},
+        .packed = {.data = nullptr,
+                   .rows = rows,
+                   .depth = input.depth,
+                   .pairs = multiplies_pairs(input, group.products, options)},
         .first = group.first + place.row,
         .first_index = batch.rows,
         .first_run = 0};
@@ -277,7 +294,7 @@ void matmul(const InputRows& input, std::span<const ProductGroup> groups, Matmul
     threads.for_work(batch.operations).for_each(batch.runs, [&](int64_t index, int thread) {
       const Piece& piece = batch.find(&Piece::first_run, index);
       HWY_DYNAMIC_DISPATCH(multiply_run)
-      (piece.packed, input.depth, find_run(piece.group->products, size, index - piece.first_run), piece.first,
+      (piece.packed, find_run(piece.group->products, size, index - piece.first_run), piece.first,
        scratch.of_thread(thread));
     });
   }

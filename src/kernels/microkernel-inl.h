@@ -23,6 +23,8 @@ namespace regard::kernels::HWY_NAMESPACE {
 // Rows and tiles whose accumulators fill the register file without spilling: 24 of 32 registers, or 12 of 16.
 inline constexpr int kMaxRows = kVectors == 1 ? 12 : kVectors == 2 ? 6 : 3;
 inline constexpr int kAccumulators = kVectors == 1 ? 24 : 12;
+// Floats of the largest kernel's sums. Without vectors one tile of three rows has more of them than registers.
+inline constexpr size_t kMostSums = std::max(kVectors * kMaxRows, size_t{kAccumulators}) * kLanes;
 constexpr int tiles_for(int rows, bool grouped) {
   // A grouped element needs two more registers a vector for its scales.
   constexpr int kMostGrouped = kVectors == 1 ? 4 : 2;
@@ -56,6 +58,15 @@ struct Accumulators {
     }
   }
 
+  HWY_INLINE void add(const float* terms, size_t stride) {
+    REGARD_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      REGARD_UNROLL
+      for (size_t v = 0; v < kTiles * kVectors; ++v)
+        sums[m][v] = hn::Add(hn::LoadU(F32(), terms + static_cast<size_t>(m) * stride + v * kLanes), sums[m][v]);
+    }
+  }
+
   HWY_INLINE void end(Sum mode, float* c, size_t c_stride) const {
     REGARD_UNROLL
     for (int m = 0; m < kRows; ++m) {
@@ -78,7 +89,10 @@ struct TileRun {
   int64_t tile_bytes;  // from one tile to the next, of a half
   int64_t depth;       // k's
   int64_t group;       // as a panel's
-  int64_t chain;       // k's after which the sums start afresh and are added to what is there; for plain types
+  int64_t chain;       // k's after which the sums start afresh; whole groups
+  // [kMostSums], where the chains so far are added up. It belongs to the caller: compilers keep a kernel's own array in
+  // registers, and the running sums in memory instead (measured: 4 rows of 4 bits take 1.4 times as long with AVX2).
+  float* chain_sums;
 };
 
 // Where a kernel is in the tiles that it takes at once, and in what it fetches.
@@ -184,21 +198,25 @@ HWY_INLINE void multiply_tile(const float* HWY_RESTRICT a, const TileRun& run, i
                               float* HWY_RESTRICT c, size_t c_stride) {
   TileCursor<Element, kTiles> b(run, tile);
   const auto depth = static_cast<size_t>(run.depth);
+  const auto chain = static_cast<size_t>(run.chain);
+  constexpr size_t kStride = kTiles * kTile;  // of chain_sums
+  static_assert(kRows * kStride <= kMostSums);
   Accumulators<Element, kRows, kTiles> accumulators;
   accumulators.begin(mode, c, c_stride);
-  if constexpr (Element::kGrouped) {
-    add_groups(a, b, depth, static_cast<size_t>(run.group), accumulators);
-  } else {
-    const auto chain = static_cast<size_t>(run.chain);
-    for (size_t done = 0;;) {
-      const size_t count = std::min(chain, depth - done);
+  for (size_t done = 0;;) {
+    const size_t count = std::min(chain, depth - done);
+    if constexpr (Element::kGrouped)
+      add_groups(a + done, b, count, static_cast<size_t>(run.group), accumulators);
+    else
       add_plain(a + done, b, count, accumulators);
-      done += count;
-      if (done == depth) break;
-      accumulators.end(mode, c, c_stride);
-      accumulators.begin(Sum::start, c, c_stride);
-      mode = Sum::add;
+    const bool first = done == 0;
+    done += count;
+    if (done == depth) {
+      if (!first) accumulators.add(run.chain_sums, kStride);
+      break;
     }
+    accumulators.end(first ? Sum::start : Sum::add, run.chain_sums, kStride);
+    accumulators.begin(Sum::start, run.chain_sums, kStride);
   }
   accumulators.end(mode, c, c_stride);
 }
@@ -281,6 +299,7 @@ template <class Kernels>
 HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, int64_t tile_count, int64_t depth,
                          int64_t chain, Sum mode, float* c, size_t c_stride) {
   const RowKernels& kernels = Kernels::of(panel.type, rows);
+  alignas(64) float chain_sums[kMostSums];
   const TileRun run{.low = panel.data,
                     .high = panel.data + kernels.tiles / 2 * panel.tile_bytes,
                     .ahead_low = panel.ahead,
@@ -288,7 +307,8 @@ HWY_INLINE void multiply(const float* a, int64_t rows, const PanelView& panel, i
                     .tile_bytes = panel.tile_bytes,
                     .depth = depth,
                     .group = panel.group,
-                    .chain = chain};
+                    .chain = chain,
+                    .chain_sums = chain_sums};
   const int64_t wide = tile_count / kernels.tiles * kernels.tiles;
   if (wide > 0) kernels.wide(a, run, 0, wide, mode, c, c_stride);
   if (wide < tile_count) kernels.narrow(a, run, wide, tile_count, mode, c, c_stride);
@@ -303,6 +323,7 @@ HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& lo
     multiply<CacheKernels>(a, rows, high, 2, depth, chain, mode, c + 2 * kTile, c_stride);
     return;
   }
+  alignas(64) float chain_sums[kMostSums];
   const TileRun run{.low = low.data,
                     .high = high.data,
                     .ahead_low = low.ahead,
@@ -310,7 +331,8 @@ HWY_INLINE void multiply_split(const float* a, int64_t rows, const PanelView& lo
                     .tile_bytes = low.tile_bytes,
                     .depth = depth,
                     .group = 0,
-                    .chain = chain};
+                    .chain = chain,
+                    .chain_sums = chain_sums};
   kernels.wide(a, run, 0, kernels.tiles, mode, c, c_stride);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "kernels/attend.h"
@@ -9,6 +10,8 @@
 #include "regard/workspace.h"
 
 namespace regard {
+
+struct StepMemory;
 
 /// Named pieces of memory, each as large as the largest call asked for.
 struct Workspace::Memory {
@@ -54,9 +57,8 @@ struct Workspace::Memory {
   std::vector<double> router_scores;  ///< Of each thread.
   std::vector<kernels::AttendSpan> spans;
   std::vector<Interval> visible;
+  std::shared_ptr<StepMemory> step;  ///< Of the plans of steps: layers/step_plan.h
   std::vector<int64_t> positions;
-  std::vector<int64_t> piece_positions;
-  std::vector<int64_t> origins;
   uint64_t angles_key = 0;  ///< Of what cos and sin hold: the next layer most often wants the same.
   std::vector<float> row;
   std::vector<Buffer> terms;  // of sums over trees, by level

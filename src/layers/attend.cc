@@ -86,15 +86,16 @@ void attend(const AttendInput& input) {
                                    .soft_cap = static_cast<float>(input.logit_soft_cap),
                                    .sinks = input.sinks.empty() ? nullptr : input.sinks.data()};
   copy_tails(trees, input.spans, *input.cache, {}, shape, workspace);
-  SpanRows rows(memory, input.queries.size(0));
+  memory.spans.clear();
+  memory.visible.assign(static_cast<size_t>(input.queries.size(0)), Interval{});
   int64_t first = 0;
   for (size_t i = 0; i < input.spans.size(); ++i) {
     const Span& span = input.spans[i];
-    if (span.slot == -1)
-      rows.skip(first, span.count);
-    else
-      rows.add(first, span, trees.empty() || !trees[i] ? nullptr : &*trees[i], input.cache->view(span.slot), input.mask,
-               input.cache->length(span.slot));
+    const TokenTree* tree = trees.empty() || !trees[i] ? nullptr : &*trees[i];
+    memory.spans.push_back(attend_span(*input.cache, span, first, tree));
+    for (int64_t token = 0; token < span.count && span.slot != -1; ++token)
+      memory.visible[static_cast<size_t>(first + token)] =
+          visible_to(span, token, tree, input.mask, input.cache->length(span.slot));
     first += span.count;
   }
   kernels::attend({.shape = shape,

@@ -20,14 +20,6 @@ using Memory = Workspace::Memory;
 
 }  // namespace
 
-int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t tokens) {
-  // Where queries see later tokens, all keys have to be there first; and trees are not cut.
-  if (!config.is_causal || has_trees) return std::max<int64_t>(1, tokens);
-  // Enough for the matrix kernels to run at full speed; caches with windows have no room for more.
-  const int64_t asked = config.inference.windowed_context_encoding_size;
-  return asked > 0 ? std::min(asked, KvCache::kTokensAtOnce) : KvCache::kTokensAtOnce;
-}
-
 Span implied_span(const Attention& attention, const AttentionInput& input) {
   const int64_t tokens = input.hidden_states.size(0);
   if (input.cache == nullptr) return {.slot = 0, .first_position = 0, .count = tokens};
@@ -38,7 +30,7 @@ Span implied_span(const Attention& attention, const AttentionInput& input) {
 }
 
 AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
-                             const RankPlace* place)
+                             const RankPlace* place, StepPlan* plan)
     : layer_(attention),
       shard_(shard),
       config_(shard.config),
@@ -46,12 +38,11 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
       place_(place),
       own_workspace_(input.workspace == nullptr ? std::optional<Workspace>(std::in_place) : std::nullopt),
       workspace_(own_workspace_ ? *own_workspace_ : *input.workspace),
-      memory_(workspace_.memory()) {
+      memory_(workspace_.memory()),
+      plan_(plan),
+      cache_(input.cache) {
   check_input();
-  tokens_ = input.hidden_states.size(0);
-  resolve_spans();
-  resolve_cache();
-  trees_ = make_trees("attention", spans_, input_.active_masks, config_.is_causal, share_);
+  if (plan_ == nullptr) make_plan();
   resolve_angles();
   make_outputs();
   hidden_output_.emplace(shard_, place_, hidden_, workspace_);
@@ -59,13 +50,32 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
 
 AttentionOutput AttentionCall::run() {
   Piece piece{.first = 0, .count = 0};
-  for (TokenCursor at; at.run < spans_.size(); piece.first += piece.count) {
-    piece.count = next_piece(spans_, piece_tokens(), at);
+  const auto spans = plan_->spans();
+  for (TokenCursor at; at.run < spans.size(); piece.first += piece.count) {
+    piece.count = next_piece(spans, plan_->at_once(config_), at);
     run_piece(piece);
   }
   hidden_output_->finish();
   if (place_ == nullptr) clear_skipped();
   return std::move(output_);
+}
+
+void AttentionCall::make_plan() {
+  Step step{.tokens = input_.hidden_states.size(0),
+            .spans = input_.spans,
+            .has_cache = input_.cache != nullptr,
+            .active_masks = input_.active_masks,
+            .rotary_position_ids = input_.rotary_position_ids};
+  if (step.spans.empty() && step.tokens > 0) step.spans = {&own_span_.emplace(implied_span(layer_, input_)), 1};
+  if (step.has_cache) step.share = shard_.token_share();
+  plan_ = &own_plan_.emplace(step, workspace_);
+  if (!step.has_cache) {
+    // Every span is a sequence of its own, kept for the call.
+    const int64_t sequences = std::max<int64_t>(1, std::ssize(plan_->spans()));
+    own_cache_ = KvCache::contiguous({.slots = sequences, .capacity = plan_->longest()}, config_);
+    cache_ = &*own_cache_;
+  }
+  plan_->check(config_, *cache_);
 }
 
 void check_rmsnorm(const AttentionOptions& options, const AttentionConfig& config) {
@@ -87,117 +97,31 @@ void AttentionCall::check_input() const {
     require(input_.residual.shape() == x.shape() && input_.residual.dtype() == x.dtype() && input_.residual.is_dense(),
             "attention: residual has shape {} and dtype {}, expected those of hidden_states: {}, {}",
             input_.residual.shape(), name_of(input_.residual.dtype()), x.shape(), name_of(x.dtype()));
-  require(input_.rotary_position_ids.empty() || static_cast<int64_t>(input_.rotary_position_ids.size()) == x.size(0),
-          "attention: rotary_position_ids has {} entries, expected {}, one a token", input_.rotary_position_ids.size(),
-          x.size(0));
 }
 
-void AttentionCall::resolve_spans() {
-  spans_ = input_.spans;
-  if (spans_.empty() && tokens_ > 0) {
-    own_spans_ = {implied_span(layer_, input_)};
-    spans_ = own_spans_;
-  }
-  int64_t counted = 0;
-  for (const Span& span : spans_) {
-    require(span.count >= 1 && span.count <= tokens_ - counted,
-            "attention: spans hold more tokens than hidden_states, which has {}", tokens_);
-    require(span.first_position >= 0 && span.first_position <= std::numeric_limits<int64_t>::max() - span.count,
-            "attention: first_position is {}, expected 0 or more, and room for {} positions", span.first_position,
-            span.count);
-    counted += span.count;
-  }
-  require(counted == tokens_, "attention: spans hold {} tokens, but hidden_states has {}", counted, tokens_);
-  check_prefixes("attention", spans_, config_.is_causal, input_.active_masks);
-}
-
-int64_t AttentionCall::position_of(size_t span, int64_t token) const {
-  const TokenTree* tree = tree_of(span);
-  return memory_.origins[span] + spans_[span].first_position + (tree == nullptr ? token : tree->depth(token));
-}
-
-void AttentionCall::resolve_cache() {
-  cache_ = input_.cache;
-  // The position that a span's first position 0 stands for; only without a cache is it not 0.
-  memory_.origins.assign(spans_.size(), 0);
-  if (cache_ == nullptr) {
-    // Without a cache every span is a sequence of its own, kept for the call.
-    if (own_spans_.empty()) own_spans_.assign(spans_.begin(), spans_.end());
-    int64_t longest = 1;
-    for (size_t i = 0; i < own_spans_.size(); ++i) {
-      Span& span = own_spans_[i];
-      memory_.origins[i] = span.first_position;
-      span.first_position = 0;
-      if (span.slot != -1) span.slot = static_cast<int64_t>(i);
-      longest = std::max(longest, span.count);
-    }
-    spans_ = own_spans_;
-    own_cache_ = KvCache::contiguous(
-        {.slots = std::max<int64_t>(1, static_cast<int64_t>(spans_.size())), .capacity = longest, .dtype = DType::f32},
-        config_);
-    cache_ = &*own_cache_;
-  }
-  require(cache_->num_key_value_heads() == config_.num_key_value_heads && cache_->head_dim() == config_.head_dim &&
-              cache_->v_head_dim() == config_.v_head_dim,
-          "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {}",
-          cache_->num_key_value_heads(), cache_->head_dim(), cache_->v_head_dim(), config_.num_key_value_heads,
-          config_.head_dim, config_.v_head_dim);
-  if (input_.cache != nullptr) share_ = shard_.token_share();
-  if (share_.is_all()) {
-    cache_->check(spans_, piece_tokens());
-    check_reach();
-  } else {
-    cache_->check(own_parts(share_, spans_), piece_tokens());
-  }
-}
-
-// A cache that was made for a layer with another window or chunk may give back what this one's tokens see.
-void AttentionCall::check_reach() const {
-  if (cache_->first_seen(cache_->capacity()) == 0) return;
-  const Mask mask = Mask::of(config_);
-  for (const Span& span : spans_)
-    for (int64_t p = span.first_position; span.slot != -1 && p < span.first_position + span.count; ++p)
-      require(cache_->first_seen(p) <= mask.first_seen(p),
-              "attention: the token at position {} sees position {}, but the cache was made for a layer whose tokens "
-              "see {} and later there",
-              p, mask.first_seen(p), cache_->first_seen(p));
-}
-
+// Angles that the caller passed are used where they fit; those that it wants back are made for all tokens.
 void AttentionCall::resolve_angles() {
-  if (!layer_.rotary_ || tokens_ == 0) return;
-  std::vector<int64_t>& positions = memory_.positions;
-  positions.assign(input_.rotary_position_ids.begin(), input_.rotary_position_ids.end());
-  if (positions.empty())
-    for (size_t s = 0; s < spans_.size(); ++s)
-      for (int64_t i = 0; i < spans_[s].count; ++i) positions.push_back(position_of(s, i));
+  const bool passed = input_.cos_cache != nullptr && input_.sin_cache != nullptr;
+  if (!layer_.rotary_ || plan_->tokens() == 0 || (!passed && !input_.angles)) return;
+  const auto positions = plan_->rotary_positions();
   const uint64_t key = layer_.rotary_->key(positions);
-  const auto fits = [&](const AngleTable* table) { return table != nullptr && !table->empty() && table->key == key; };
-  const auto use_all = [&](const AngleTable& cos, const AngleTable& sin) {
-    angles_ = {.cos = cos.values, .sin = sin.values, .first = 0, .count = tokens_};
-  };
-  if (fits(input_.cos_cache) && fits(input_.sin_cache)) use_all(*input_.cos_cache, *input_.sin_cache);
+  const auto fits = [&](const AngleTable* table) { return !table->empty() && table->key == key; };
+  if (passed && fits(input_.cos_cache) && fits(input_.sin_cache)) angles_ = {*input_.cos_cache, *input_.sin_cache};
   if (!input_.angles) return;
-  RotaryAngles own =
-      angles_.count > 0 ? RotaryAngles{*input_.cos_cache, *input_.sin_cache} : layer_.rotary_->angles(positions);
-  output_.cos_cache = std::move(own.cos);
-  output_.sin_cache = std::move(own.sin);
-  use_all(output_.cos_cache, output_.sin_cache);
+  if (angles_.cos.empty()) angles_ = layer_.rotary_->angles(positions);
+  output_.cos_cache = angles_.cos;
+  output_.sin_cache = angles_.sin;
 }
 
-// Makes angles_ hold those of the piece, and of so many tokens after it that memory does not grow with the sequence.
-void AttentionCall::find_angles(const Piece& piece) {
-  if (!layer_.rotary_ || (piece.first >= angles_.first && piece.first + piece.count <= angles_.first + angles_.count))
-    return;
-  constexpr int64_t kMostTokens = 8192;
-  const int64_t count = std::min(std::max(piece.count, kMostTokens), tokens_ - piece.first);
-  const auto positions =
-      std::span<const int64_t>(memory_.positions).subspan(static_cast<size_t>(piece.first), static_cast<size_t>(count));
-  const auto [cos, sin] = angles_of(*layer_.rotary_, positions, workspace_);
-  angles_ = {.cos = cos, .sin = sin, .first = piece.first, .count = count};
+RowAngles AttentionCall::angles_of(const Piece& piece) {
+  if (angles_.cos.empty()) return plan_->angles(*layer_.rotary_, piece.first, piece.count);
+  return {.cos = angles_.cos.values.view().slice(0, piece.first, piece.count),
+          .sin = angles_.sin.values.view().slice(0, piece.first, piece.count)};
 }
 
 void AttentionCall::make_outputs() {
-  const Shape shape{tokens_, config_.hidden_size};
+  const int64_t tokens = plan_->tokens();
+  const Shape shape{tokens, config_.hidden_size};
   const DType dtype = input_.hidden_states.dtype();
   if (place_ != nullptr) {
     hidden_ = input_.output;
@@ -212,17 +136,18 @@ void AttentionCall::make_outputs() {
   }
   if (input_.present_key_value)
     output_.present_key_value = {
-        .key = Tensor(DType::f32, {tokens_, config_.num_key_value_heads, config_.head_dim}),
-        .value = Tensor(DType::f32, {tokens_, config_.num_key_value_heads, config_.v_head_dim})};
-  if (input_.lse) output_.lse = Tensor(DType::f32, {tokens_, config_.num_attention_heads});
+        .key = Tensor(DType::f32, {tokens, config_.num_key_value_heads, config_.head_dim}),
+        .value = Tensor(DType::f32, {tokens, config_.num_key_value_heads, config_.v_head_dim})};
+  if (input_.lse) output_.lse = Tensor(DType::f32, {tokens, config_.num_attention_heads});
   if (!input_.residual.empty()) output_.residual = convert(input_.residual, dtype);
 }
 
 template <class Visit>
 void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
   int64_t before = 0;
-  for (size_t index = 0; index < spans_.size(); ++index) {
-    const Span& span = spans_[index];
+  const auto spans = plan_->spans();
+  for (size_t index = 0; index < spans.size(); ++index) {
+    const Span& span = spans[index];
     const int64_t begin = std::max(piece.first, before);
     const int64_t end = std::min(piece.first + piece.count, before + span.count);
     if (begin < end)
@@ -237,7 +162,6 @@ void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
 
 void AttentionCall::run_piece(const Piece& piece) {
   const auto& c = config_;
-  find_angles(piece);
   const TensorView q = memory_.matrix(Memory::Piece::queries, piece.count, c.num_attention_heads * c.head_dim);
   const TensorView k = memory_.matrix(Memory::Piece::keys, piece.count, c.num_key_value_heads * c.head_dim);
   const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
@@ -248,7 +172,7 @@ void AttentionCall::run_piece(const Piece& piece) {
   append(piece, k, v);
   attend(piece, q, attended);
   // The owner looks at what the last piece leaves; earlier ones have to make room for it.
-  const bool leave_trim = cache_->block_tables().owner_trims() && piece.first + piece.count == tokens_;
+  const bool leave_trim = cache_->block_tables().owner_trims() && piece.first + piece.count == plan_->tokens();
   for_each_part(piece, [&](size_t, int64_t, const Span& part) {
     if (part.slot != -1 && !leave_trim) cache_->trim(part.slot);
   });
@@ -281,16 +205,14 @@ ConstTensorView AttentionCall::normed_input(const Piece& piece) {
 }
 
 void AttentionCall::prepare(const Piece& piece, const HeadRows& rows) {
-  std::vector<int64_t>& positions = memory_.piece_positions;
-  positions.clear();
-  for_each_part(piece, [&](size_t index, int64_t, const Span& part) {
-    const int64_t first = part.first_position - spans_[index].first_position;
-    for (int64_t i = 0; i < part.count; ++i) positions.push_back(position_of(index, first + i));
-  });
-  HeadPlaces places{.positions = positions, .cos = {}, .sin = {}};
+  HeadPlaces places{
+      .positions = plan_->positions().subspan(static_cast<size_t>(piece.first), static_cast<size_t>(piece.count)),
+      .cos = {},
+      .sin = {}};
   if (layer_.rotary_) {
-    places.cos = angles_.cos.slice(0, piece.first - angles_.first, piece.count);
-    places.sin = angles_.sin.slice(0, piece.first - angles_.first, piece.count);
+    const RowAngles angles = angles_of(piece);
+    places.cos = angles.cos;
+    places.sin = angles.sin;
   }
   prepare_heads(shard_, places, rows, workspace_.threads());
 }
@@ -303,7 +225,7 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
     };
     const TensorView keys = rows(k, c.head_dim);
     const TensorView values = rows(v, c.v_head_dim);
-    if (share_.is_all())
+    if (plan_->share().is_all())
       cache_->append(part, keys, values, workspace_.threads());
     else if (part.slot != -1)
       append_own(index, part, keys, values);
@@ -320,26 +242,26 @@ void AttentionCall::append(const Piece& piece, TensorView k, TensorView v) {
 // Of a part's tokens those that this rank keeps. Where they branch, it may have to see others: all wait aside until the
 // end of the call.
 void AttentionCall::append_own(size_t index, const Span& part, TensorView keys, TensorView values) {
-  if (tree_of(index) != nullptr) {
-    active_.resize(spans_.size());
+  const TokenShare& share = plan_->share();
+  if (plan_->has_tree(index)) {
+    active_.resize(plan_->spans().size());
     KvCache& active = active_[index].emplace(KvCache::contiguous(
         {.slots = 1, .capacity = part.count, .keys = cache_->key_format(), .values = cache_->value_format()}, config_));
     active.append({.slot = 0, .first_position = 0, .count = part.count}, keys, values, workspace_.threads());
   }
-  const int64_t place = share_.count_below(part.first_position);
+  const int64_t place = share.count_below(part.first_position);
   if (cache_->length(part.slot) > place) cache_->truncate(part.slot, place);
   for (int64_t i = 0; i < part.count;) {
     const int64_t position = part.first_position + i;
     const int64_t count = std::min(part.count - i, TokenShare::kRun - position % TokenShare::kRun);
-    if (share_.owns(position))
-      cache_->append({.slot = part.slot, .first_position = share_.count_below(position), .count = count},
+    if (share.owns(position))
+      cache_->append({.slot = part.slot, .first_position = share.count_below(position), .count = count},
                      keys.slice(0, i, count), values.slice(0, i, count), workspace_.threads());
     i += count;
   }
 }
 
 void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView attended) {
-  const Mask mask = Mask::of(config_);
   const kernels::AttendShape shape{.heads = config_.num_attention_heads,
                                    .kv_heads = config_.num_key_value_heads,
                                    .head_dim = config_.head_dim,
@@ -347,24 +269,20 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
                                    .scale = static_cast<float>(config_.softmax_scale),
                                    .soft_cap = static_cast<float>(config_.logit_soft_cap),
                                    .sinks = shard_.sinks.empty() ? nullptr : shard_.sinks.data()};
-  copy_tails(trees_, spans_, *cache_, active_, shape, workspace_);
-  SpanRows rows(memory_, piece.count);
+  copy_tails(plan_->trees(), plan_->spans(), *cache_, active_, shape, workspace_);
+  memory_.spans.clear();
   for_each_part(piece, [&](size_t index, int64_t first, const Span& part) {
-    const Span& span = spans_[index];
-    if (span.slot == -1)
-      rows.skip(first, part.count);
-    else
-      rows.add(first, part, tree_of(index), cache_->view(span.slot), mask, span.first_position + span.count,
-               memory_.origins[index]);
+    const TokenTree* tree = plan_->has_tree(index) ? &*plan_->trees()[index] : nullptr;
+    memory_.spans.push_back(attend_span(*cache_, part, first, tree));
   });
   const kernels::AttendCall call{
       .shape = shape,
       .spans = memory_.spans,
       .queries = q.data(),
-      .visible = memory_.visible.data(),
+      .visible = plan_->visible(Mask::of(config_)) + piece.first,
       .out = attended.data(),
       .lse = input_.lse ? output_.lse.view().as<float>() + piece.first * config_.num_attention_heads : nullptr};
-  if (share_.is_all())
+  if (plan_->share().is_all())
     kernels::attend(call, memory_.attend, workspace_.threads(), workspace_.options());
   else
     SharedTokens(shard_, layer_.ranks().config().deterministic, workspace_).attend(call);
@@ -372,11 +290,18 @@ void AttentionCall::attend(const Piece& piece, ConstTensorView q, TensorView att
 
 // Tokens that belong to no sequence give zeros.
 void AttentionCall::clear_skipped() {
-  for_each_part({.first = 0, .count = tokens_}, [&](size_t, int64_t first, const Span& part) {
+  for_each_part({.first = 0, .count = plan_->tokens()}, [&](size_t, int64_t first, const Span& part) {
     if (part.slot != -1) return;
     const TensorView skipped = hidden_.slice(0, first, part.count);
     std::memset(skipped.data(), 0, static_cast<size_t>(skipped.shape().elements()) * size_of(skipped.dtype()));
   });
+}
+
+void Attention::run(const AttentionInput& input, StepPlan* plan) const {
+  if (plan == nullptr)
+    (void)forward(input);
+  else
+    (void)AttentionCall(*this, *decode_, input, nullptr, plan).run();
 }
 
 AttentionOutput Attention::forward(const AttentionInput& input) const {

@@ -235,8 +235,20 @@ class HeadPreparation {
 
 }  // namespace
 
-RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> positions, Workspace& workspace) {
+void write_angles(const RotaryEmbedding& rotary, std::span<const int64_t> positions, const RowAngles& to,
+                  const Threads& threads) {
   constexpr int64_t kRun = 64;
+  const auto count = static_cast<int64_t>(positions.size());
+  // A cosine takes as long as some 50 multiply-adds.
+  threads.for_work(100 * count * to.cos.size(1)).for_each((count + kRun - 1) / kRun, [&](int64_t run, int) {
+    const int64_t first = run * kRun;
+    const int64_t length = std::min(kRun, count - first);
+    rotary.write_angles(positions.subspan(static_cast<size_t>(first), static_cast<size_t>(length)),
+                        to.cos.slice(0, first, length), to.sin.slice(0, first, length));
+  });
+}
+
+RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> positions, Workspace& workspace) {
   Workspace::Memory& memory = workspace.memory();
   const auto count = static_cast<int64_t>(positions.size());
   const int64_t half = rotary.config().rotary_dim / 2;
@@ -244,13 +256,7 @@ RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> posi
                          .sin = memory.matrix(Workspace::Memory::Piece::sin, count, half)};
   const uint64_t key = rotary.key(positions);
   if (memory.angles_key == key) return angles;
-  // A cosine takes as long as some 50 multiply-adds.
-  workspace.threads().for_work(100 * count * half).for_each((count + kRun - 1) / kRun, [&](int64_t run, int) {
-    const int64_t first = run * kRun;
-    const int64_t length = std::min(kRun, count - first);
-    rotary.write_angles(positions.subspan(static_cast<size_t>(first), static_cast<size_t>(length)),
-                        angles.cos.slice(0, first, length), angles.sin.slice(0, first, length));
-  });
+  write_angles(rotary, positions, angles, workspace.threads());
   memory.angles_key = key;
   return angles;
 }

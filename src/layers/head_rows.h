@@ -24,6 +24,8 @@ struct HeadPlaces {
 struct RowAngles {
   TensorView cos, sin;
 };
+void write_angles(const RotaryEmbedding& rotary, std::span<const int64_t> positions, const RowAngles& to,
+                  const Threads& threads);
 [[nodiscard]] RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> positions,
                                   Workspace& workspace);
 

@@ -7,11 +7,11 @@
 #include "kernels/cache_rows.h"
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
-#include "layers/attention_call.h"
 #include "layers/for_each_row.h"
 #include "layers/mlp.h"
 #include "layers/norm.h"
 #include "layers/row_split.h"
+#include "layers/step_plan.h"
 #include "model/layer_weights.h"
 #include "regard/block_table.h"
 #include "tensor/fail.h"
@@ -206,29 +206,36 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
 
 ConstTensorView Model::forward(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
                                const ForwardOptions& options, Workspace& workspace) const {
-  check_call(tokens, spans, caches, options);
+  check_call(tokens, caches, options);
   const auto count = static_cast<int64_t>(tokens.size());
   const TensorView hidden = workspace.memory().matrix(Memory::Piece::hidden, count, spec_.hidden_size);
   run_layers(tokens, spans, caches, options, hidden, workspace);
   return logits_of(hidden, spans, options.logits, workspace);
 }
 
-void Model::check_call(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
+void Model::check_call(std::span<const int32_t> tokens, std::span<KvCache> caches,
                        const ForwardOptions& options) const {
   require(caches.size() == layers_.size(), "model: {} caches are given, expected {}, one a layer", caches.size(),
           layers_.size());
   for (const int32_t token : tokens)
     require(token >= 0 && token < spec_.vocab_size, "model: token id is {}, expected 0 to {}", token,
             spec_.vocab_size - 1);
-  const auto count = static_cast<int64_t>(tokens.size());
-  const Shape all{std::ssize(layers_) + 1, count, spec_.hidden_size};
+  const Shape all{std::ssize(layers_) + 1, std::ssize(tokens), spec_.hidden_size};
   const TensorView& hidden = options.hidden_states;
   require(hidden.empty() || (hidden.shape() == all && hidden.dtype() == DType::f32 && hidden.is_dense()),
           "model: hidden_states has shape {} and dtype {}, expected {} and f32, dense", hidden.shape(),
           name_of(hidden.dtype()), all);
-  // No layer's cache changes when a later one's can't. Over ranks all have the same room.
-  for (size_t i = 0; i < layers_.size() && ranks_.size() == 1; ++i)
-    caches[i].check(spans, tokens_at_once(layers_[i]->attention.config(), !options.active_masks.empty(), count));
+}
+
+// No layer's cache changes when a later one's can't. Over ranks each layer makes plans of its own, and all have the
+// same room.
+std::optional<StepPlan> Model::plan_step(int64_t tokens, std::span<const Span> spans, std::span<KvCache> caches,
+                                         const ForwardOptions& options, Workspace& workspace) const {
+  if (ranks_.size() > 1) return std::nullopt;
+  std::optional<StepPlan> plan(std::in_place,
+                               Step{.tokens = tokens, .spans = spans, .active_masks = options.active_masks}, workspace);
+  for (size_t i = 0; i < layers_.size(); ++i) plan->check(layers_[i]->attention.config(), caches[i]);
+  return plan;
 }
 
 ConstTensorView Model::logits_of(ConstTensorView hidden, std::span<const Span> spans, Logits logits,
@@ -255,6 +262,7 @@ ConstTensorView Model::logits_of(ConstTensorView hidden, std::span<const Span> s
 
 void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
                        const ForwardOptions& options, TensorView hidden, Workspace& workspace) const {
+  std::optional<StepPlan> plan = plan_step(std::ssize(tokens), spans, caches, options, workspace);
   const RowSplit split = split_rows(hidden, spans, caches, options.active_masks, workspace);
   const auto report = [&](size_t layer) {
     if (options.hidden_states.empty()) return;
@@ -272,7 +280,7 @@ void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> sp
   input.workspace = &workspace;
   for (size_t i = 0; i < layers_.size(); ++i) {
     input.cache = &caches[i];
-    run_layer(*layers_[i], input, split, workspace);
+    run_layer(*layers_[i], input, plan, split, workspace);
     report(i + 1);
   }
   if (split.scattered()) gather_rows(split, hidden);
@@ -288,7 +296,8 @@ void Model::embed(std::span<const int32_t> tokens, const RowSplit& split, const 
 }
 
 // See LayerSpec for what a layer computes.
-void Model::run_layer(const Layer& layer, AttentionInput& input, const RowSplit& split, Workspace& workspace) const {
+void Model::run_layer(const Layer& layer, AttentionInput& input, std::optional<StepPlan>& plan, const RowSplit& split,
+                      Workspace& workspace) const {
   Memory& memory = workspace.memory();
   const Threads& threads = workspace.threads();
   const TensorView rows = split.rows;
@@ -307,7 +316,7 @@ void Model::run_layer(const Layer& layer, AttentionInput& input, const RowSplit&
   const TensorView branch = matrix(Memory::Piece::branch);
   input.hidden_states = attention_input;
   input.output = branch;
-  (void)layer.attention.forward(input);
+  layer.attention.run(input, plan ? &*plan : nullptr);
   if (!layer.spec.parallel) add(branch, layer.post_attention_norm);
   const ConstTensorView mlp_input =
       layer.spec.parallel && !layer.mlp_norm ? attention_input : normed(layer.mlp_norm, Memory::Piece::layer_input);

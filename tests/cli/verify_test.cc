@@ -39,7 +39,7 @@ TEST_P(VerifyFamily, HoldsBesideFp64AndTransformers) {
 
 INSTANTIATE_TEST_SUITE_P(Families, VerifyFamily,
                          testing::Values("llama", "llama_biases", "llama_longrope", "qwen3_windows", "gemma3",
-                                         "gemma3_mixed", "gpt_oss", "olmo2"),
+                                         "gemma3_mixed", "gpt_oss", "mixtral", "mixtral_windows", "olmo2"),
                          [](const auto& test) { return test.param; });
 
 // A copy of a family's reference in which one number of `name` is another one.

@@ -12,7 +12,9 @@
 #include "golden/golden_files.h"
 #include "regard/checkpoint.h"
 #include "regard/model.h"
+#include "regard/model_spec.h"
 #include "support/sanitized.h"
+#include "support/temp_folder.h"
 #include "support/thread_ranks.h"
 
 namespace regard {
@@ -224,6 +226,57 @@ TEST(FamilyGolden, LongropeTakesItsShortFactorsWhereTheContextIsDeclaredShort) {
   const ConstTensorView logits = model.forward(tokens, {&span, 1}, caches, {.logits = Model::Logits::all}, workspace);
   const auto error = golden.values("prefill_logits_error").elements<double>();
   expect_close("logits", logits, golden.values("short_logits"), {.largest = error[0], .rms = error[1]});
+}
+
+// The experts of each layer as transformers 5 keeps them in memory: [experts, 2 * width, hidden_size], gate above up,
+// and [experts, hidden_size, width].
+void write_with_stacked_experts(const Checkpoint& released, const test::TempFolder& folder) {
+  const ModelSpec spec = ModelSpec::from(released);
+  std::vector<NamedTensor> tensors;
+  for (const StoredTensor& tensor : released.tensors())
+    if (tensor.name.find("block_sparse_moe") == std::string::npos) tensors.push_back({tensor.name, tensor.view()});
+  std::vector<Tensor> stacks;  // what `tensors` points to
+  for (size_t layer = 0; layer < spec.layers.size(); ++layer) {
+    const std::string from = fmt::format("model.layers.{}.block_sparse_moe.", layer);
+    const std::string to = fmt::format("model.layers.{}.mlp.", layer);
+    const auto& mlp = std::get<ExpertsMlp>(spec.layers[layer].mlp);
+    const int64_t width = mlp.expert.width;
+    const Tensor gate_up(DType::bf16, {mlp.experts, 2 * width, spec.hidden_size});
+    const Tensor down(DType::bf16, {mlp.experts, spec.hidden_size, width});
+    for (int64_t expert = 0; expert < mlp.experts; ++expert) {
+      const auto copy = [&](const char* matrix, TensorView into) {
+        const StoredTensor& tensor = released.tensor(fmt::format("{}experts.{}.{}.weight", from, expert, matrix));
+        std::ranges::copy(tensor.bytes, into.data());
+      };
+      copy("w1", gate_up.view()[expert].slice(0, 0, width));
+      copy("w3", gate_up.view()[expert].slice(0, width, width));
+      copy("w2", down.view()[expert]);
+    }
+    stacks.insert(stacks.end(), {gate_up, down});
+    tensors.push_back({to + "experts.gate_up_proj", gate_up});
+    tensors.push_back({to + "experts.down_proj", down});
+    tensors.push_back({to + "gate.weight", released.tensor(from + "gate.weight").view()});
+  }
+  save_safetensors(folder.path() / "model.safetensors", tensors);
+  folder.write("config.json", released.config_json());
+}
+
+TEST(FamilyGolden, MixtralsExpertsMayBeStacked) {
+  for (const char* name : {"mixtral", "mixtral_windows"}) {
+    SCOPED_TRACE(name);
+    const std::filesystem::path folder = std::filesystem::path(golden::path("families")) / name;
+    const Golden golden(folder);
+    const auto released = Checkpoint::open(folder);
+    const test::TempFolder other;
+    write_with_stacked_experts(released, other);
+    const auto logits_of = [&](const Checkpoint& checkpoint) {
+      const Model model = Model::load(checkpoint, Threads(2));
+      return run(model, golden, schedules().front().calls, model.make_caches(cache_options(golden))).logits;
+    };
+    const Tensor expected = logits_of(released);
+    const Tensor stacked = logits_of(Checkpoint::open(other.path()));
+    EXPECT_TRUE(std::ranges::equal(stacked.elements<float>(), expected.elements<float>()));
+  }
 }
 
 }  // namespace

@@ -237,6 +237,49 @@ TEST(ModelSpec, Olmo2HasNormsAfterItsBranchesAndOverAllHeads) {
   EXPECT_EQ(layer.attention.q_layernorm, (QKNorm{.width = NormWidth::all, .eps = 1e-5}));
 }
 
+TEST(ModelSpec, MixtralHasExpertsAndOneWindowForAllLayers) {
+  const ModelSpec spec = spec_of(small("mixtral", {{"num_local_experts", 5}, {"num_experts_per_tok", 3}}));
+  EXPECT_EQ(windows_of(spec), std::vector<int64_t>(6));
+  ExpertsMlp expected{.experts = 5, .experts_per_token = 3, .expert = {.width = 64}};
+  expected.router = {.scores = RouterScores::softmax_then_top_k, .normalized = true};
+  EXPECT_EQ(std::get<ExpertsMlp>(spec.layers[5].mlp), expected);
+  const AttentionConfig& attention = spec.layers[5].attention;
+  EXPECT_FALSE(attention.qkv_bias || attention.o_bias);
+  EXPECT_EQ(windows_of(spec_of(small("mixtral", {{"sliding_window", 9}}))), std::vector<int64_t>(6, 9));
+  EXPECT_EQ(windows_of(spec_of(small("mixtral", {{"sliding_window", nullptr}}))), std::vector<int64_t>(6));
+  const ModelSpec relu = spec_of(small("mixtral", {{"hidden_act", "relu"}}));
+  EXPECT_EQ(std::get<ExpertsMlp>(relu.layers[0].mlp).expert.activation, Activation::relu);
+}
+
+// transformers: MixtralConfig.
+TEST(ModelSpec, MixtralsDefaults) {
+  Json config = small("mixtral", {{"num_attention_heads", 16}});
+  config.erase("num_key_value_heads");
+  const ModelSpec spec = spec_of(config);
+  EXPECT_EQ(spec.family, "mixtral");
+  EXPECT_EQ(spec.context_length, 131072);
+  EXPECT_EQ(spec.final_norm, (NormSpec{.eps = 1e-5}));
+  EXPECT_FALSE(spec.head.tied);
+  const AttentionConfig& attention = spec.layers[0].attention;
+  EXPECT_EQ(attention.num_key_value_heads, 8);
+  EXPECT_EQ(attention.head_dim, 2);
+  EXPECT_EQ(attention.rotary_emb->rope_theta, 1e6);
+  const auto& mlp = std::get<ExpertsMlp>(spec.layers[0].mlp);
+  EXPECT_EQ(mlp.experts, 8);
+  EXPECT_EQ(mlp.experts_per_token, 2);
+}
+
+TEST(ModelSpec, MixtralsKeysThatMakeNoSenseAreRefused) {
+  const auto refused = [](const Json& more, std::string_view part) {
+    EXPECT_ERROR(spec_of(small("mixtral", more)), part);
+  };
+  refused({{"num_local_experts", 4}, {"num_experts_per_tok", 5}}, "\"num_experts_per_tok\" is 5, expected 1 to 4");
+  refused({{"sliding_window", 0}}, "\"sliding_window\" is 0");
+  // transformers' class does not read these.
+  refused({{"attention_bias", true}}, "family \"mixtral\" does not know this key");
+  refused({{"layer_types", std::vector<std::string>(6, "sliding_attention")}}, "\"layer_types\"");
+}
+
 ModelSpec spec_of_file(const std::string& name) {
   std::ifstream in(std::string(REGARD_TEST_DATA "/data/") + name);
   return ModelSpec::from_config_json(std::string(std::istreambuf_iterator<char>(in), {}), name);
@@ -255,6 +298,7 @@ TEST(ModelSpec, ReleasedConfigsAreUnderstoodAndHaveAsManyWeights) {
   EXPECT_NEAR(weights("gemma-3-1b-it.json"), 0.9999e9, 0.0005e9);
   EXPECT_NEAR(weights("gemma-3-270m.json"), 0.2681e9, 0.0005e9);
   EXPECT_NEAR(weights("olmo-2-7b.json"), 7.299e9, 0.005e9);
+  EXPECT_NEAR(weights("mixtral-8x7b.json"), 46.70e9, 0.005e9);
   EXPECT_NEAR(weights("gpt-oss-20b.json"), 20.9e9, 0.05e9);
   EXPECT_NEAR(weights("gpt-oss-120b.json"), 116.8e9, 0.1e9);
 }

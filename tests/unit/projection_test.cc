@@ -7,6 +7,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/panel.h"
+#include "kernels/targets.h"
 #include "regard/error.h"
 #include "regard/linear.h"
 #include "support/error_of.h"
@@ -106,6 +108,77 @@ TEST(Projection, CutColumnsMultiplyAsTheSameColumnsInF32) {
         EXPECT_EQ(test::bytes_of(product(layer, x, workspace)), test::bytes_of(product(same, x, workspace))) << tokens;
       }
     }
+}
+
+// The order of a sum as docs/numerics.md has it: chains of fused multiply-adds, the chains of a block of 256, the
+// blocks.
+float sum_in_chains(const float* x, const float* w, int64_t columns) {
+  const int64_t chain = columns <= 512 ? 32 : 128;
+  float total = 0.0F;
+  for (int64_t block = 0; block < columns; block += 256) {
+    float block_sum = 0.0F;
+    for (int64_t first = block; first < std::min(block + 256, columns); first += chain) {
+      float sum = 0.0F;
+      for (int64_t k = first; k < std::min({first + chain, block + 256, columns}); ++k) sum = std::fma(x[k], w[k], sum);
+      block_sum += sum;
+    }
+    total += block_sum;
+  }
+  return total;
+}
+
+TEST(Projection, SumsInChainsThatOnlyTheColumnsDecide) {
+  if (!kernels::target_has_fma(kernels::target_name())) GTEST_SKIP() << "no fused multiply-add";
+  Workspace workspace(2);
+  for (const WeightType type :
+       {WeightType::f32, WeightType::bf16, WeightType::q8_0, WeightType::q4_1, WeightType::q6_k})
+    for (const int64_t columns : {120, 256, 512, 576, 1024}) {
+      if (columns % block_of(type).values != 0) continue;
+      const auto weight = test::random_weight(type, 70, columns, 33);
+      const Linear layer = packed(weight);
+      for (const int64_t tokens : {1, 4, 13, 70}) {
+        SCOPED_TRACE(::testing::Message() << name_of(type) << ' ' << columns << ' ' << tokens);
+        const Tensor x = test::Numbers(8).tensor({tokens, columns});
+        const Tensor out = product(layer, x, workspace);
+        std::vector<float> row(static_cast<size_t>(columns));
+        for (int64_t n = 0; n < weight.rows; ++n) {
+          decode_row(weight.view(), n, row);
+          for (int64_t m = 0; m < tokens; ++m)
+            ASSERT_EQ(out.view()[m].as<float>()[n], sum_in_chains(x.view()[m].as<float>(), row.data(), columns));
+        }
+      }
+    }
+}
+
+// Groups that share a scale may be longer than a chain of a product of few columns.
+TEST(Projection, GroupsThatAreLongerThanAChainAreRead) {
+  Workspace workspace(2);
+  for (const int64_t group : {64, 128, 256}) {
+    const auto values = test::random_weight(WeightType::i8, 40, 512, 35);
+    const auto scales = test::random_weight(WeightType::f32, 40, 512 / group, 36);
+    StoredMatrix matrix(values.view());
+    matrix.scales = scales.view();
+    matrix.group = group;
+    const Linear layer = Linear::load(matrix, {}, Threads(1));
+    ASSERT_EQ(layer.weight().panel().group, group);
+    std::vector<float> row(512);
+    for (const int64_t tokens : {1, 4, 70}) {
+      const Tensor x = test::Numbers(37).tensor({tokens, 512});
+      const Tensor out = product(layer, x, workspace);
+      for (int64_t n = 0; n < 40; ++n) {
+        decode_row(matrix, n, row);
+        for (int64_t m = 0; m < tokens; ++m) {
+          double expected = 0, magnitude = 0;
+          for (size_t k = 0; k < row.size(); ++k) {
+            const double term = static_cast<double>(row[k]) * static_cast<double>(x.view()[m].as<float>()[k]);
+            expected += term;
+            magnitude += std::fabs(term);
+          }
+          ASSERT_NEAR(out.view()[m].as<float>()[n], expected, 1e-6 * magnitude) << group << ' ' << tokens;
+        }
+      }
+    }
+  }
 }
 
 TEST(Projection, ReadsF32BF16AndF16Inputs) {

@@ -78,13 +78,14 @@ TEST(Targets, OnlyThoseWithFusedMultiplyAddPromiseEqualBits) {
 
 TEST(Targets, ProjectionsHaveEqualBits) {
   for (const WeightType type : test::kAllWeightTypes)
-    for (const int64_t tokens : {1, 3, 7, 40}) {
-      SCOPED_TRACE(::testing::Message() << name_of(type) << ' ' << tokens);
-      const Linear layer =
-          Linear::load(test::random_weight(type, 75, 512, 141).view(), test::Numbers(142).floats(75), Threads(1));
-      const Tensor x = test::Numbers(143).tensor({tokens, 512});
-      expect_equal_bits([&] { return test::bytes_of(product(layer, x)); });
-    }
+    for (const int64_t columns : {512, 768})  // of short and of long chains
+      for (const int64_t tokens : {1, 3, 7, 40}) {
+        SCOPED_TRACE(::testing::Message() << name_of(type) << ' ' << columns << ' ' << tokens);
+        const Linear layer =
+            Linear::load(test::random_weight(type, 75, columns, 141).view(), test::Numbers(142).floats(75), Threads(1));
+        const Tensor x = test::Numbers(143).tensor({tokens, columns});
+        expect_equal_bits([&] { return test::bytes_of(product(layer, x)); });
+      }
 }
 
 TEST(Targets, NormsHaveEqualBits) {
