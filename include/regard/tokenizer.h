@@ -57,6 +57,11 @@ class Tokenizer {
   std::unique_ptr<State> state_;
 };
 
+/// The ids that end a text: those of the checkpoint's tokenizer, or, where there is none, the `eos_token_id` of
+/// config.json and generation_config.json, if any. Throws Error as Tokenizer::from, and for ids outside
+/// 0..vocabulary_size-1.
+[[nodiscard]] std::vector<int32_t> end_tokens_of(const Checkpoint& checkpoint, int64_t vocabulary_size);
+
 /// One message of a conversation.
 struct ChatMessage {
   std::string role;  ///< "system", "user" or "assistant"

@@ -12,12 +12,16 @@ namespace regard::cli {
 void add_generate(CLI::App& app);
 void add_batch(CLI::App& app);
 void add_score(CLI::App& app);
+void add_logits(CLI::App& app);
+void add_verify(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_attend(CLI::App& app);
 void add_shard(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_plan(CLI::App& app);
 
+// The exit code where `regard verify` found an error that is too large.
+inline constexpr int kNotVerified = 1;
 // The exit code where a command was stopped by Ctrl-C.
 inline constexpr int kInterrupted = 130;
 

@@ -3,12 +3,14 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <iterator>
-#include <vector>
+#include <limits>
 
 #include "tensor/fail.h"
 
@@ -35,6 +37,32 @@ void ModelOptions::add_to(CLI::App& command) {
   command.add_option("-m,--model", model, "A .gguf file, a .safetensors file or a Hugging Face folder")->required();
   add_kv_dtype(command, kv_dtype);
   add_threads(command, threads);
+}
+
+std::vector<int32_t> parse_tokens(std::string_view list) {
+  std::vector<int32_t> tokens;
+  const char* at = list.data();
+  const char* const end = at + list.size();
+  while (true) {
+    const auto [behind, error] = std::from_chars(at, end, tokens.emplace_back());
+    const bool separated = behind == end || (*behind == ',' && behind + 1 != end);
+    require(error == std::errc() && separated && tokens.back() >= 0,
+            "--tokens is \"{}\", expected token ids separated by commas, as 5,17,9", printable(list.substr(0, 100)));
+    if (behind == end) return tokens;
+    at = behind + 1;
+  }
+}
+
+std::vector<int32_t> read_token_file(const std::string& path) {
+  const auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  std::vector<int32_t> tokens;
+  const auto is_id = [](const nlohmann::json& id) {
+    return id.is_number_unsigned() && id.get<uint64_t>() <= uint64_t{std::numeric_limits<int32_t>::max()};
+  };
+  require(json.is_array() && std::ranges::all_of(json, is_id),
+          "--tokens: {} holds something else, expected a JSON list of token ids, as [5, 17, 9]", printable(path));
+  for (const auto& id : json) tokens.push_back(id.get<int32_t>());
+  return tokens;
 }
 
 std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
@@ -70,7 +98,8 @@ std::string read_text_file(const std::string& path) {
   return text;
 }
 
-ProgressBar::ProgressBar(int64_t total) : total_(total), terminal_(isatty(STDERR_FILENO) == 1) {}
+ProgressBar::ProgressBar(int64_t total, const char* unit)
+    : total_(total), unit_(unit), terminal_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressBar::~ProgressBar() {
   if (terminal_ && shown_percent_ >= 0) fmt::print(stderr, "\r\033[K");
@@ -82,7 +111,7 @@ void ProgressBar::show(int64_t done) {
   shown_percent_ = percent;
   constexpr int kWidth = 40;
   const int filled = percent * kWidth / 100;
-  fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3}% of {} tokens", "", filled, "", kWidth - filled, percent, total_);
+  fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3}% of {} {}", "", filled, "", kWidth - filled, percent, total_, unit_);
   std::fflush(stderr);
 }
 

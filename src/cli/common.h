@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "regard/dtype.h"
 #include "regard/tokenizer.h"
@@ -29,6 +30,11 @@ struct ModelOptions {
 // --threads N, 1 or more; one per core where it is not given.
 void add_threads(CLI::App& command, int& threads);
 
+// The ids of a list like "5,17,9", as --tokens takes them. Throws Error for an empty list and what is no id.
+[[nodiscard]] std::vector<int32_t> parse_tokens(std::string_view list);
+// The ids of a file with a JSON list of them. Throws Error if it can't be read or holds anything else.
+[[nodiscard]] std::vector<int32_t> read_token_file(const std::string& path);
+
 // The text of tokens without the special ones, as a user reads it.
 [[nodiscard]] std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens);
 
@@ -45,12 +51,13 @@ void print_json(const nlohmann::ordered_json& json);
 // A bar on standard error that redraws itself, where that is a terminal; nothing elsewhere.
 class ProgressBar {
  public:
-  explicit ProgressBar(int64_t total);
+  explicit ProgressBar(int64_t total, const char* unit = "tokens");
   ~ProgressBar();
   void show(int64_t done);
 
  private:
   int64_t total_;
+  const char* unit_;
   bool terminal_;
   int shown_percent_ = -1;
 };

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <memory>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -20,6 +21,7 @@ struct Options {
   ModelOptions model;
   RankOptions ranks;
   std::string prompt;
+  std::optional<std::string> tokens;  // ids instead of the prompt
   std::string system;
   int64_t max_tokens = 128;
   SamplerConfig sampler;
@@ -30,14 +32,20 @@ struct Options {
   bool json = false;
 };
 
-// Writes tokens as they come, whole characters at a time.
+// Writes tokens as they come: whole characters at a time or, without a tokenizer, ids with commas between them.
 class Stream {
  public:
-  explicit Stream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  explicit Stream(const std::optional<Tokenizer>& tokenizer) : tokenizer_(tokenizer) {}
   void write(int32_t token) {
-    if (tokenizer_.is_special(token)) return;
+    if (!tokenizer_) {
+      fmt::print("{}{}", begun_ ? "," : "", token);
+      std::fflush(stdout);
+      begun_ = true;
+      return;
+    }
+    if (tokenizer_->is_special(token)) return;
     using Place = Tokenizer::Place;
-    pending_ += tokenizer_.decode({&token, 1}, begun_ ? Place::behind_others : Place::beginning);
+    pending_ += tokenizer_->decode({&token, 1}, begun_ ? Place::behind_others : Place::beginning);
     begun_ = true;
     const size_t ready = pending_.size() - incomplete_tail(pending_);
     fmt::print("{}", std::string_view(pending_).substr(0, ready));
@@ -50,7 +58,7 @@ class Stream {
   }
 
  private:
-  const Tokenizer& tokenizer_;
+  const std::optional<Tokenizer>& tokenizer_;
   std::string pending_;
   bool begun_ = false;
 };
@@ -60,8 +68,11 @@ std::string read_prompt(const Options& options, const CommandRanks& ranks) {
   return ranks.from_first(ranks.speaks() ? read_standard_input() : "");
 }
 
-std::vector<int32_t> encode_prompt(const Options& options, const std::string& text, const Checkpoint& checkpoint,
-                                   const Tokenizer& tokenizer) {
+std::vector<int32_t> read_prompt_tokens(const Options& options, const CommandRanks& ranks, const Checkpoint& checkpoint,
+                                        const std::optional<Tokenizer>& text_tokenizer) {
+  if (options.tokens) return parse_tokens(*options.tokens);
+  const Tokenizer& tokenizer = *text_tokenizer;
+  const std::string text = read_prompt(options, ranks);
   if (!options.restore_from.empty()) return tokenizer.encode(text, Tokenizer::Bos::never);
   if (!options.chat) return tokenizer.encode(text);
   std::vector<ChatMessage> messages;
@@ -89,16 +100,17 @@ double decode_rate(const GenerateResult& result) {
   return result.tokens.size() < 2 ? 0.0 : static_cast<double>(result.tokens.size() - 1) / result.decode_seconds;
 }
 
-void print_result(const Tokenizer& tokenizer, std::span<const int32_t> prompt, const GenerateResult& result) {
-  print_json({{"prompt_tokens", prompt},
-              {"tokens", result.tokens},
-              {"text", visible_text(tokenizer, result.tokens)},
-              {"restored_tokens", result.restored_tokens},
-              {"draft_tokens", result.draft_tokens},
-              {"accepted_tokens", result.accepted_tokens},
-              {"prefill_tokens_per_second", prefill_rate(result)},
-              {"decode_tokens_per_second", decode_rate(result)},
-              {"peak_memory_bytes", peak_memory_bytes()}});
+void print_result(const std::optional<Tokenizer>& tokenizer, std::span<const int32_t> prompt,
+                  const GenerateResult& result) {
+  nlohmann::ordered_json json{{"prompt_tokens", prompt}, {"tokens", result.tokens}};
+  if (tokenizer) json["text"] = visible_text(*tokenizer, result.tokens);
+  json.update({{"restored_tokens", result.restored_tokens},
+               {"draft_tokens", result.draft_tokens},
+               {"accepted_tokens", result.accepted_tokens},
+               {"prefill_tokens_per_second", prefill_rate(result)},
+               {"decode_tokens_per_second", decode_rate(result)},
+               {"peak_memory_bytes", peak_memory_bytes()}});
+  print_json(json);
 }
 
 void print_summary(std::span<const int32_t> prompt, const Options& options, const GenerateResult& result) {
@@ -113,6 +125,7 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
 
 Fields settings(const Options& options) {
   return {{"--prompt", options.prompt},
+          {"--tokens", options.tokens.value_or("")},
           {"--system", options.system},
           {"--chat", fmt::to_string(options.chat)},
           {"--max-tokens", fmt::to_string(options.max_tokens)},
@@ -130,18 +143,20 @@ Fields settings(const Options& options) {
 bool run(const Options& options) {
   const CommandRanks ranks(options.ranks, settings(options));
   const auto checkpoint = ranks.open_model(options.model.model);
-  const auto tokenizer = Tokenizer::from(checkpoint);
-  const auto prompt = encode_prompt(options, read_prompt(options, ranks), checkpoint, tokenizer);
+  std::optional<Tokenizer> tokenizer;
+  if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
+  const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
   // Settings are checked before the weights are loaded, and that what is to be saved can be.
   if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
   (void)Sampler(options.sampler);
   ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
   watch_for_interrupt(ranks.ranks().size() > 1);
   Stream stream(tokenizer);
   bool stopped = false;
-  const auto result = generate(model, tokenizer, prompt,
+  const auto result = generate(model, prompt, ends,
                                {.max_tokens = options.max_tokens,
                                 .sampler = options.sampler,
                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
@@ -170,6 +185,10 @@ void add_generate(CLI::App& app) {
   CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
   options->model.add_to(command);
   CLI::Option& prompt = *command.add_option("-p,--prompt", options->prompt, "The prompt; - reads standard input");
+  CLI::Option& tokens =
+      *command.add_option("--tokens", options->tokens,
+                          "Instead of a prompt: token ids, as 5,17,9; prints ids, too, and needs no tokenizer");
+  tokens.excludes(&prompt);
   command.add_option("-n,--max-tokens", options->max_tokens, "The most tokens to generate (default: 128)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command.add_option("--temperature", options->sampler.temperature,
@@ -193,18 +212,22 @@ void add_generate(CLI::App& app) {
   CLI::Option& chat = *command.add_flag("--chat", options->chat,
                                         "Put the prompt into the model's chat template, as the user's message");
   restore.excludes(&chat);
+  tokens.excludes(&chat);
   command.add_option("--system", options->system, "With --chat: a system message")->needs("--chat");
-  command.add_flag("--json", options->json, "Print one JSON object with tokens, text, speed and memory");
+  command.add_flag("--json", options->json,
+                   "Print one JSON object with tokens, text (but with --tokens), speed and memory");
   options->ranks.add_to(command);
   command.footer(
       "Examples:\n"
       "  regard generate -m model.gguf -p \"Once upon a time\" -n 64\n"
       "  regard generate -m model.gguf --chat -p \"Why is the sky blue?\" --temperature 0.7 --seed 1\n"
+      "  regard generate -m folder --tokens 5,17,9 -n 8\n"
       "  cat question.txt | regard generate -m model.gguf -p - --json\n"
       "  regard generate -m model.gguf -p \"Once upon a time\" --save-cache tale.safetensors\n"
       "  regard generate -m model.gguf --restore-cache tale.safetensors -p \" Then\" --draft 4");
-  command.callback([options, &prompt] {
-    require(prompt.count() > 0 || !options->restore_from.empty(), "--prompt is required, except with --restore-cache");
+  command.callback([options, &prompt, &tokens] {
+    require(prompt.count() + tokens.count() > 0 || !options->restore_from.empty(),
+            "--prompt or --tokens is required, except with --restore-cache");
     if (!run(*options)) throw CLI::RuntimeError(kInterrupted);
   });
 }

@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
   regard::cli::add_generate(app);
   regard::cli::add_batch(app);
   regard::cli::add_score(app);
+  regard::cli::add_logits(app);
+  regard::cli::add_verify(app);
   regard::cli::add_inspect(app);
   regard::cli::add_attend(app);
   regard::cli::add_shard(app);

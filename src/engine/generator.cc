@@ -104,7 +104,7 @@ ConstTensorView run_pending(const Model& model, Text& text, std::span<const int3
 
 }  // namespace
 
-GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::span<const int32_t> prompt,
+GenerateResult generate(const Model& model, std::span<const int32_t> prompt, std::span<const int32_t> end_tokens,
                         const GenerateOptions& options, Workspace& workspace) {
   check_options(options);
   Text text = begin_text(model, prompt, options);
@@ -119,13 +119,12 @@ GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::spa
 
   const Stopwatch decode;
   std::vector<int32_t> draft;
-  const auto ends = tokenizer.end_tokens();
   const auto draw = [&](int64_t row) {
     const int32_t token = sampler.sample(logits[row].elements<float>());
     text.tokens.push_back(token);
     result.tokens.push_back(token);
     lookup.extend({&token, 1});
-    const bool ended = std::ranges::find(ends, token) != ends.end();
+    const bool ended = std::ranges::find(end_tokens, token) != end_tokens.end();
     return options.on_token(token) && !ended && text.room() > 0;
   };
   while (true) {

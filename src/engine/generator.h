@@ -8,7 +8,6 @@
 
 #include "regard/model.h"
 #include "regard/sampler.h"
-#include "regard/tokenizer.h"
 
 // What the command does with a model: continue a text, and score one.
 namespace regard {
@@ -36,10 +35,12 @@ struct GenerateResult {
   double decode_seconds = 0;  // of all tokens but the first, which prefill gives
 };
 
-// Continues a prompt until an end token, max_tokens or the context's end. Throws Error for an empty text, or one longer
-// than the model's context, for a draft_length out of 0 to 64, and for what restore_sequence and save_sequence refuse.
-[[nodiscard]] GenerateResult generate(const Model& model, const Tokenizer& tokenizer, std::span<const int32_t> prompt,
-                                      const GenerateOptions& options, Workspace& workspace);
+// Continues a prompt until one of `end_tokens`, max_tokens or the context's end. Throws Error for an empty text, or one
+// longer than the model's context, for a draft_length out of 0 to 64, and for what restore_sequence and save_sequence
+// refuse.
+[[nodiscard]] GenerateResult generate(const Model& model, std::span<const int32_t> prompt,
+                                      std::span<const int32_t> end_tokens, const GenerateOptions& options,
+                                      Workspace& workspace);
 
 struct Score {
   double mean_nll = 0;  // nats a token, over tokens 1..n-1

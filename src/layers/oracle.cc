@@ -6,6 +6,8 @@
 #include <limits>
 #include <numbers>
 
+#include "layers/oracle_parts.h"
+
 // Everything below is a loop over numbers, in the order of the data: hidden states, projections, norms and rotation,
 // attention, output projection. Nothing is blocked, merged, packed or rounded.
 namespace regard {
@@ -13,30 +15,8 @@ namespace {
 
 // ---- Projections ----
 
-// Rows of a stored matrix: row r is stored row first + order[r].
-struct StoredRows {
-  const StoredMatrix& matrix;
-  std::span<const float> bias;  // of the whole matrix, or empty
-  int64_t first;
-  int64_t count;
-  std::span<const int64_t> order;
-};
-
-// out[t][r] = sum over c of x[t][c] * weight[r][c] + bias[r]
-OracleMatrix project(const OracleMatrix& x, const StoredRows& rows) {
-  OracleMatrix out(x.rows, rows.count);
-  std::vector<float> row(static_cast<size_t>(rows.matrix.columns()));
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t source = rows.first + (rows.order.empty() ? r : rows.order[static_cast<size_t>(r)]);
-    decode_row(rows.matrix, source, row);
-    for (int64_t t = 0; t < x.rows; ++t) {
-      double sum = rows.bias.empty() ? 0.0 : static_cast<double>(rows.bias[static_cast<size_t>(source)]);
-      for (int64_t c = 0; c < x.columns; ++c) sum += x[t][c] * static_cast<double>(row[static_cast<size_t>(c)]);
-      out[t][r] = sum;
-    }
-  }
-  return out;
-}
+using oracle_parts::normalize;
+using oracle_parts::project;
 
 struct Heads {
   OracleMatrix q;  // [tokens, heads * head_dim]
@@ -68,22 +48,6 @@ Heads project_heads(const AttentionConfig& c, const QkvWeights& w, const OracleM
 
 // ---- Norms ----
 
-// One statistic over x[0..count), then gain and bias, where there are any [POS-12], [POS-23].
-void normalize(const QKNorm& norm, std::span<const float> weight, std::span<const float> bias, int64_t count,
-               double* x) {
-  double mean = 0;
-  if (norm.kind == NormKind::layer_norm)
-    for (int64_t i = 0; i < count; ++i) mean += x[i] / static_cast<double>(count);
-  double variance = 0;
-  for (int64_t i = 0; i < count; ++i) variance += (x[i] - mean) * (x[i] - mean) / static_cast<double>(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const auto at = static_cast<size_t>(i);
-    double gain = weight.empty() ? 1.0 : static_cast<double>(weight[at]);
-    if (norm.kind == NormKind::rms_plus_one && !weight.empty()) gain += 1.0;
-    x[i] = (x[i] - mean) / std::sqrt(variance + norm.eps) * gain + (bias.empty() ? 0.0 : static_cast<double>(bias[at]));
-  }
-}
-
 // Every row of x [tokens, heads * width], head by head or all heads together. Gain and bias are [width], or, of all
 // heads together or of each head its own, [heads * width].
 void normalize_heads(const QKNorm& norm, std::span<const float> weight, std::span<const float> bias, int64_t heads,
@@ -95,7 +59,7 @@ void normalize_heads(const QKNorm& norm, std::span<const float> weight, std::spa
   };
   for (int64_t t = 0; t < x.rows; ++t)
     for (int64_t first = 0; first < x.columns; first += count)
-      normalize(norm, own(weight, first), own(bias, first), count, x[t] + first);
+      normalize(norm.kind, norm.eps, own(weight, first), own(bias, first), {x[t] + first, static_cast<size_t>(count)});
 }
 
 void normalize_queries_and_keys(const AttentionConfig& c, const AttentionWeights& w, Heads& heads) {

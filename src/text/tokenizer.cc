@@ -11,21 +11,25 @@
 namespace regard {
 namespace {
 
-// The end tokens that a config names: a number or a list of them.
-void add_end_tokens(const std::string& config_text, const char* file, TokenizerSource& source) {
+// The end tokens that a config names, of so many tokens: a number or a list of them.
+void add_end_tokens(const std::string& config_text, const char* file, int64_t tokens, std::vector<int32_t>& ends) {
   const auto config = nlohmann::json::parse(config_text, nullptr, false);
   if (!config.is_object() || !config.contains("eos_token_id")) return;
-  const size_t tokens = source.vocabulary->tokens().size();
   const auto add = [&](const nlohmann::json& id) {
     if (id.is_null()) return;
-    require(id.is_number_unsigned() && id.get<uint64_t>() < tokens,
+    require(id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(tokens),
             "tokenizer: \"eos_token_id\" of {} is {}, expected token ids from 0 to {}", file, shown(id), tokens - 1);
     const auto token = id.get<int32_t>();
-    if (std::ranges::find(source.end_tokens, token) == source.end_tokens.end()) source.end_tokens.push_back(token);
+    if (std::ranges::find(ends, token) == ends.end()) ends.push_back(token);
   };
   const auto& eos = config["eos_token_id"];
   if (!eos.is_array()) return add(eos);
   for (const auto& id : eos) add(id);
+}
+
+void add_end_tokens(const Checkpoint& checkpoint, int64_t tokens, std::vector<int32_t>& ends) {
+  add_end_tokens(checkpoint.config_json(), "config.json", tokens, ends);
+  add_end_tokens(checkpoint.generation_config_json(), "generation_config.json", tokens, ends);
 }
 
 }  // namespace
@@ -55,9 +59,19 @@ Tokenizer Tokenizer::from(const Checkpoint& checkpoint) {
   if (checkpoint.tokenizer_json().empty()) return Tokenizer(std::make_unique<State>(read_gguf_tokenizer(checkpoint)));
   TokenizerSource source = read_tokenizer_json(checkpoint.tokenizer_json());
   // tokenizer.json does not say which tokens end a text.
-  add_end_tokens(checkpoint.config_json(), "config.json", source);
-  add_end_tokens(checkpoint.generation_config_json(), "generation_config.json", source);
+  add_end_tokens(checkpoint, std::ssize(source.vocabulary->tokens()), source.end_tokens);
   return Tokenizer(std::make_unique<State>(std::move(source)));
+}
+
+std::vector<int32_t> end_tokens_of(const Checkpoint& checkpoint, int64_t vocabulary_size) {
+  if (!checkpoint.tokenizer_json().empty() || checkpoint.metadata().contains("tokenizer.ggml.model")) {
+    const Tokenizer tokenizer = Tokenizer::from(checkpoint);
+    const auto ends = tokenizer.end_tokens();
+    return {ends.begin(), ends.end()};
+  }
+  std::vector<int32_t> ends;
+  add_end_tokens(checkpoint, vocabulary_size, ends);
+  return ends;
 }
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json) {

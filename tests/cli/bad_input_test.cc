@@ -56,6 +56,79 @@ TEST(BadInput, WrongOptionsAreRefused) {
   expect_complaint({"score", "-m", folder.gguf, "-f", text, "--max-tokens", "1"}, "--max-tokens");
 }
 
+TEST(BadInput, TokensThatAreNoIdsAreRefused) {
+  const ModelFolder folder;  // a vocabulary of 267, a context of 64
+  const std::string out = folder.file("out.safetensors");
+  const auto every_command = [&](const std::string& list, std::string_view part) {
+    SCOPED_TRACE(list);
+    expect_complaint({"generate", "-m", folder.gguf, "--tokens", list, "-n", "1"}, part);
+    expect_complaint({"logits", "-m", folder.gguf, "--tokens", list, "-o", out}, part);
+    expect_complaint({"verify", "-m", folder.gguf, "--tokens", list}, part);
+  };
+  for (const char* list : {"", ",", "5,", ",5", "5,,9", "5 9", "5, 9", "five", "5.5", "-1", "+1", "0x10", "1e3",
+                           "2147483648", "99999999999999999999", "[5]"})
+    every_command(list, "expected token ids separated by commas, as 5,17,9");
+  every_command("5,267", "token id is 267, expected 0 to 266");
+  std::string long_list = "1";
+  for (int i = 0; i < 64; ++i) long_list += ",1";
+  every_command(long_list, "65 tokens, expected 1 to 64 (the model's context)");
+  EXPECT_FALSE(std::filesystem::exists(out));
+  expect_complaint({"generate", "-m", folder.gguf, "--tokens", "5", "-p", "a"}, "--tokens");
+  expect_complaint({"generate", "-m", folder.gguf, "--tokens", "5", "--chat"}, "--tokens");
+  expect_complaint({"logits", "-m", folder.gguf, "--tokens", "5"}, "--output");
+  expect_complaint({"logits", "-m", folder.gguf, "-o", out}, "--tokens");
+  expect_complaint({"logits", "-m", folder.gguf, "--tokens", "5", "-o", folder.file("none/out")}, "can't be written");
+  expect_complaint({"logits", "-m", folder.gguf, "--tokens", "5", "-o", folder.path()}, folder.path().string());
+  expect_complaint({"logits", "-m", folder.gguf, "--tokens", "5", "-o", ""}, "");
+  const auto score = [&](std::string_view file, std::string_view part) {
+    SCOPED_TRACE(file);
+    expect_complaint({"score", "-m", folder.gguf, "--tokens", folder.write("ids.json", file)}, part);
+  };
+  for (const char* file :
+       {"", "5", "{}", "[5, 17", "[5, -1]", "[5, 1.5]", "[5, \"6\"]", "[[5, 6]]", "[5, 2147483648]", "null", "5,17"})
+    score(file, "expected a JSON list of token ids, as [5, 17, 9]");
+  score("[]", "the text has 0 tokens, expected 2 to 64");
+  score("[5]", "the text has 1 tokens, expected 2 to 64");
+  score("[5, 267]", "token id is 267, expected 0 to 266");
+  expect_complaint({"score", "-m", folder.gguf, "--tokens", folder.file("none.json")}, "none.json can't be opened");
+  expect_complaint({"score", "-m", folder.gguf, "--tokens", folder.write("ids.json", "[5, 6]"), "-f", "text"},
+                   "--tokens");
+}
+
+TEST(BadInput, VerifyRefusesWhatIsNoReferenceOfTheModel) {
+  const ModelFolder folder;  // 2 layers, hidden 32, vocabulary 267
+  const std::vector<int32_t> three = {5, 17, 9};
+  const std::vector<float> zeros(4 * 4 * 267);
+  const auto verify = [&](const std::vector<NamedTensor>& tensors, std::string_view part) {
+    SCOPED_TRACE(part);
+    const std::string reference = folder.file("reference.safetensors");
+    save_safetensors(reference, tensors);
+    expect_complaint({"verify", "-m", folder.gguf, "--reference", reference}, part);
+  };
+  const NamedTensor tokens{"tokens", ConstTensorView(three.data(), {3})};
+  const auto of_zeros = [&](const char* name, const Shape& shape) {
+    return NamedTensor{name, ConstTensorView(zeros.data(), shape)};
+  };
+  const NamedTensor logits = of_zeros("logits", {3, 267});
+  verify({logits}, "tokens");
+  verify({tokens}, "logits");
+  verify({tokens, of_zeros("logits", {2, 267})}, "logits have shape [2, 267] and dtype f32, expected [3, 267]");
+  verify({tokens, of_zeros("logits", {3, 266})}, "logits have shape [3, 266]");
+  verify({tokens, {"logits", ConstTensorView(three.data(), {3})}}, "logits have shape [3] and dtype i32");
+  verify({tokens, logits, of_zeros("hidden_states", {2, 3, 32})},
+         "hidden states have shape [2, 3, 32] and dtype f32, expected [3, 3, 32]");
+  verify({of_zeros("tokens", {3}), logits}, "tokens have shape [3] and dtype f32");
+  verify({{"tokens", ConstTensorView(three.data(), {3, 1})}, logits}, "tokens have shape [3, 1]");
+  const std::vector<int32_t> large = {5, 267, 9};
+  verify({{"tokens", ConstTensorView(large.data(), {3})}, logits}, "token id is 267, expected 0 to 266");
+  const std::vector<int64_t> wide = {5, int64_t{1} << 40, 9};
+  verify({{"tokens", ConstTensorView(wide.data(), {3})}, logits}, "token id is 1099511627776, expected 0 to");
+  expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.file("none.safetensors")}, "does not exist");
+  expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.gguf}, "tokens");
+  expect_complaint({"verify", "-m", folder.gguf, "--reference", ""}, "checkpoint: ");
+  expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.gguf, "--tokens", "5"}, "--tokens");
+}
+
 TEST(BadInput, SavedSequencesThatDoNotFitAreRefused) {
   const ModelFolder folder;
   const std::string cache = folder.file("text.safetensors");

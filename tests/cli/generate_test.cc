@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +9,7 @@
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
 #include "engine/generator.h"
+#include "regard/checkpoint.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 
@@ -58,7 +61,8 @@ TEST(GenerateCommand, TokensAreThoseOfTheLibrary) {
   Workspace workspace(1);
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn");
-  const auto expected = regard::generate(decoder, tokenizer, prompt, {.max_tokens = 20, .sampler = {}}, workspace);
+  const auto expected =
+      regard::generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 20, .sampler = {}}, workspace);
   EXPECT_EQ(json["prompt_tokens"].get<Ids>(), prompt);
   EXPECT_EQ(json["tokens"].get<Ids>(), expected.tokens);
 }
@@ -190,6 +194,52 @@ TEST(GenerateCommand, ASavedTextGoesOnAsIfItHadNotStopped) {
     EXPECT_EQ(more["restored_tokens"].get<size_t>(), first["prompt_tokens"].size() + 59);
     EXPECT_EQ(more["tokens"].size(), 10U);
   }
+}
+
+// The continuation of ids is that of the text they stand for.
+TEST(GenerateCommand, TokensInsteadOfAPromptGiveTokens) {
+  const ModelFolder folder(kEndless);
+  const Json by_text = generate_json({"-m", folder.gguf, "-p", "the inn", "-n", "8"});
+  const auto prompt = by_text["prompt_tokens"].get<Ids>();
+  const std::string list = fmt::format("{}", fmt::join(prompt, ","));
+  const Json by_tokens = generate_json({"-m", folder.gguf, "--tokens", list, "-n", "8"});
+  EXPECT_EQ(by_tokens["prompt_tokens"], by_text["prompt_tokens"]);
+  EXPECT_EQ(by_tokens["tokens"], by_text["tokens"]);
+  EXPECT_FALSE(by_tokens.contains("text"));
+  const Finished plain = run_command({"generate", "-m", folder.gguf, "--tokens", list, "-n", "8"});
+  EXPECT_EQ(plain.exit_code, 0) << plain.err;
+  EXPECT_EQ(plain.out, fmt::format("{}\n", fmt::join(by_text["tokens"].get<Ids>(), ",")));
+  EXPECT_TRUE(plain.err.starts_with(fmt::format("[{} prompt tokens, 8 generated", prompt.size()))) << plain.err;
+}
+
+// Each token is the one of the largest of transformers' logits.
+TEST(GenerateCommand, TokensNeedNoTokenizer) {
+  const std::string model = REGARD_TEST_DATA "/golden/families/olmo2";
+  const auto reference = Checkpoint::open(model + "/golden.safetensors");
+  const auto tokens = reference.tensor("tokens").view().elements<int32_t>();
+  const auto logits = reference.tensor("logits").view();
+  const auto width = static_cast<size_t>(logits.size(1));
+  for (const size_t count : {size_t{1}, size_t{9}, tokens.size()}) {
+    const auto row = logits.elements<double>().subspan((count - 1) * width, width);
+    const auto expected = std::ranges::max_element(row) - row.begin();
+    const std::string list = fmt::format("{}", fmt::join(tokens.first(count), ","));
+    const Finished result = run_command({"generate", "-m", model, "--tokens", list, "-n", "1"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_EQ(result.out, fmt::format("{}\n", expected));
+  }
+}
+
+// Without a tokenizer the config's eos_token_id ends a text.
+TEST(GenerateCommand, EndTokensComeFromTheConfigsWhereThereIsNoTokenizer) {
+  const TempFolder folder;
+  TinyLlama(kEndless).write_hugging_face(folder.path());
+  std::filesystem::remove(folder.path() / "tokenizer.json");
+  const std::vector<std::string> command = {"-m", folder.path(), "--tokens", "5,17,9", "-n", "12"};
+  const auto endless = generate_json(command)["tokens"].get<Ids>();
+  ASSERT_EQ(endless.size(), 12U);
+  const auto first = std::ranges::find(endless, endless[5]) - endless.begin();
+  folder.write("generation_config.json", Json{{"eos_token_id", {endless[5]}}}.dump());
+  EXPECT_EQ(generate_json(command)["tokens"].get<Ids>(), Ids(endless.begin(), endless.begin() + first + 1));
 }
 
 }  // namespace

@@ -10,13 +10,13 @@ TEST(HelpText, TheCommandListsItsSubcommands) {
     const Finished result = run_command({flag});
     EXPECT_EQ(result.exit_code, 0);
     EXPECT_EQ(result.err, "");
-    for (const char* name : {"generate", "batch", "score", "inspect", "attend", "shard"})
+    for (const char* name : {"generate", "batch", "score", "inspect", "attend", "shard", "logits", "verify"})
       EXPECT_NE(result.out.find(name), std::string::npos) << result.out;
   }
 }
 
 TEST(HelpText, EverySubcommandHasAnExampleThatStartsWithItself) {
-  for (const std::string name : {"generate", "batch", "score", "inspect", "attend", "shard"}) {
+  for (const std::string name : {"generate", "batch", "score", "inspect", "attend", "shard", "logits", "verify"}) {
     const Finished result = run_command({name, "--help"});
     EXPECT_EQ(result.exit_code, 0);
     EXPECT_EQ(result.err, "");

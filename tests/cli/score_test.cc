@@ -81,6 +81,33 @@ TEST(ScoreCommand, MaxTokensTakesTheBeginning) {
   EXPECT_EQ(cut["mean_nll"], beginning["mean_nll"]);
 }
 
+TEST(ScoreCommand, AListOfTokensScoresAsTheTextDoes) {
+  const ModelFolder folder;
+  const std::string text = folder.write("text.txt", "the inn and the hen");
+  const auto tokens = Tokenizer::from(Checkpoint::open(folder.gguf)).encode("the inn and the hen");
+  const std::string ids = folder.write("ids.json", Json(tokens).dump());
+  const auto scored = [&](const std::vector<std::string>& what) {
+    std::vector<std::string> command = {"score", "-m", folder.gguf, "--json"};
+    command.insert(command.end(), what.begin(), what.end());
+    const Finished result = run_command(command);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json::parse(result.out);
+  };
+  const Json by_text = scored({"-f", text});
+  const Json by_tokens = scored({"--tokens", ids});
+  EXPECT_EQ(by_tokens["tokens"], tokens.size());
+  EXPECT_EQ(by_tokens["mean_nll"], by_text["mean_nll"]);
+  EXPECT_EQ(scored({"--tokens", ids, "--max-tokens", "3"})["tokens"], 3);
+}
+
+TEST(ScoreCommand, TokensNeedNoTokenizer) {
+  const TempFolder folder;
+  const std::string model = REGARD_TEST_DATA "/golden/families/llama";
+  const Finished result = run_command({"score", "-m", model, "--tokens", folder.write("ids.json", "[5, 17, 9]")});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(result.out.starts_with("3 tokens, ")) << result.out;
+}
+
 TEST(ScoreCommand, PlainOutputIsOneLine) {
   const ModelFolder folder;
   const Finished result = run_command({"score", "-m", folder.gguf, "-f", folder.write("text.txt", "the inn")});

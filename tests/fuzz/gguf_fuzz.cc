@@ -31,7 +31,8 @@ void run_model(std::span<const std::byte> bytes) {
   Workspace workspace(1);
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn, 12 \xC3\xA9");
-  const auto tokens = generate(decoder, tokenizer, prompt, {.max_tokens = 2, .sampler = {}}, workspace).tokens;
+  const auto tokens =
+      generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 2, .sampler = {}}, workspace).tokens;
   (void)tokenizer.decode(tokens);
 }
 

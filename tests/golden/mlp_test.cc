@@ -10,6 +10,7 @@
 
 #include "golden/golden_files.h"
 #include "kernels/rows.h"
+#include "layers/mlp_oracle.h"
 #include "parallel/even_parts.h"
 #include "regard/checkpoint.h"
 #include "support/numbers.h"
@@ -135,6 +136,20 @@ TEST_F(MlpGolden, ExpertsAreWithinTwiceTheErrorOfTransformers) {
   for_each_family([](const Checkpoint& file, const ExpertsMlp& spec) {
     const Mlp mlp = Mlp::load(spec, weights_of(file, spec), kHidden, Threads(2), Ranks());
     expect_close(file, run(mlp, file.tensor("x").view(), 2));
+  });
+}
+
+// Within 1e-6 where transformers rounds logits and weights of routers to f32, whatever the type.
+TEST_F(MlpGolden, TheOracleIsTransformersInDouble) {
+  for_each_family([](const Checkpoint& file, const ExpertsMlp& spec) {
+    const double tolerance = spec.router.scores == RouterScores::top_k_then_softmax ? 1e-12 : 1e-6;
+    const ConstTensorView x = file.tensor("x").view();
+    OracleMatrix rows(x.size(0), x.size(1));
+    std::ranges::copy(x.elements<float>(), rows.numbers.begin());
+    const OracleMatrix out = oracle_mlp(spec, weights_of(file, spec), rows);
+    const auto exact = file.tensor("out").view().elements<double>();
+    for (size_t i = 0; i < exact.size(); ++i)
+      ASSERT_NEAR(out.numbers[i], exact[i], tolerance * (1 + std::fabs(exact[i])));
   });
 }
 

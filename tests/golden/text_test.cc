@@ -38,7 +38,7 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
     const auto prompt = model.tokenizer.encode(test["prompt"].get<std::string>());
     EXPECT_EQ(prompt, test["prompt_tokens"].get<std::vector<int32_t>>());
     const auto expected = test["tokens"].get<std::vector<int32_t>>();
-    const auto result = generate(model.decoder, model.tokenizer, prompt,
+    const auto result = generate(model.decoder, prompt, model.tokenizer.end_tokens(),
                                  {.max_tokens = static_cast<int64_t>(expected.size()), .sampler = {}}, model.workspace);
     for (size_t i = 0; i < expected.size(); ++i) {
       ASSERT_LT(i, result.tokens.size());

@@ -57,6 +57,7 @@ TEST(RanksOfMpirun, CommandsWithoutRanksRunInOneProcess) {
   refused({"batch", "-m", folder.gguf, "-i", folder.gguf, "-o", folder.file("results")});
   refused({"shard", "-m", folder.gguf, "--tp", "2", "-o", folder.file("cut")});
   refused({"attend", "-m", folder.gguf, "--layer", "0", "--input", folder.gguf, "--output", folder.file("out")});
+  refused({"verify", "-m", folder.gguf});
   refused({"bench"});
   refused({"inspect", folder.gguf});
   refused({"plan", "-m", folder.gguf, "--ranks", "2", "--context", "8"});
@@ -128,6 +129,25 @@ TEST(RanksOfMpirun, OfACutModelGiveTheTextOfOneRank) {
   same({"--deterministic", "--max-tokens", "50"});
   // Sums in another order may come to another token in the end.
   same({"--max-tokens", "4"});
+}
+
+// The first rank writes the file; the deterministic sum has the bits of one rank.
+TEST(RanksOfMpirun, LogitsAndLayersAreThoseOfOneRank) {
+  const ModelFolder folder;
+  const auto written = [&](int ranks, const Words& more) {
+    const std::string out = folder.file("out.safetensors");
+    Words words = {"-n", std::to_string(ranks), REGARD_PROGRAM, "logits", "-m", folder.gguf};
+    words.insert(words.end(), {"--tokens", "5,17,9,200,17", "--layers", "-o", out, "--deterministic"});
+    words.insert(words.end(), more.begin(), more.end());
+    const Finished result = launch({words});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    const auto bytes = read_whole_file(out);
+    std::filesystem::remove(out);
+    return bytes;
+  };
+  const auto alone = written(1, {"--tp", "1"});
+  EXPECT_EQ(written(2, {"--tp", "2"}), alone);
+  EXPECT_EQ(written(2, {"--cp", "2"}), alone);
 }
 
 TEST(RanksOfMpirun, NeedAModelThatIsCutForAsMany) {

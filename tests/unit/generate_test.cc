@@ -6,6 +6,7 @@
 #include "engine/generator.h"
 #include "regard/block_table.h"
 #include "regard/saved_sequence.h"
+#include "regard/tokenizer.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
 #include "support/tiny_llama.h"
@@ -41,7 +42,7 @@ struct Speaker : TempFolder {
     }
   }
   GenerateResult speak(std::string_view prompt, const GenerateOptions& options) {
-    return generate(decoder, tokenizer, tokenizer.encode(prompt), options, workspace);
+    return generate(decoder, tokenizer.encode(prompt), tokenizer.end_tokens(), options, workspace);
   }
 
   Checkpoint checkpoint;
@@ -150,7 +151,8 @@ TEST(SavedTexts, APromptFollowsThem) {
   text.insert(text.end(), first.begin(), first.end());
   EXPECT_EQ(saved_tokens(file), text);
   for (const int32_t token : speaker.tokenizer.encode(" a hen")) text.push_back(token);
-  const auto at_once = generate(speaker.decoder, speaker.tokenizer, text, {.max_tokens = 20}, speaker.workspace).tokens;
+  const auto at_once =
+      generate(speaker.decoder, text, speaker.tokenizer.end_tokens(), {.max_tokens = 20}, speaker.workspace).tokens;
   EXPECT_EQ(speaker.speak(" a hen", {.max_tokens = 20, .restore_from = file}).tokens, at_once);
 }
 

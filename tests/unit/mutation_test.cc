@@ -150,7 +150,8 @@ TEST(Mutation, WholeModelsAreReadAndRunOrRefused) {
     const auto tokenizer = Tokenizer::from(checkpoint);
     const auto decoder = Model::load(checkpoint, workspace.threads());
     const auto prompt = tokenizer.encode("the inn");
-    const auto tokens = generate(decoder, tokenizer, prompt, {.max_tokens = 3, .sampler = {}}, workspace).tokens;
+    const auto tokens =
+        generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 3, .sampler = {}}, workspace).tokens;
     (void)tokenizer.decode(tokens);
   });
   EXPECT_GT(read, 20);

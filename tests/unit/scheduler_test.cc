@@ -45,7 +45,7 @@ class TestModel {
   [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
   [[nodiscard]] Ids alone(const Request& request, DType dtype = DType::f32) const {
     Workspace workspace(1);
-    return generate(decoder_, tokenizer_, request.prompt,
+    return generate(decoder_, request.prompt, tokenizer_.end_tokens(),
                     {.max_tokens = request.max_tokens, .sampler = request.sampler, .cache_dtype = dtype}, workspace)
         .tokens;
   }
