@@ -78,7 +78,7 @@ Tokenizer from_gguf(const test::GgufBuilder& file) {
 // A byte-level tokenizer.json as the metadata that llama.cpp's converter writes.
 test::GgufBuilder byte_level_gguf(const std::string& kind, std::string_view pre) {
   const json source = json::parse(golden::read_file(kind_path(kind)));
-  std::vector<std::string> tokens(kind_tokenizer(kind).vocabulary_size());
+  std::vector<std::string> tokens(static_cast<size_t>(kind_tokenizer(kind).vocabulary_size()));
   std::vector<int32_t> types(tokens.size(), kNormal);
   for (const auto& [text, id] : source["model"]["vocab"].items()) tokens[id.get<size_t>()] = text;
   for (const json& added : source["added_tokens"]) {
