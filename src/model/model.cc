@@ -86,10 +86,13 @@ Model Model::load(const Checkpoint& checkpoint, const ModelSpec& spec, const Thr
   else
     model.head_ = load_linear(reader, "head", spec.vocab_size, spec.hidden_size, threads);
   model.norm_ = std::make_unique<const Norm>(*norm_weights(reader, spec.final_norm, "norm", 0, spec.hidden_size));
-  for (size_t i = 0; i < spec.layers.size(); ++i) model.layers_.push_back(load_layer(reader, spec, i, threads, ranks));
-  reader.require_all_read();
-  // All weights are packed: what the file's pages hold is not needed any more.
+  // What is packed needs the file's pages no more: loading holds those of a layer at a time.
   checkpoint.release_pages();
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    model.layers_.push_back(load_layer(reader, spec, i, threads, ranks));
+    checkpoint.release_pages();
+  }
+  reader.require_all_read();
   return model;
 }
 

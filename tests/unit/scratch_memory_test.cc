@@ -3,13 +3,18 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 
 #include "regard/attend.h"
 #include "regard/attention.h"
+#include "regard/model.h"
 #include "support/numbers.h"
+#include "support/temp_folder.h"
 #include "support/test_layer.h"
+#include "support/tiny_llama.h"
 
 namespace regard {
 namespace {
@@ -113,6 +118,19 @@ TEST(ScratchMemory, AChunkAtTheEndOfALongSequenceTakesAsMuchAsAShortOne) {
     const auto alone = run(1);
     for (const int threads : {2, 5}) EXPECT_EQ(run(threads), alone) << tokens << " tokens, " << threads << " threads";
   }
+}
+
+// What is packed takes the place of the file's pages, layer by layer: without that, loading would hold both.
+TEST(ScratchMemory, LoadingHoldsTheFilesPagesOfALayerAtATime) {
+  const test::TinyLlama tiny{.layers = 8, .hidden = 384, .heads = 6, .kv_heads = 6, .intermediate = 1024};
+  const test::TempFolder folder;
+  const auto path = folder.write("model.gguf", tiny.gguf().build());
+  const auto bytes = static_cast<int64_t>(std::filesystem::file_size(path));
+  ASSERT_GT(bytes, int64_t{40} << 20);
+  const auto checkpoint = Checkpoint::open(path);
+  std::optional<Model> model;
+  const int64_t growth = peak_growth([&] { model.emplace(Model::load(checkpoint, Threads(2))); });
+  EXPECT_LT(growth << 10, bytes * 4 / 3);
 }
 
 #endif
