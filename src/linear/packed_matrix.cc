@@ -448,6 +448,7 @@ PackedMatrix PackedMatrix::pack(const StoredMatrix& matrix, const Threads& threa
   packed.panel_type_ = panel.type;
   packed.group_ = panel.group;
   if (!ordered.empty()) packed.order_ = matrix.order;
+  if (packed.columns_ == 0) return packed;
   const std::vector<Columns> runs = merged(columns);
   packed.buffer_ = Buffer(static_cast<size_t>(kernels::tiles(packed.rows_) * panel.tile_bytes));
   const Scales scales(matrix);
