@@ -135,6 +135,18 @@ std::variant<DenseMlp, ExpertsMlp> mlp_of(const GgufReader& reader, const DenseM
                     .shared = std::nullopt};
 }
 
+std::vector<LayerSpec> layers_of(const GgufReader& reader, const NormSpec& norm) {
+  const auto mlp = mlp_of(reader, {}, {});
+  std::vector<LayerSpec> layers;
+  for (AttentionConfig& attention : attentions_of(reader)) {
+    attention.rotary_emb = rotary_of(reader);
+    attention.sliding_window = sliding_window_of(reader);
+    LayerSpec& layer = layers.emplace_back(LayerSpec{.attention = attention, .mlp = mlp});
+    layer.attention_norm = layer.mlp_norm = norm;
+  }
+  return layers;
+}
+
 int64_t sliding_window_of(const GgufReader& reader) { return reader.integer("attention.sliding_window").value_or(0); }
 
 }  // namespace regard::gguf

@@ -25,6 +25,9 @@ namespace regard::gguf {
 [[nodiscard]] std::variant<DenseMlp, ExpertsMlp> mlp_of(const GgufReader& reader, const DenseMlp& kind,
                                                         const RouterSpec& router);
 
+// Layers as in Llama: one rotation, one window, RMS norms before attention and MLP.
+[[nodiscard]] std::vector<LayerSpec> layers_of(const GgufReader& reader, const NormSpec& norm);
+
 // The window in tokens; 0: none.
 [[nodiscard]] int64_t sliding_window_of(const GgufReader& reader);
 

@@ -26,13 +26,7 @@ TensorNames config_names(const Checkpoint&) { return hugging_face_names(); }
 // Files of this architecture also hold models with experts (Mixtral).
 ModelSpec from_gguf(const GgufReader& reader) {
   ModelSpec model = gguf::model_of(reader, kDefaults.family);
-  const auto mlp = gguf::mlp_of(reader, {}, {});
-  for (AttentionConfig& attention : gguf::attentions_of(reader)) {
-    attention.rotary_emb = gguf::rotary_of(reader);
-    attention.sliding_window = gguf::sliding_window_of(reader);
-    LayerSpec& layer = model.layers.emplace_back(LayerSpec{.attention = attention, .mlp = mlp});
-    layer.attention_norm = layer.mlp_norm = model.final_norm;
-  }
+  model.layers = gguf::layers_of(reader, model.final_norm);
   return model;
 }
 
