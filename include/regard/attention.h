@@ -179,7 +179,6 @@ class Attention {
 
  private:
   friend class AttentionCall;
-  friend class ContextCall;
   friend class Model;
   friend class RankedCall;
 

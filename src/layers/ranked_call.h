@@ -38,9 +38,9 @@ class RankedCall {
   void check_rows();
   void agree() const;
   void check_cache() const;
-  void add_residual();
   [[nodiscard]] ConstTensorView row_input(const Part& part);
   void run_part(const Part& part);
+  void run_prefill(const Part& part, const RankPlace& place, const AttentionInput& inner);
   void run_decode(const Part& part, const RankPlace& place, AttentionInput inner);
   void clear_skipped();
 
@@ -48,6 +48,7 @@ class RankedCall {
   const AttentionInput& input_;
   const ParallelConfig& parallel_;
   std::optional<Workspace> own_workspace_;
+  Workspace& workspace_;
   std::vector<Span> own_spans_;
   std::span<const Span> spans_;
   int64_t tokens_ = 0;
