@@ -19,6 +19,7 @@ void add_attend(CLI::App& app);
 void add_shard(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_plan(CLI::App& app);
+void add_show_config(CLI::App& app);
 
 // The exit code where `regard verify` found an error that is too large.
 inline constexpr int kNotVerified = 1;

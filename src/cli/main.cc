@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <new>
 
 #include "cli/commands.h"
 #include "cli/ranks.h"
+#include "kernels/targets.h"
 #include "regard/error.h"
 
 namespace {
@@ -25,7 +27,9 @@ int main(int argc, char** argv) {
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
   // None is refused below, since CLI11 would blame an unknown one on a missing one.
   app.require_subcommand(0, 1);
-  app.footer("Each command has its own help, e.g.: regard generate --help");
+  app.footer(
+      "Each command has its own help, e.g.: regard generate --help\n"
+      "REGARD_TARGET in the environment chooses the instruction set; regard show-config lists those there are.");
   regard::cli::add_generate(app);
   regard::cli::add_batch(app);
   regard::cli::add_score(app);
@@ -36,7 +40,10 @@ int main(int argc, char** argv) {
   regard::cli::add_shard(app);
   regard::cli::add_bench(app);
   regard::cli::add_plan(app);
+  regard::cli::add_show_config(app);
   try {
+    const char* target = std::getenv("REGARD_TARGET");
+    if (target != nullptr && *target != '\0') regard::kernels::choose_target(target);
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) return complain("a subcommand is required; regard --help lists them");
     std::cout.flush();

@@ -7,6 +7,7 @@
 #include "engine/prompt_lookup.h"
 #include "regard/saved_sequence.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -152,6 +153,7 @@ GenerateResult generate(const Model& model, std::span<const int32_t> prompt, std
 
 Score score(const Model& model, std::span<const int32_t> tokens, Workspace& workspace,
             const std::function<void(int64_t)>& progress, DType cache_dtype) {
+  const FloatEnvironment environment;
   check_length("the text", tokens.size(), 2, model);
   // The model only sees the tokens it continues, so the last one is checked here.
   const int64_t vocabulary = model.spec().vocab_size;

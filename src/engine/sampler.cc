@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -59,6 +60,7 @@ Sampler::Sampler(const SamplerConfig& config) : config_(config), generator_(conf
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
+  const FloatEnvironment environment;
   require(!logits.empty(), "sampler: there are no logits");
   require(std::ranges::none_of(logits, [](float logit) { return std::isnan(logit); }), "sampler: the logits hold NaN");
   const float largest = *std::ranges::max_element(logits);

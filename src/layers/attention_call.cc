@@ -12,6 +12,7 @@
 #include "layers/span_rows.h"
 #include "regard/block_table.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -323,6 +324,7 @@ void Attention::run(const AttentionInput& input, StepPlan* plan) const {
 }
 
 AttentionOutput Attention::forward(const AttentionInput& input) const {
+  const FloatEnvironment environment;
   if (ranks_.size() == 1) return AttentionCall(*this, *decode_, input).run();
   return RankedCall(*this, input).run();
 }

@@ -51,11 +51,11 @@ class NormOverAllHeads {
     std::vector<double> means(static_cast<size_t>(tokens), 0.0);
     if (of_.norm.kind == NormKind::layer_norm) {
       means = totals(
-          rows, [](double x, double) { return x; }, means);
+          rows, [](double x, double) { return x; }, means, threads);
       for (double& mean : means) mean /= count;
     }
     const auto squares = totals(
-        rows, [](double x, double mean) { return (x - mean) * (x - mean); }, means);
+        rows, [](double x, double mean) { return (x - mean) * (x - mean); }, means, threads);
     for_each_token(tokens, rows.size(1), threads, [&](int64_t token) {
       const auto t = static_cast<size_t>(token);
       scale(rows.as<float>() + token * rows.size(1), means[t], 1.0 / std::sqrt(squares[t] / count + of_.norm.eps));
@@ -65,26 +65,32 @@ class NormOverAllHeads {
  private:
   // Of every token: the sum over all heads of all ranks of term(x, mean).
   template <class Term>
-  std::vector<double> totals(TensorView rows, Term term, const std::vector<double>& means) const {
+  std::vector<double> totals(TensorView rows, Term term, const std::vector<double>& means,
+                             const Threads& threads) const {
     const auto tokens = static_cast<size_t>(rows.size(0));
     const auto heads = static_cast<size_t>(of_.heads);
     std::vector<double> own(tokens * heads);
-    for (size_t i = 0; i < own.size(); ++i) {
-      const float* x = rows.as<float>() + static_cast<int64_t>(i) * of_.width;
-      double sum = 0;
-      for (int64_t k = 0; k < of_.width; ++k) sum += term(static_cast<double>(x[k]), means[i / heads]);
-      own[i] = sum;
-    }
+    for_each_token(rows.size(0), rows.size(1), threads, [&](int64_t token) {
+      const auto t = static_cast<size_t>(token);
+      for (size_t head = 0; head < heads; ++head) {
+        const float* x = rows.as<float>() + token * rows.size(1) + static_cast<int64_t>(head) * of_.width;
+        double sum = 0;
+        for (int64_t k = 0; k < of_.width; ++k) sum += term(static_cast<double>(x[k]), means[t]);
+        own[t * heads + head] = sum;
+      }
+    });
     std::vector<double> all(own.size() * heads_of_ranks_.size());
     std::vector<std::span<std::byte>> parts;
     for (size_t rank = 0; rank < heads_of_ranks_.size(); ++rank)
       parts.push_back(std::as_writable_bytes(std::span(all).subspan(rank * own.size(), own.size())));
     row_.all_gather(std::as_bytes(std::span(own)), parts);
+    std::vector<size_t> places;
+    for (int64_t head = 0; head < all_heads_; ++head) places.push_back(place_of(head));
     std::vector<double> sums(tokens, 0.0);
-    for (int64_t head = 0; head < all_heads_; ++head) {
-      const size_t place = place_of(head);
-      for (size_t t = 0; t < tokens; ++t) sums[t] += all[place / heads * own.size() + t * heads + place % heads];
-    }
+    for_each_token(rows.size(0), all_heads_, threads, [&](int64_t token) {
+      const auto t = static_cast<size_t>(token);
+      for (const size_t place : places) sums[t] += all[place / heads * own.size() + t * heads + place % heads];
+    });
     return sums;
   }
 

@@ -15,6 +15,7 @@
 #include "model/layer_weights.h"
 #include "regard/block_table.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -74,6 +75,7 @@ Model Model::load(const Checkpoint& checkpoint, const Threads& threads, const Ra
 }
 
 Model Model::load(const Checkpoint& checkpoint, const ModelSpec& spec, const Threads& threads, const Ranks& ranks) {
+  const FloatEnvironment environment;
   check_shard(checkpoint, ranks);
   Model model;
   model.spec_ = spec;
@@ -209,6 +211,7 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
 
 ConstTensorView Model::forward(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
                                const ForwardOptions& options, Workspace& workspace) const {
+  const FloatEnvironment environment;
   check_call(tokens, caches, options);
   const auto count = static_cast<int64_t>(tokens.size());
   const TensorView hidden = workspace.memory().matrix(Memory::Piece::hidden, count, spec_.hidden_size);
