@@ -13,6 +13,7 @@
 #include "cli/common.h"
 #include "cli/interrupt.h"
 #include "cli/ranks.h"
+#include "cli/standard_streams.h"
 #include "engine/scheduler.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
@@ -84,13 +85,12 @@ class Batch {
     const Scheduler::Stats stats = scheduler_.stats();
     const ModelCache::Stats cache = scheduler_.cache_stats();
     const auto rate = [&](int64_t tokens) { return static_cast<double>(tokens) / std::max(seconds_, 1e-9); };
-    fmt::print(stderr,
-               "[{} requests: {} done, {} of them with an error, {} kept from before; {} prompt tokens, {} generated; "
-               "{:.1f} tokens/s, {:.1f} generated tokens/s]\n",
-               requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
-               rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
-    fmt::print(stderr, "[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
-               stats.most_pages_in_use, cache.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
+    say("[{} requests: {} done, {} of them with an error, {} kept from before; {} prompt tokens, {} generated; "
+        "{:.1f} tokens/s, {:.1f} generated tokens/s]\n",
+        requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
+        rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
+    say("[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
+        stats.most_pages_in_use, cache.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
   }
 
  private:

@@ -12,6 +12,7 @@
 #include <iterator>
 #include <limits>
 
+#include "cli/standard_streams.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -102,7 +103,7 @@ ProgressBar::ProgressBar(int64_t total, const char* unit)
     : total_(total), unit_(unit), terminal_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressBar::~ProgressBar() {
-  if (terminal_ && shown_percent_ >= 0) fmt::print(stderr, "\r\033[K");
+  if (terminal_ && shown_percent_ >= 0) say("\r\033[K");
 }
 
 void ProgressBar::show(int64_t done) {
@@ -111,8 +112,7 @@ void ProgressBar::show(int64_t done) {
   shown_percent_ = percent;
   constexpr int kWidth = 40;
   const int filled = percent * kWidth / 100;
-  fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3}% of {} {}", "", filled, "", kWidth - filled, percent, total_, unit_);
-  std::fflush(stderr);
+  say("\r[{:#<{}}{:.<{}}] {:3}% of {} {}", "", filled, "", kWidth - filled, percent, total_, unit_);
 }
 
 }  // namespace regard::cli

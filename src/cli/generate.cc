@@ -8,6 +8,7 @@
 #include "cli/common.h"
 #include "cli/interrupt.h"
 #include "cli/ranks.h"
+#include "cli/standard_streams.h"
 #include "engine/generator.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
@@ -39,7 +40,7 @@ class Stream {
   void write(int32_t token) {
     if (!tokenizer_) {
       fmt::print("{}{}", begun_ ? "," : "", token);
-      std::fflush(stdout);
+      flush_output();
       begun_ = true;
       return;
     }
@@ -49,12 +50,12 @@ class Stream {
     begun_ = true;
     const size_t ready = pending_.size() - incomplete_tail(pending_);
     fmt::print("{}", std::string_view(pending_).substr(0, ready));
-    std::fflush(stdout);
+    flush_output();
     pending_.erase(0, ready);
   }
   void finish() {
     fmt::print("{}\n", pending_);
-    std::fflush(stdout);
+    flush_output();
   }
 
  private:
@@ -120,7 +121,7 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
       fmt::format("; prefill {:.1f} tokens/s, decode {:.1f} tokens/s", prefill_rate(result), decode_rate(result));
   if (options.draft_length > 0)
     summary += fmt::format("; draft {} of {} tokens accepted", result.accepted_tokens, result.draft_tokens);
-  fmt::print(stderr, "[{}]\n", summary);
+  say("[{}]\n", summary);
 }
 
 Fields settings(const Options& options) {

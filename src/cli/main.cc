@@ -1,13 +1,12 @@
 #include <fmt/format.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <iostream>
 #include <new>
 
 #include "cli/commands.h"
 #include "cli/ranks.h"
+#include "cli/standard_streams.h"
 #include "kernels/targets.h"
 #include "regard/error.h"
 
@@ -21,9 +20,20 @@ int complain(const char* sentence) {
   return regard::cli::end_with("regard: " + line, 2);
 }
 
+int print_help(const CLI::App& app, const CLI::Success& help) {
+  const int exit_code = app.exit(help);
+  try {
+    regard::cli::flush_output();
+  } catch (const regard::Error& error) {
+    return complain(error.what());
+  }
+  return exit_code;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  regard::cli::prepare_standard_streams();
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
   // None is refused below, since CLI11 would blame an unknown one on a missing one.
   app.require_subcommand(0, 1);
@@ -46,13 +56,12 @@ int main(int argc, char** argv) {
     if (target != nullptr && *target != '\0') regard::kernels::choose_target(target);
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) return complain("a subcommand is required; regard --help lists them");
-    std::cout.flush();
-    if (std::fflush(stdout) != 0 || !std::cout.good()) return complain("standard output can't be written");
+    regard::cli::flush_output();
     return 0;
   } catch (const CLI::RuntimeError& stopped) {
     return stopped.get_exit_code();
   } catch (const CLI::Success& help) {
-    return app.exit(help);
+    return print_help(app, help);
   } catch (const CLI::ParseError& error) {
     return complain(error.what());
   } catch (const regard::Error& error) {

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "cli/interrupt.h"
+#include "cli/standard_streams.h"
 #include "regard/agreement.h"
 #include "tensor/fail.h"
 #ifdef REGARD_WITH_MPI
@@ -34,7 +35,7 @@ bool launched() { return mpi::launched(); }
 
 int end_with(const std::string& line, int exit_code) {
   if (launched()) mpi::abort(line, exit_code);
-  fmt::print(stderr, "{}\n", line);
+  say("{}\n", line);
   return exit_code;
 }
 
@@ -56,7 +57,7 @@ bool launched() { return false; }
 }  // namespace
 
 int end_with(const std::string& line, int exit_code) {
-  fmt::print(stderr, "{}\n", line);
+  say("{}\n", line);
   return exit_code;
 }
 

@@ -18,12 +18,18 @@ struct Finished {
 // The `regard` command (REGARD_COMMAND) as a child process, its input and its outputs pipes.
 class ChildProcess {
  public:
-  // `output`: a file that standard output goes to instead of the pipe.
-  explicit ChildProcess(const std::vector<std::string>& arguments, const char* output = nullptr);
+  // `output`, `error`: files that standard output and standard error go to instead of the pipes, or kClosed.
+  explicit ChildProcess(const std::vector<std::string>& arguments, const char* output = nullptr,
+                        const char* error = nullptr);
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
   ~ChildProcess();
 
+  static constexpr const char* kClosed = "";
+
+  // Stops reading: the child's next write meets a pipe without a reader.
+  void abandon_output();
+  void abandon_error();
   // Waits until at least `bytes` bytes have come on standard output.
   void wait_for_output(size_t bytes);
   // What has come so far.
