@@ -4,6 +4,7 @@
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/lost_pages.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
 #include "regard/error.h"
@@ -32,6 +33,7 @@ int print_help(const CLI::App& app, const CLI::Success& help) {
 
 int main(int argc, char** argv) {
   regard::cli::prepare_standard_streams();
+  regard::cli::explain_lost_pages();
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
   // None is refused below, since CLI11 would blame an unknown one on a missing one.
   app.require_subcommand(0, 1);
