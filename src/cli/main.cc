@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <cctype>
 #include <exception>
 #include <new>
 
@@ -17,6 +18,24 @@ int complain(const char* sentence) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == '\x7F') c = ' ';
   return regard::cli::end_with("regard: " + line, 2);
+}
+
+// CLI11 reads 010 as 8, and an empty value as 0.
+std::string decimal(const std::string& text) {
+  if (text.empty()) return "the value is empty, expected a number";
+  const size_t first = text.find_first_not_of("+-");
+  const bool prefixed = first != std::string::npos && text[first] == '0' && first + 1 < text.size() &&
+                        std::isalnum(static_cast<unsigned char>(text[first + 1])) != 0;
+  return prefixed ? fmt::format("{} begins with a 0, expected a decimal number", text) : "";
+}
+
+// Before any other check of a number's value.
+void expect_decimal_numbers(CLI::App& app) {
+  const CLI::Validator check([](std::string& text) { return decimal(text); }, "");
+  for (CLI::App* command : app.get_subcommands({}))
+    for (CLI::Option* option : command->get_options())
+      for (const char* type : {"INT", "UINT", "FLOAT"})
+        if (option->get_type_name().starts_with(type)) option->transform(check);
 }
 
 int print_help(const CLI::App& app, const CLI::Success& help) {
@@ -48,6 +67,7 @@ int main(int argc, char** argv) {
   regard::cli::add_shard(app);
   regard::cli::add_bench(app);
   regard::cli::add_plan(app);
+  expect_decimal_numbers(app);
   try {
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) return complain("a subcommand is required; regard --help lists them");
