@@ -1,6 +1,7 @@
 #include "cli/lost_pages.h"
 
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,21 +24,16 @@ bool holds(std::string_view line, uintptr_t address) {
   return begin <= address && address < end;
 }
 
-void write_all(std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t count = write(STDERR_FILENO, text.data(), text.size());
-    if (count <= 0) return;
-    text.remove_prefix(static_cast<size_t>(count));
-  }
-}
+iovec part_of(std::string_view text) { return {const_cast<char*>(text.data()), text.size()}; }
 
-// Does nothing for memory that is of no file. The line ends the process, so it need not be told twice.
+// Ends the process with a line that names the file; does nothing for memory that is of no file.
 void explain(std::string_view line) {
   const size_t path = line.find('/');
   if (path == std::string_view::npos) return;
-  write_all("regard: ");
-  write_all(line.substr(path));
-  write_all(" can't be read any more: it has become shorter, or its disk fails\n");
+  const std::array<iovec, 3> parts = {part_of("regard: "), part_of(line.substr(path)),
+                                      part_of(" can't be read any more: it has become shorter, or its disk fails\n")};
+  // One write, so that the lines of several ranks do not mix. Where it fails, nothing more can be said.
+  (void)!writev(STDERR_FILENO, parts.data(), parts.size());
   constexpr int kExitCode = 2;
   _exit(kExitCode);
 }
