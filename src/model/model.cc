@@ -96,6 +96,7 @@ Model Model::load(const Checkpoint& checkpoint, const ModelSpec& spec, const Thr
     checkpoint.release_pages();
   }
   reader.require_all_read();
+  checkpoint.check_sizes();
   return model;
 }
 
