@@ -9,7 +9,7 @@ namespace regard {
 
 // How a message shows a JSON value. What is nested is only named: dump() recurses, and untrusted values nest deep.
 [[nodiscard]] inline std::string shown(const nlohmann::json& value) {
-  return value.is_structured() ? std::string("an ") + value.type_name() : printable(value.dump());
+  return value.is_structured() ? std::string("an ") + value.type_name() : printable(value.dump(), Quotes::kept);
 }
 
 }  // namespace regard

@@ -3,6 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
+
 #include "tensor/fail.h"
 
 namespace regard {
@@ -47,7 +50,7 @@ ReplacedFile::ReplacedFile(const fs::path& path) : path_(path), target_(path) {
   temporary_ = target_;
   temporary_ += fmt::format(".{}.tmp", getpid());
   out_.open(temporary_, std::ios::binary | std::ios::trunc);
-  require(out_.is_open(), "\"{}\" can't be written", path.string());
+  require(out_.is_open(), "\"{}\" can't be written: {}", path.string(), std::strerror(errno));
   if (fs::exists(status)) fs::permissions(temporary_, status.permissions(), error);
 }
 
@@ -57,8 +60,11 @@ ReplacedFile::~ReplacedFile() {
 }
 
 void ReplacedFile::commit() {
+  errno = 0;
   out_.close();
-  require(out_.good() && sync(temporary_), "{} can't be written: the disk may be full", path_.string());
+  // A write that failed earlier has left no reason; a disk is seldom short of anything but room.
+  require(out_.good() && sync(temporary_), "{} can't be written: {}", path_.string(),
+          errno == 0 ? "the disk may be full" : std::strerror(errno));
   std::error_code error;
   fs::rename(temporary_, target_, error);
   require(!error, "{} can't be written: {}", path_.string(), error.message());
