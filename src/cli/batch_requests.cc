@@ -17,6 +17,9 @@ using Json = nlohmann::json;
 constexpr std::array<std::string_view, 8> kKeys = {"id",   "prompt", "max_tokens", "temperature",
                                                    "seed", "top_k",  "top_p",      "salt"};
 
+// Four bytes for each token of a context of four million; encoding more would take minutes before it is refused.
+constexpr size_t kMostRequestBytes = size_t{1} << 24;
+
 // A whole number from `least` on that its type holds; where the key is missing, the number stays what it is.
 template <class Number>
 void read_whole_number(const Json& object, const char* key, Number least, Number& number) {
@@ -55,7 +58,7 @@ void read_fields(const Json& object, BatchRequest& request) {
 }  // namespace
 
 void for_each_json_line(
-    const std::string& path,
+    const std::string& path, size_t most_bytes,
     const std::function<void(const Json& object, std::string_view line, const std::string& where)>& read) {
   const std::string text = read_text_file(path);
   std::string_view rest = text;
@@ -64,8 +67,9 @@ void for_each_json_line(
     rest.remove_prefix(std::min(rest.size(), line.size() + 1));
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string where = fmt::format("{} line {}", path, number);
+    require(line.size() <= most_bytes, "{} has {} bytes, expected at most {}", where, line.size(), most_bytes);
     const Json object = Json::parse(line, nullptr, false);
-    require(object.is_object(), "{}: no JSON object: {}", where, printable(line));
+    require(object.is_object(), "{}: no JSON object: {}", where, printable(line, Quotes::kept));
     read(object, line, where);
   }
 }
@@ -73,7 +77,7 @@ void for_each_json_line(
 std::vector<BatchRequest> read_batch_requests(const std::string& path) {
   std::vector<BatchRequest> requests;
   std::unordered_set<std::string> ids;
-  for_each_json_line(path, [&](const Json& object, std::string_view, const std::string& where) {
+  for_each_json_line(path, kMostRequestBytes, [&](const Json& object, std::string_view, const std::string& where) {
     const auto id = object.find("id");
     require(id != object.end() && id->is_string(), "{}: id is {}, expected a text", where,
             id == object.end() ? "missing" : shown(*id));
