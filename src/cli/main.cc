@@ -4,9 +4,11 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <memory>
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/help.h"
 #include "cli/ranks.h"
 #include "kernels/targets.h"
 #include "regard/error.h"
@@ -25,6 +27,8 @@ int complain(const char* sentence) {
 
 int main(int argc, char** argv) {
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
+  app.formatter(std::make_shared<regard::cli::HelpFormatter>());
+  app.set_version_flag("--version", "regard " REGARD_VERSION, "Print the version and exit");
   // None is refused below, since CLI11 would blame an unknown one on a missing one.
   app.require_subcommand(0, 1);
   app.footer(
@@ -54,7 +58,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return complain(error.what());
+    // An unknown option is named before one that it was perhaps meant to be, and that is missing now.
+    const auto unknown = app.remaining(true);
+    return complain(unknown.empty() ? error.what() : CLI::ExtrasError(unknown).what());
   } catch (const regard::Error& error) {
     return complain(error.what());
   } catch (const std::bad_alloc&) {
