@@ -16,6 +16,7 @@
 #include "engine/scheduler.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
+#include "tensor/replaced_file.h"
 
 namespace regard::cli {
 namespace {
@@ -152,6 +153,8 @@ void run(const Options& options) {
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto tokenizer = Tokenizer::from(checkpoint);
   check_prompts(lines, requests, tokenizer);
+  // What can't be written is said before the weights are loaded.
+  { const ReplacedFile probe(options.output); }
   Workspace workspace(options.model.threads);
   const auto model = Model::load(checkpoint, workspace.threads());
   Scheduler scheduler(model, tokenizer, make_cache(options, model, requests.size()), workspace);
