@@ -8,6 +8,7 @@
 #include "checkpoint/json_check.h"
 #include "checkpoint/parsed_file.h"
 #include "tensor/fail.h"
+#include "tensor/printable_quotes.h"
 #include "tensor/replaced_file.h"
 
 namespace regard {
@@ -83,7 +84,7 @@ class Reader {
     for (const Json& value : *found) {
       require(value.is_number_unsigned() && value.get<uint64_t>() <= uint64_t{1} << 62,
               "checkpoint: {}: tensor \"{}\" has {} in \"{}\", expected integers from 0 to 2^62", name_,
-              printable(tensor), printable(value.dump(), Quotes::kept), field);
+              printable(tensor), printable_with_quotes(value.dump()), field);
       values.push_back(value.get<int64_t>());
     }
     return values;

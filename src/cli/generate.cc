@@ -7,7 +7,9 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
+#include "cli/standard_streams.h"
 #include "engine/generator.h"
 #include "engine/token_outputs.h"
 #include "regard/model.h"
@@ -40,7 +42,7 @@ class Stream {
   void write(int32_t token) {
     if (!tokenizer_) {
       fmt::print("{}{}", begun_ ? "," : "", token);
-      std::fflush(stdout);
+      flush_output();
       begun_ = true;
       return;
     }
@@ -50,12 +52,12 @@ class Stream {
     begun_ = true;
     const size_t ready = pending_.size() - incomplete_tail(pending_);
     fmt::print("{}", std::string_view(pending_).substr(0, ready));
-    std::fflush(stdout);
+    flush_output();
     pending_.erase(0, ready);
   }
   void finish() {
     fmt::print("{}\n", pending_);
-    std::fflush(stdout);
+    flush_output();
   }
 
  private:
@@ -121,7 +123,7 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
       fmt::format("; prefill {:.1f} tokens/s, decode {:.1f} tokens/s", prefill_rate(result), decode_rate(result));
   if (options.draft_length > 0)
     summary += fmt::format("; draft {} of {} tokens accepted", result.accepted_tokens, result.draft_tokens);
-  fmt::print(stderr, "[{}]\n", summary);
+  say("[{}]\n", summary);
 }
 
 Fields settings(const Options& options) {
@@ -147,6 +149,8 @@ bool run(const Options& options) {
   std::optional<Tokenizer> tokenizer;
   if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
+  SamplerConfig sampler = options.sampler;
+  if (tokenizer) sampler.vocabulary = tokenizer->vocabulary_size();
   ranks.check_agreement(checkpoint);
   const ModelSpec spec = ModelSpec::from(checkpoint);
   Stream stream(tokenizer);
@@ -154,23 +158,27 @@ bool run(const Options& options) {
   bool stopped = false;
   const auto on_token = [&](int32_t token) {
     // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends the process at once.
-    if (!watching) watch_for_interrupt(ranks.ranks().size() > 1);
+    if (!watching) watch_for_interrupt();
     watching = true;
     if (!options.json && ranks.speaks()) stream.write(token);
     stopped = ranks.interrupted();
     return !stopped;
   };
   const GenerateOptions settings{.max_tokens = options.max_tokens,
-                                 .sampler = options.sampler,
+                                 .sampler = sampler,
                                  .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                                  .draft_length = options.draft_length,
                                  .restore_from = options.restore_from,
                                  .save_to = options.save_to,
+                                 .model_digest = digest_of(checkpoint),
                                  .on_token = on_token};
   // What is refused is refused before the weights are loaded, and where a sequence can't be saved, too.
   check_generate(spec, prompt, settings);
   if (options.tokens) check_outputs(spec, prompt);
-  if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
+  if (!options.save_to.empty() && ranks.speaks()) {
+    check_output(checkpoint, "--save-cache", options.save_to);
+    const ReplacedFile probe(options.save_to);
+  }
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = Model::load(checkpoint, spec, workspace.threads(), ranks.ranks());
   const auto ends = end_tokens_of(checkpoint, spec.vocab_size);

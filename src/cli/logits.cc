@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "engine/token_outputs.h"
 #include "tensor/fail.h"
@@ -31,7 +32,10 @@ void run(const Options& options) {
   // What is refused is refused before the weights are loaded, and a file that can't be written, too.
   const ModelSpec spec = ModelSpec::from(checkpoint);
   check_outputs(spec, tokens);
-  if (ranks.speaks()) const ReplacedFile probe(options.output);
+  if (ranks.speaks()) {
+    check_output(checkpoint, "--output", options.output);
+    const ReplacedFile probe(options.output);
+  }
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = Model::load(checkpoint, spec, workspace.threads(), ranks.ranks());
   TokenOutputs outputs;

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "cli/interrupt.h"
+#include "cli/standard_streams.h"
 #include "regard/agreement.h"
 #include "tensor/fail.h"
 #ifdef REGARD_WITH_MPI
@@ -34,7 +35,7 @@ bool launched() { return mpi::launched(); }
 
 int end_with(const std::string& line, int exit_code) {
   if (launched()) mpi::abort(line, exit_code);
-  fmt::print(stderr, "{}\n", line);
+  say("{}\n", line);
   return exit_code;
 }
 
@@ -56,7 +57,7 @@ bool launched() { return false; }
 }  // namespace
 
 int end_with(const std::string& line, int exit_code) {
-  fmt::print(stderr, "{}\n", line);
+  say("{}\n", line);
   return exit_code;
 }
 
@@ -81,13 +82,11 @@ void RankOptions::add_to(CLI::App& command) {
   flag("--sp", sequence_parallel, "Divide the tokens between layers, too");
   flag("--flash-decoding", flash_decoding,
        "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
-  flag("--ring", ring, "With --cp: pass keys and values on while attention works, not all before");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
 }
 
 ParallelConfig RankOptions::config() const {
-  require(cp > 1 || !ring, "--ring is given and --cp is 1, expected a --cp of 2 or more");
   require(cp > 1 || !strided, "--strided is given and --cp is 1, expected a --cp of 2 or more");
   require(tp * cp % dp == 0, "--dp is {}, but has to divide the {} ranks (--tp {} times --cp {})", dp, tp * cp, tp, cp);
   return {.tp_degree = tp * cp,
@@ -96,7 +95,6 @@ ParallelConfig RankOptions::config() const {
           .sequence_parallel_enabled = sequence_parallel,
           .flash_decoding_enabled = flash_decoding,
           .context_split = strided ? ContextSplit::strided : ContextSplit::contiguous,
-          .kv_exchange = ring ? KvExchange::ring : KvExchange::all_gather,
           .deterministic = deterministic};
 }
 
@@ -107,7 +105,6 @@ Fields RankOptions::fields() const {
           {"--dp", fmt::to_string(dp)},
           {"--sp", fmt::to_string(sequence_parallel)},
           {"--flash-decoding", fmt::to_string(flash_decoding)},
-          {"--ring", fmt::to_string(ring)},
           {"--strided", fmt::to_string(strided)},
           {"--deterministic", fmt::to_string(deterministic)}};
 }

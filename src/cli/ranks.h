@@ -22,7 +22,6 @@ struct RankOptions {
   int64_t dp = 1;
   bool sequence_parallel = false;
   bool flash_decoding = false;
-  bool ring = false;
   bool strided = false;
   bool deterministic = false;
 

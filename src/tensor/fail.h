@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,10 +24,8 @@ void require(bool condition, fmt::format_string<Args...> format, Args&&... args)
     fail(format, std::forward<Args>(args)...);
 }
 
-/// Text that somebody else wrote, made short and printable for a message. Where the message puts it into quotes, its
-/// own would end them, and are replaced too; what the user typed, and JSON, keeps them.
-enum class Quotes : uint8_t { replaced, kept };
-[[nodiscard]] std::string printable(std::string_view text, Quotes quotes = Quotes::replaced);
+/// Text that somebody else wrote, made short and printable for a message.
+[[nodiscard]] std::string printable(std::string_view text);
 
 }  // namespace regard
 

@@ -31,7 +31,6 @@ TEST(RanksOfACommand, DegreesThatDoNotFitAreNamed) {
       {{"--dp", "2"}, "--dp is 2, but has to divide the 1 ranks (--tp 1 times --cp 1)"},
       {{"--tp", "4", "--dp", "3"}, "--dp is 3, but has to divide the 4 ranks (--tp 4 times --cp 1)"},
       {{"--strided"}, "--strided is given and --cp is 1, expected a --cp of 2 or more"},
-      {{"--ring"}, "--ring is given and --cp is 1, expected a --cp of 2 or more"},
   };
   for (const auto& wrong : cases) {
     std::vector<std::string> words = {"generate", "-m", folder.gguf, "-p", "the"};
