@@ -87,6 +87,11 @@ bool is_gguf(std::span<const std::byte> bytes) {
   return bytes.size() >= 4 && std::memcmp(bytes.data(), "GGUF", 4) == 0;
 }
 
+// A header's length, and the brace that the format asks for.
+bool may_be_safetensors(std::span<const std::byte> bytes, const fs::path& file) {
+  return file.extension() == ".safetensors" || (bytes.size() > 8 && bytes[8] == std::byte{'{'});
+}
+
 }  // namespace
 
 struct Checkpoint::State {
@@ -118,6 +123,9 @@ struct Checkpoint::State {
     files.emplace_back(file);
     const auto bytes = files.back().bytes();
     const bool gguf = is_gguf(bytes);
+    require(gguf || may_be_safetensors(bytes, file),
+            "checkpoint: {} is neither GGUF nor safetensors: it begins with neither \"GGUF\" nor a header",
+            file.string());
     if (gguf) format = Format::gguf;
     ParsedFile part = gguf ? parse_gguf(bytes, file.string()) : parse_safetensors(bytes, file.string());
     std::ranges::move(part.tensors, std::back_inserter(parsed.tensors));

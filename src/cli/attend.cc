@@ -12,6 +12,7 @@
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
 #include "tensor/fail.h"
+#include "tensor/replaced_file.h"
 
 namespace regard::cli {
 namespace {
@@ -36,9 +37,7 @@ void run(const Options& options) {
   check_tensors(input);
   check_output(checkpoint, "--output", options.output);
   check_output(input, "--output", options.output);
-  Workspace workspace(options.model.threads);
   const auto config = AttentionConfig::from(checkpoint, options.layer);
-  const auto attention = Attention::load(checkpoint, options.layer, config, workspace.threads());
   const auto optional = [&](const char* name) {
     return input.find(name) == nullptr ? ConstTensorView() : input.tensor(name).view();
   };
@@ -47,6 +46,10 @@ void run(const Options& options) {
   call.position_ids = optional("position_ids");
   call.attention_mask = optional("attention_mask");
   call.lse = true;
+  // What can't be written is said before the weights are loaded.
+  { const ReplacedFile probe(options.output); }
+  Workspace workspace(options.model.threads);
+  const auto attention = Attention::load(checkpoint, options.layer, config, workspace.threads());
   call.workspace = &workspace;
   const AttentionOutput result = attention.forward(call);
   save_safetensors(options.output, std::array<NamedTensor, 4>{{{"hidden_states", result.hidden_states},

@@ -10,6 +10,7 @@
 #include "checkpoint/json_shown.h"
 #include "cli/common.h"
 #include "tensor/fail.h"
+#include "tensor/printable_quotes.h"
 
 namespace regard::cli {
 namespace {
@@ -18,6 +19,9 @@ using Json = nlohmann::json;
 
 constexpr std::array<std::string_view, 10> kKeys = {"id",   "prompt", "messages", "max_tokens", "temperature",
                                                     "seed", "top_k",  "top_p",    "stop",       "salt"};
+
+// Four bytes for each token of a context of four million; encoding more would take minutes before it is refused.
+constexpr size_t kMostRequestBytes = size_t{1} << 24;
 
 // The value of a key, or nullptr where there is none or null.
 const Json* find_value(const Json& object, const char* key) {
@@ -106,7 +110,7 @@ void read_fields(const Json& object, BatchRequest& request) {
 }  // namespace
 
 void for_each_json_line(
-    const std::string& path,
+    const std::string& path, size_t most_bytes,
     const std::function<void(const Json& object, std::string_view line, const std::string& where)>& read) {
   const bool piped = path == "-";
   const std::string text = piped ? read_standard_input() : read_text_file(path);
@@ -116,10 +120,11 @@ void for_each_json_line(
     rest.remove_prefix(std::min(rest.size(), line.size() + 1));
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string where = fmt::format("{} line {}", piped ? "standard input" : path, number);
+    require(line.size() <= most_bytes, "{} has {} bytes, expected at most {}", where, line.size(), most_bytes);
     // The parser takes a NUL for the text's end, and would not see what comes behind it.
     const bool has_nul = line.find('\0') != std::string_view::npos;
     const Json object = has_nul ? Json() : Json::parse(line, nullptr, false);
-    require(object.is_object(), "{}: no JSON object: {}", where, printable(line));
+    require(object.is_object(), "{}: no JSON object: {}", where, printable_with_quotes(line));
     read(object, line, where);
   }
 }
@@ -127,7 +132,7 @@ void for_each_json_line(
 std::vector<BatchRequest> read_batch_requests(const std::string& path) {
   std::vector<BatchRequest> requests;
   std::unordered_set<std::string> ids;
-  for_each_json_line(path, [&](const Json& object, std::string_view, const std::string& where) {
+  for_each_json_line(path, kMostRequestBytes, [&](const Json& object, std::string_view, const std::string& where) {
     const auto id = object.find("id");
     require(id != object.end() && id->is_string(), "{}: id is {}, expected a text", where,
             id == object.end() ? "missing" : shown(*id));

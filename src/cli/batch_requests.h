@@ -12,9 +12,10 @@
 namespace regard::cli {
 
 // Calls `read` with each object of a file of JSON lines ("-": standard input) and with its line; `where` is what
-// messages call that line. Blank lines are skipped. Throws Error for a line that is no JSON object.
+// messages call that line. Blank lines are skipped. Throws Error for a line that is no JSON object, or has more than
+// `most_bytes`.
 void for_each_json_line(
-    const std::string& path,
+    const std::string& path, size_t most_bytes,
     const std::function<void(const nlohmann::json& object, std::string_view line, const std::string& where)>& read);
 
 // A line of `regard batch`'s input.

@@ -13,6 +13,7 @@
 #include "cli/stop_texts.h"
 #include "tensor/checksum.h"
 #include "tensor/fail.h"
+#include "tensor/printable_quotes.h"
 #include "tensor/replaced_file.h"
 
 namespace regard::cli {
@@ -20,6 +21,9 @@ namespace {
 
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
+
+// Prompts of the largest requests, as ids.
+constexpr size_t kMostResultBytes = size_t{1} << 30;
 
 const char* name_of(Scheduler::Finish finish) {
   switch (finish) {
@@ -106,8 +110,8 @@ std::vector<std::string> read_batch_results(const std::string& path, std::span<c
   if (!std::filesystem::exists(path)) return lines;
   std::unordered_map<std::string_view, size_t> places;
   for (size_t i = 0; i < requests.size(); ++i) places.emplace(requests[i].id, i);
-  for_each_json_line(path, [&](const Json& object, std::string_view line, const std::string& where) {
-    require(is_result(object), "{}: no result of a batch: {}", where, printable(line));
+  for_each_json_line(path, kMostResultBytes, [&](const Json& object, std::string_view line, const std::string& where) {
+    require(is_result(object), "{}: no result of a batch: {}", where, printable_with_quotes(line));
     const auto& id = object["id"].get_ref<const std::string&>();
     const auto place = places.find(id);
     require(place != places.end(), "{}: id \"{}\" is not among the requests", where, printable(id));

@@ -3,9 +3,11 @@
 #include <cctype>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/help.h"
 #include "cli/lost_pages.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
@@ -56,6 +58,8 @@ int main(int argc, char** argv) {
   regard::cli::prepare_standard_streams();
   regard::cli::explain_lost_pages();
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
+  app.formatter(std::make_shared<regard::cli::HelpFormatter>());
+  app.set_version_flag("--version", "regard " REGARD_VERSION, "Print the version and exit");
   // None is refused below, since CLI11 would blame an unknown one on a missing one.
   app.require_subcommand(0, 1);
   app.footer(
@@ -85,7 +89,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& help) {
     return print_help(app, help);
   } catch (const CLI::ParseError& error) {
-    return complain(error.what());
+    // An unknown option is named before one that it was perhaps meant to be, and that is missing now.
+    const auto unknown = app.remaining(true);
+    return complain(unknown.empty() ? error.what() : CLI::ExtrasError(unknown).what());
   } catch (const regard::Error& error) {
     return complain(error.what());
   } catch (const std::bad_alloc&) {

@@ -24,8 +24,8 @@ class Stopwatch {
   Clock::time_point start_ = Clock::now();
 };
 
-void check_length(const char* what, size_t tokens, int64_t least, const Model& model) {
-  const int64_t context = model.spec().context_length;
+void check_length(const char* what, size_t tokens, int64_t least, const ModelSpec& spec) {
+  const int64_t context = spec.context_length;
   require(static_cast<int64_t>(tokens) >= least && static_cast<int64_t>(tokens) <= context,
           "{} has {} tokens, expected {} to {} (the model's context)", what, tokens, least, context);
 }
@@ -38,7 +38,14 @@ double negative_log_likelihood(std::span<const float> logits, int32_t token) {
   return std::log(sum) + largest - static_cast<double>(logits[static_cast<size_t>(token)]);
 }
 
+void check_ids(const char* call, std::span<const int32_t> tokens, const ModelSpec& spec) {
+  for (const int32_t token : tokens)
+    require(token >= 0 && token < spec.vocab_size, "{}: token id is {}, expected 0 to {}", call, token,
+            spec.vocab_size - 1);
+}
+
 void check_options(const GenerateOptions& options) {
+  (void)Sampler(options.sampler);
   require(options.max_tokens >= 1, "the number of tokens to generate is {}, expected 1 or more", options.max_tokens);
   require(options.draft_length >= 0 && options.draft_length <= kLongestDraft,
           "the draft's length is {}, expected 0 to {}", options.draft_length, kLongestDraft);
@@ -62,19 +69,24 @@ struct Text {
 };
 
 // What was said before, and the prompt.
+std::vector<int32_t> all_tokens(const ModelSpec& spec, std::span<const int32_t> prompt,
+                                const GenerateOptions& options) {
+  const bool restored = !options.restore_from.empty();
+  std::vector<int32_t> tokens;
+  if (restored) tokens = saved_tokens(options.restore_from);
+  tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+  check_length(restored ? "the text" : "the prompt", tokens.size(), 1, spec);
+  return tokens;
+}
+
 Text begin_text(const Model& model, std::span<const int32_t> prompt, const GenerateOptions& options) {
   require(model.ranks().size() == 1 || (options.restore_from.empty() && options.save_to.empty()),
           "generate: a sequence is to be saved or restored by {} ranks, expected 1: each has only a part of it",
           model.ranks().size());
   const bool restored = !options.restore_from.empty();
-  Text text;
-  if (restored) text.tokens = saved_tokens(options.restore_from);
-  text.tokens.insert(text.tokens.end(), prompt.begin(), prompt.end());
-  check_length(restored ? "the text" : "the prompt", text.tokens.size(), 1, model);
+  Text text{.tokens = all_tokens(model.spec(), prompt, options), .caches = {}};
   // What is cached already does not run, so the model can't tell.
-  const int64_t vocabulary = model.spec().vocab_size;
-  for (const int32_t token : text.tokens)
-    require(token >= 0 && token < vocabulary, "generate: token id is {}, expected 0 to {}", token, vocabulary - 1);
+  check_ids("generate", text.tokens, model.spec());
   const auto length = static_cast<int64_t>(text.tokens.size());
   // The last token that is generated never goes into the cache.
   const int64_t room = model.spec().context_length - length + 1;
@@ -104,6 +116,11 @@ ConstTensorView run_pending(const Model& model, Text& text, std::span<const int3
 }
 
 }  // namespace
+
+void check_generate(const ModelSpec& spec, std::span<const int32_t> prompt, const GenerateOptions& options) {
+  check_options(options);
+  (void)all_tokens(spec, prompt, options);
+}
 
 GenerateResult generate(const Model& model, std::span<const int32_t> prompt, std::span<const int32_t> end_tokens,
                         const GenerateOptions& options, Workspace& workspace) {
@@ -151,14 +168,16 @@ GenerateResult generate(const Model& model, std::span<const int32_t> prompt, std
   return result;
 }
 
+void check_score(const ModelSpec& spec, std::span<const int32_t> tokens) {
+  check_length("the text", tokens.size(), 2, spec);
+  // The model only sees the tokens it continues, so the last one is checked here.
+  check_ids("score", tokens, spec);
+}
+
 Score score(const Model& model, std::span<const int32_t> tokens, Workspace& workspace,
             const std::function<void(int64_t)>& progress, DType cache_dtype) {
   const FloatEnvironment environment;
-  check_length("the text", tokens.size(), 2, model);
-  // The model only sees the tokens it continues, so the last one is checked here.
-  const int64_t vocabulary = model.spec().vocab_size;
-  for (const int32_t token : tokens)
-    require(token >= 0 && token < vocabulary, "score: token id is {}, expected 0 to {}", token, vocabulary - 1);
+  check_score(model.spec(), tokens);
   // Logits of so many tokens at a time: 50 MB with a vocabulary of 50,000.
   constexpr int64_t kTokensAtOnce = 256;
   const auto length = static_cast<int64_t>(tokens.size());

@@ -43,6 +43,10 @@ struct GenerateResult {
                                       std::span<const int32_t> end_tokens, const GenerateOptions& options,
                                       Workspace& workspace);
 
+// The same refusals of the settings and the text's length, without the weights: before they are loaded. Of a saved
+// sequence only the tokens are looked at.
+void check_generate(const ModelSpec& spec, std::span<const int32_t> prompt, const GenerateOptions& options);
+
 struct Score {
   double mean_nll = 0;  // nats a token, over tokens 1..n-1
   double seconds = 0;
@@ -51,5 +55,7 @@ struct Score {
 // Calls `progress` with the tokens done so far. Throws Error for fewer than two tokens, or more than the context holds.
 [[nodiscard]] Score score(const Model& model, std::span<const int32_t> tokens, Workspace& workspace,
                           const std::function<void(int64_t)>& progress, DType cache_dtype = DType::f32);
+// The same refusals, without the weights.
+void check_score(const ModelSpec& spec, std::span<const int32_t> tokens);
 
 }  // namespace regard

@@ -77,9 +77,12 @@ ReplacedFile::~ReplacedFile() {
 }
 
 FileLock ReplacedFile::commit() {
+  errno = 0;
   out_.close();
-  // On the disk first, so that the name never stands for less than the whole file.
-  require(out_.good() && lock_.sync(), "{} can't be written: the disk may be full", path_.string());
+  // On the disk first, so that the name never stands for less than the whole file. A write that failed earlier has left
+  // no reason; a disk is seldom short of anything but room.
+  require(out_.good() && lock_.sync(), "{} can't be written: {}", path_.string(),
+          errno == 0 ? "the disk may be full" : std::strerror(errno));
   std::error_code error;
   fs::rename(temporary_, target_, error);
   require(!error, "{} can't be written: {}", path_.string(), error.message());

@@ -9,6 +9,7 @@
 #include "regard/checkpoint.h"
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
+#include "support/gguf_builder.h"
 #include "support/safetensors_builder.h"
 
 namespace regard::test {
@@ -35,6 +36,9 @@ TEST(BadInput, WrongOptionsAreRefused) {
   expect_complaint({"generate", "-m", folder.gguf}, "--prompt");
   expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--loud"}, "--loud");
   expect_complaint({"score", "-m", folder.gguf}, "--file");
+  // Unknown before missing: the one may be the other, misspelt.
+  expect_complaint({"generate", "--modle", folder.gguf}, "--modle");
+  expect_complaint({"score", "-m", folder.gguf, "--flie", text}, "--flie");
   expect_complaint({"inspect"}, "model");
   const auto generate = [&](const std::string& option, const std::string& value, std::string_view part) {
     // One token, so that a value that is not refused fails fast.
@@ -201,6 +205,70 @@ TEST(BadInput, ModelsThatAreNotThereAreRefusedByEveryCommand) {
                      "checkpoint: ");
   }
   EXPECT_FALSE(std::filesystem::exists(folder.file("out")));
+}
+
+TEST(BadInput, FilesOfOtherKindsAreNeitherGgufNorSafetensors) {
+  const TempFolder folder;
+  for (const char* name : {"README.md", "pytorch_model.bin", "model.gguf", "tokenizer.model"})
+    for (const std::string& bytes : {std::string("# A text of some length, in Markdown.\n"), std::string("PK\3\4"),
+                                     std::string("\x80\2}q\0X", 6) + std::string(100, 'x')})
+      expect_complaint({"inspect", folder.write(name, bytes)}, "is neither GGUF nor safetensors");
+}
+
+// A model of which only what needs no weights can be read: what is wrong besides is said first.
+TEST(BadInput, WhatNeedsNoWeightsIsCheckedBeforeTheyAreLoaded) {
+  const TempFolder folder;
+  GgufBuilder file = TinyLlama().gguf();  // a vocabulary of 267, a context of 64
+  file.tensor("blk.0.ffn_down.weight").name = "blk.0.other.weight";
+  const std::string model = folder.write("model.gguf", file.build());
+  const std::string out = folder.file("out.safetensors");
+  const std::string nowhere = folder.file("none/out.safetensors");
+  const auto refused = [&](std::vector<std::string> arguments, std::string_view part) {
+    arguments.insert(arguments.begin() + 1, {"-m", model});
+    expect_complaint(arguments, part);
+  };
+  refused({"generate", "-p", "the"}, "ffn_down");
+  refused({"generate", "-p", std::string(65, 'q')}, "65 tokens, expected 1 to 64");
+  refused({"generate", "--tokens", "5,267"}, "token id is 267");
+  refused({"generate", "-p", "the", "--temperature", "-1"}, "temperature is -1");
+  refused({"generate", "-p", "the", "--save-cache", nowhere}, "can't be written: No such file or directory");
+  refused({"score", "-f", folder.write("text.txt", "q")}, "the text has 1 tokens");
+  refused({"score", "--tokens", folder.write("ids.json", "[5, 267]")}, "token id is 267");
+  refused({"logits", "--tokens", "5,267", "-o", out}, "token id is 267");
+  refused({"logits", "--tokens", "5", "-o", nowhere}, "can't be written: No such file or directory");
+  refused({"verify", "--tokens", "5,267"}, "token id is 267");
+  const std::vector<int32_t> ids = {5, 17};
+  const std::vector<float> logits(2 * 266);
+  save_safetensors(out, std::array<NamedTensor, 2>{{{"tokens", ConstTensorView(ids.data(), {2})},
+                                                    {"logits", ConstTensorView(logits.data(), {2, 266})}}});
+  refused({"verify", "--reference", out}, "logits have shape [2, 266]");
+  refused({"batch", "-i", folder.write("requests.jsonl", "{\"id\": \"a\", \"prompt\": \"the\"}"), "-o", nowhere},
+          "can't be written: No such file or directory");
+}
+
+TEST(BadInput, AttendChecksItsFilesBeforeTheWeights) {
+  const TempFolder folder;
+  GgufBuilder file = TinyLlama().gguf();
+  file.tensor("blk.0.attn_output.weight").name = "blk.0.other.weight";
+  const std::string model = folder.write("model.gguf", file.build());
+  const std::string in = folder.file("in.safetensors");
+  const auto refused = [&](const Tensor& tensor, const char* name, const std::string& out, std::string_view part) {
+    save_safetensors(in, std::array<NamedTensor, 1>{{{name, tensor}}});
+    expect_complaint({"attend", "-m", model, "--layer", "0", "--input", in, "--output", out}, part);
+  };
+  const Tensor x(DType::f32, {1, 2, 32});
+  refused(x, "hidden_states", folder.file("out"), "attn_output");
+  refused(x, "hidden", folder.file("out"), "no tensor \"hidden_states\"");
+  refused(x, "hidden_states", folder.file("none/out"), "can't be written: No such file or directory");
+}
+
+TEST(BadInput, MessagesKeepQuotesAndGiveReasons) {
+  const ModelFolder folder;
+  expect_complaint({"generate", "-m", folder.gguf, "--tokens", "\"5\""}, "--tokens is \"\"5\"\", expected");
+  expect_complaint({"score", "-m", folder.gguf, "-f", folder.file("none")},
+                   "can't be opened: No such file or directory");
+  expect_complaint({"score", "-m", folder.gguf, "-f", folder.path()}, "can't be read: Is a directory");
+  expect_complaint({"logits", "-m", folder.gguf, "--tokens", "5", "-o", "/proc/out"}, "can't be written: ");
 }
 
 TEST(BadInput, BrokenModelFilesAreRefusedWithTheReason) {

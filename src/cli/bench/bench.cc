@@ -78,7 +78,7 @@ void run(const Options& options) {
 void add_bench(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("bench", "Measure the machine, then attention on it");
-  auto* suite = command.add_option("--suite", options->suite, "attention (default), projection, layer or decoder")
+  auto* suite = command.add_option("--suite", options->suite, "The cases to measure (default: attention)")
                     ->check(CLI::IsMember({"attention", "projection", "layer", "decoder"}));
   auto* filter = command.add_option("--filter", options->filter, "Only cases with this text in their name");
   command
