@@ -30,6 +30,8 @@ Session::Session() : exceptions_(std::uncaught_exceptions()) {
   int initialized = 0;
   check(MPI_Initialized(&initialized), "MPI_Initialized");
   owned_ = initialized == 0;
+  // Open MPI adds ten lines to the one of `abort`, some of them after it; a user who sets the variable gets them.
+  if (owned_) setenv("OMPI_MCA_orte_execute_quiet", "1", 0);
   int level = MPI_THREAD_SINGLE;
   if (owned_)
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &level), "MPI_Init_thread");
