@@ -156,7 +156,6 @@ bool run(const Options& options) {
   const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
   watch_for_interrupt(ranks.ranks().size() > 1);
   Stream stream(tokenizer);
-  bool stopped = false;
   const auto result = generate(model, prompt, ends,
                                {.max_tokens = options.max_tokens,
                                 .sampler = options.sampler,
@@ -167,16 +166,16 @@ bool run(const Options& options) {
                                 .on_token =
                                     [&](int32_t token) {
                                       if (!options.json && ranks.speaks()) stream.write(token);
-                                      stopped = ranks.interrupted();
-                                      return !stopped;
-                                    }},
+                                      return true;
+                                    },
+                                .interrupted = interrupted},
                                workspace);
   if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  return !stopped;
+  return !result.interrupted;
 }
 
 }  // namespace

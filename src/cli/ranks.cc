@@ -2,10 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <string_view>
 
-#include "cli/interrupt.h"
 #include "cli/standard_streams.h"
 #include "regard/agreement.h"
 #include "tensor/fail.h"
@@ -175,10 +173,6 @@ std::string CommandRanks::from_first(std::string text) const {
   text.resize(size);
   share(std::as_writable_bytes(std::span(text)));
   return text;
-}
-
-bool CommandRanks::interrupted() const {
-  return std::ranges::any_of(ranks_.world().gather(int{cli::interrupted()}), [](int noted) { return noted != 0; });
 }
 
 }  // namespace regard::cli

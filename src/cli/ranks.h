@@ -57,8 +57,6 @@ class CommandRanks {
   void check_agreement(const Checkpoint& checkpoint, Fields read = {}) const;
   // What the first rank has read: it alone gets standard input. Collective.
   [[nodiscard]] std::string from_first(std::string text) const;
-  // Whether any rank was interrupted. Collective, so that all stop at the same place.
-  [[nodiscard]] bool interrupted() const;
 
  private:
   struct Launched;

@@ -12,6 +12,7 @@ namespace regard::test {
 namespace {
 
 using testing::HasSubstr;
+using testing::StartsWith;
 
 Words generate(const ModelFolder& folder, int ranks, const Words& more) {
   Words words = {"-n", std::to_string(ranks), REGARD_PROGRAM, "generate", "-m", folder.gguf, "--max-tokens", "4"};
@@ -101,6 +102,32 @@ TEST(RanksOfMpirun, HaveToHoldTheSameModel) {
   const Words words = {"--tp", "2", "-p", "the"};
   expect_refused(launch({generate(folder, 1, words), generate(other, 1, words)}),
                  "ranks disagree: the model's digest is ");
+}
+
+// The head, which every rank has whole, with other signs where the samples of the digest do not look.
+std::string with_another_head(const ModelFolder& folder, const TinyLlama& model) {
+  GgufBuilder file = model.gguf();
+  std::string& head = file.tensor("output.weight").data;
+  constexpr size_t kSampled = 64;
+  for (size_t sign = 3; sign < head.size(); sign += 4) {
+    const bool in_the_middle = sign + kSampled > head.size() / 2 && sign < head.size() / 2 + kSampled;
+    if (sign >= kSampled && sign + kSampled < head.size() && !in_the_middle)
+      head[sign] = static_cast<char>(head[sign] ^ '\x80');
+  }
+  return folder.write("another.gguf", file.build());
+}
+
+TEST(RanksOfMpirun, ThatDrawDifferentTokensEnd) {
+  const TinyLlama model{.context = 1024};
+  const ModelFolder folder(model);
+  const std::string other = with_another_head(folder, model);
+  const auto words = [&](const std::string& path) {
+    return Words{"-n",   "1", REGARD_PROGRAM, "generate", "-m",           path,
+                 "--tp", "2", "-p",           "the inn",  "--max-tokens", "1000"};
+  };
+  const Finished result = launch({words(folder.gguf), words(other)});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, StartsWith("regard: ranks disagree: the token drawn at position "));
 }
 
 nlohmann::json json_of(const Finished& result) {
