@@ -152,7 +152,7 @@ bool run(const Options& options) {
   (void)Sampler(options.sampler);
   ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, workspace.threads());
   const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
   watch_for_interrupt(ranks.ranks().size() > 1);
   Stream stream(tokenizer);

@@ -31,7 +31,7 @@ void run(const Options& options) {
   if (ranks.speaks()) const ReplacedFile probe(options.output);
   ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, workspace.threads());
   TokenOutputs outputs;
   {
     ProgressBar bar(std::ssize(tokens));

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <string_view>
 
 #include "cli/standard_streams.h"
@@ -12,12 +13,25 @@
 #endif
 
 namespace regard::cli {
+namespace {
+
+// How many timeouts a rank waits for one that reads a model from its disk.
+constexpr int kSlow = 10;
+
+}  // namespace
 
 #ifdef REGARD_WITH_MPI
 
 struct CommandRanks::Launched {
+  explicit Launched(std::chrono::seconds timeout = std::chrono::seconds(0))
+      : world(mpi::world(session, timeout)),
+        slow(mpi::world(session, kSlow * timeout)),
+        typed(mpi::world(session, {})) {}
+
   mpi::Session session;
-  std::shared_ptr<Communicator> world = mpi::world(session);
+  std::shared_ptr<Communicator> world;
+  std::shared_ptr<Communicator> slow;   // where ranks wait for each other's disks
+  std::shared_ptr<Communicator> typed;  // where they wait for a person
 
   [[nodiscard]] int cores() const { return mpi::cores_per_rank(session); }
 };
@@ -40,7 +54,11 @@ int end_with(const std::string& line, int exit_code) {
 #else
 
 struct CommandRanks::Launched {
+  explicit Launched(std::chrono::seconds /*timeout*/ = {}) {}
+
   std::shared_ptr<Communicator> world = Communicator::single();
+  std::shared_ptr<Communicator> slow = world;
+  std::shared_ptr<Communicator> typed = world;
 
   [[nodiscard]] static int cores() { return 0; }
 };
@@ -82,6 +100,12 @@ void RankOptions::add_to(CLI::App& command) {
        "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
+  command
+      .add_option("--timeout", timeout,
+                  "Seconds that a rank waits for others, where nothing moves, before all end; ten times as long while "
+                  "they load; 0: for ever (default: 60)")
+      ->check(CLI::Range(0, 1'000'000))
+      ->group(group);
 }
 
 ParallelConfig RankOptions::config() const {
@@ -110,7 +134,7 @@ Fields RankOptions::fields() const {
 CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
   const ParallelConfig config = options.config();
   config.check();
-  if (launched()) launched_ = std::make_unique<Launched>();
+  if (launched()) launched_ = std::make_unique<Launched>(std::chrono::seconds(options.timeout));
   const int count = launched_ == nullptr ? 1 : launched_->world->size();
   require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
           options.tp, options.cp, config.tp_degree,
@@ -147,6 +171,12 @@ Checkpoint CommandRanks::open_model(const std::string& path) const {
   return part;
 }
 
+Model CommandRanks::load_model(const Checkpoint& checkpoint, const Threads& threads) const {
+  Model model = Model::load(checkpoint, threads, ranks_);
+  if (launched_ != nullptr) (void)launched_->slow->gather(0);
+  return model;
+}
+
 int CommandRanks::threads(int asked) const {
   // Also where it is not needed here: other ranks may have been asked for something else.
   const int cores = launched_ == nullptr ? 0 : launched_->cores();
@@ -156,11 +186,12 @@ int CommandRanks::threads(int asked) const {
 void CommandRanks::check_agreement(const Checkpoint& checkpoint, Fields read) const {
   if (ranks_.size() == 1) return;
   read.emplace_back("the model's digest", digest_of(checkpoint));
-  regard::check_agreement(ranks_.world(), read);
+  regard::check_agreement(*launched_->slow, read);
 }
 
 std::string CommandRanks::from_first(std::string text) const {
-  Communicator& world = ranks_.world();
+  if (launched_ == nullptr) return text;
+  Communicator& world = *launched_->typed;
   const auto share = [&](std::span<std::byte> bytes) {
     const std::vector<std::span<const std::byte>> send(speaks() ? static_cast<size_t>(world.size()) : 0, bytes);
     std::vector<std::span<const std::byte>> nothing(static_cast<size_t>(world.size()));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "regard/checkpoint.h"
+#include "regard/model.h"
 #include "regard/parallel.h"
 
 namespace regard::cli {
@@ -24,6 +25,7 @@ struct RankOptions {
   bool flash_decoding = false;
   bool strided = false;
   bool deterministic = false;
+  int64_t timeout = 60;  // seconds; 0: none
 
   void add_to(CLI::App& command);
   // Throws Error for flags that need another one.
@@ -51,11 +53,13 @@ class CommandRanks {
   [[nodiscard]] bool speaks() const { return ranks_.rank() == 0; }
   // The model, or this rank's part of one that `regard shard` has cut.
   [[nodiscard]] Checkpoint open_model(const std::string& path) const;
+  // Loads the model and waits for the others, which may have slower disks: for ten timeouts. Collective.
+  [[nodiscard]] Model load_model(const Checkpoint& checkpoint, const Threads& threads) const;
   // As many as were asked for or, for 0, this rank's part of the machine's cores. Collective.
   [[nodiscard]] int threads(int asked) const;
   // Throws Error on all ranks where they hold different checkpoints, or have read other things. Collective.
   void check_agreement(const Checkpoint& checkpoint, Fields read = {}) const;
-  // What the first rank has read: it alone gets standard input. Collective.
+  // What the first rank has read: it alone gets standard input, and may wait for it for ever. Collective.
   [[nodiscard]] std::string from_first(std::string text) const;
 
  private:

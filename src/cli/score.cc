@@ -35,7 +35,7 @@ void run(const Options& options) {
     tokens.resize(static_cast<size_t>(options.max_tokens));
   ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))}});
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, workspace.threads());
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));
