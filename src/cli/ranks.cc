@@ -5,7 +5,9 @@
 #include <chrono>
 #include <string_view>
 
+#include "cli/build_id.h"
 #include "cli/standard_streams.h"
+#include "kernels/targets.h"
 #include "regard/agreement.h"
 #include "tensor/fail.h"
 #ifdef REGARD_WITH_MPI
@@ -100,6 +102,7 @@ void RankOptions::add_to(CLI::App& command) {
        "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
+  flag("--verify", verify, "Compare whole model files between ranks, not 192 bytes of each tensor");
   command
       .add_option("--timeout", timeout,
                   "Seconds that a rank waits for others, where nothing moves, before all end; ten times as long while "
@@ -122,16 +125,19 @@ ParallelConfig RankOptions::config() const {
 
 Fields RankOptions::fields() const {
   return {{"version", REGARD_VERSION},
+          {"the build id", build_id()},
+          {"the instruction set, which REGARD_TARGET chooses,", kernels::target_name()},
           {"--tp", fmt::to_string(tp)},
           {"--cp", fmt::to_string(cp)},
           {"--dp", fmt::to_string(dp)},
           {"--sp", fmt::to_string(sequence_parallel)},
           {"--flash-decoding", fmt::to_string(flash_decoding)},
           {"--strided", fmt::to_string(strided)},
-          {"--deterministic", fmt::to_string(deterministic)}};
+          {"--deterministic", fmt::to_string(deterministic)},
+          {"--verify", fmt::to_string(verify)}};
 }
 
-CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
+CommandRanks::CommandRanks(const RankOptions& options, Fields settings) : verify_(options.verify) {
   const ParallelConfig config = options.config();
   config.check();
   if (launched()) launched_ = std::make_unique<Launched>(std::chrono::seconds(options.timeout));
@@ -185,7 +191,7 @@ int CommandRanks::threads(int asked) const {
 
 void CommandRanks::check_agreement(const Checkpoint& checkpoint, Fields read) const {
   if (ranks_.size() == 1) return;
-  read.emplace_back("the model's digest", digest_of(checkpoint));
+  read.emplace_back("the model's digest", digest_of(checkpoint, verify_ ? DigestScope::whole : DigestScope::samples));
   regard::check_agreement(*launched_->slow, read);
 }
 
