@@ -6,6 +6,8 @@
 #include <string_view>
 
 #include "cli/build_id.h"
+#include "cli/launchers.h"
+#include "cli/rank_report.h"
 #include "cli/standard_streams.h"
 #include "kernels/targets.h"
 #include "regard/agreement.h"
@@ -102,6 +104,7 @@ void RankOptions::add_to(CLI::App& command) {
        "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
+  flag("--show-ranks", show_ranks, "First print a line for each host: CPU, instruction set, threads, cores and ranks");
   flag("--verify", verify, "Compare whole model files between ranks, not 192 bytes of each tensor");
   command
       .add_option("--timeout", timeout,
@@ -134,14 +137,17 @@ Fields RankOptions::fields() const {
           {"--flash-decoding", fmt::to_string(flash_decoding)},
           {"--strided", fmt::to_string(strided)},
           {"--deterministic", fmt::to_string(deterministic)},
+          {"--show-ranks", fmt::to_string(show_ranks)},
           {"--verify", fmt::to_string(verify)}};
 }
 
-CommandRanks::CommandRanks(const RankOptions& options, Fields settings) : verify_(options.verify) {
+CommandRanks::CommandRanks(const RankOptions& options, Fields settings)
+    : verify_(options.verify), show_ranks_(options.show_ranks) {
   const ParallelConfig config = options.config();
   config.check();
   if (launched()) launched_ = std::make_unique<Launched>(std::chrono::seconds(options.timeout));
   const int count = launched_ == nullptr ? 1 : launched_->world->size();
+  refuse_copies(count);
   require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
           options.tp, options.cp, config.tp_degree,
           config.tp_degree == 1 ? fmt::format("give --tp {}", count) : how_to_start(config.tp_degree, ""));
@@ -160,6 +166,7 @@ void CommandRanks::run_alone(CLI::App& command, std::function<void()> run) {
     const int count = launched() ? Launched().world->size() : 1;
     require(count == 1, "regard {} runs in one process, but {} were started; start it without mpirun",
             command.get_name(), count);
+    refuse_copies(count);
     run();
   });
 }
@@ -178,6 +185,10 @@ Checkpoint CommandRanks::open_model(const std::string& path) const {
 }
 
 Model CommandRanks::load_model(const Checkpoint& checkpoint, const Threads& threads) const {
+  if (show_ranks_) {
+    const std::string lines = describe_ranks(ranks_.world(), threads.count());
+    if (speaks()) say_text(lines);
+  }
   Model model = Model::load(checkpoint, threads, ranks_);
   if (launched_ != nullptr) (void)launched_->slow->gather(0);
   return model;

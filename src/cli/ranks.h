@@ -26,6 +26,7 @@ struct RankOptions {
   bool strided = false;
   bool deterministic = false;
   bool verify = false;
+  bool show_ranks = false;
   int64_t timeout = 60;  // seconds; 0: none
 
   void add_to(CLI::App& command);
@@ -54,7 +55,8 @@ class CommandRanks {
   [[nodiscard]] bool speaks() const { return ranks_.rank() == 0; }
   // The model, or this rank's part of one that `regard shard` has cut.
   [[nodiscard]] Checkpoint open_model(const std::string& path) const;
-  // Loads the model and waits for the others, which may have slower disks: for ten timeouts. Collective.
+  // Shows the ranks where asked to, loads the model and waits for the others, which may have slower disks: for ten
+  // timeouts. Collective.
   [[nodiscard]] Model load_model(const Checkpoint& checkpoint, const Threads& threads) const;
   // As many as were asked for or, for 0, this rank's part of the machine's cores. Collective.
   [[nodiscard]] int threads(int asked) const;
@@ -69,6 +71,7 @@ class CommandRanks {
   std::unique_ptr<Launched> launched_;  // none for a process alone
   Ranks ranks_;
   bool verify_;
+  bool show_ranks_;
 };
 
 // Ends a command that has failed: prints the line and returns the exit code. With other ranks it does not return: one

@@ -186,6 +186,17 @@ TEST(RanksOfMpirun, HaveToUseTheSameInstructionSet) {
                                               targets[0] + "\" on rank 0, but \"" + targets[1] + "\" on rank 1");
 }
 
+TEST(RanksOfMpirun, OfAHostAreShownInALine) {
+  const ModelFolder folder;
+  Words words = generate(folder, 2, {"--tp", "2", "-p", "the", "--threads", "1", "--show-ranks"});
+  words.insert(words.begin() + 2, {"env", "REGARD_TARGET=" + kernels::supported_targets().back()});
+  const Finished result = launch({words});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, StartsWith("[host "));
+  EXPECT_THAT(result.err, HasSubstr(", " + kernels::supported_targets().back() + ", 1 thread a rank, cores 0"));
+  EXPECT_THAT(result.err, HasSubstr("; ranks 0, 1]\n["));  // one line, then the summary
+}
+
 nlohmann::json json_of(const Finished& result) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   return result.exit_code == 0 ? nlohmann::json::parse(result.out) : nlohmann::json::object();
