@@ -74,6 +74,12 @@ class Checkpoint {
   /// Bytes of all mapped files.
   [[nodiscard]] int64_t file_bytes() const;
 
+  /// The files that it is read from: those of the tensors, and of the texts beside them whether they exist or not.
+  [[nodiscard]] std::vector<std::filesystem::path> files() const;
+  /// Throws Error, with its name, where a mapped file has become shorter since it was opened: what was read of its end
+  /// may be zeros. (Pages beyond the new end can't be read at all: SIGBUS.)
+  void check_sizes() const;
+
   /// All tensors, sorted by name.
   [[nodiscard]] std::span<const StoredTensor> tensors() const;
   /// The tensor of that name, or nullptr.

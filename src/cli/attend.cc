@@ -1,7 +1,13 @@
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
 #include <memory>
+#include <string_view>
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
@@ -17,9 +23,19 @@ struct Options {
   std::string output;
 };
 
+void check_tensors(const Checkpoint& input) {
+  constexpr std::array<std::string_view, 3> kNames = {"hidden_states", "position_ids", "attention_mask"};
+  for (const StoredTensor& tensor : input.tensors())
+    require(std::ranges::find(kNames, tensor.name) != kNames.end(), "--input: no tensor is called \"{}\", expected {}",
+            printable(tensor.name), fmt::join(kNames, ", "));
+}
+
 void run(const Options& options) {
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto input = Checkpoint::open(options.input);
+  check_tensors(input);
+  check_output(checkpoint, "--output", options.output);
+  check_output(input, "--output", options.output);
   Workspace workspace(options.model.threads);
   const auto config = AttentionConfig::from(checkpoint, options.layer);
   const auto attention = Attention::load(checkpoint, options.layer, config, workspace.threads());

@@ -55,7 +55,10 @@ std::vector<int32_t> parse_tokens(std::string_view list) {
 }
 
 std::vector<int32_t> read_token_file(const std::string& path) {
-  const auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  const std::string text = read_text_file(path);
+  // The parser takes a NUL for the text's end, and would not see what comes behind it.
+  const bool has_nul = text.find('\0') != std::string::npos;
+  const auto json = has_nul ? nlohmann::json() : nlohmann::json::parse(text, nullptr, false);
   std::vector<int32_t> tokens;
   const auto is_id = [](const nlohmann::json& id) {
     return id.is_number_unsigned() && id.get<uint64_t>() <= uint64_t{std::numeric_limits<int32_t>::max()};

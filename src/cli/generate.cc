@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
 #include "engine/generator.h"
@@ -148,21 +149,27 @@ bool run(const Options& options) {
   if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
   // Settings are checked before the weights are loaded, and that what is to be saved can be.
-  if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
-  (void)Sampler(options.sampler);
+  if (!options.save_to.empty() && ranks.speaks()) {
+    check_output(checkpoint, "--save-cache", options.save_to);
+    const ReplacedFile probe(options.save_to);
+  }
+  SamplerConfig sampler = options.sampler;
+  if (tokenizer) sampler.vocabulary = tokenizer->vocabulary_size();
+  (void)Sampler(sampler);
   ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = ranks.load_model(checkpoint, workspace.threads());
   const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
-  watch_for_interrupt(ranks.ranks().size() > 1);
+  watch_for_interrupt();
   Stream stream(tokenizer);
   const auto result = generate(model, prompt, ends,
                                {.max_tokens = options.max_tokens,
-                                .sampler = options.sampler,
+                                .sampler = sampler,
                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                                 .draft_length = options.draft_length,
                                 .restore_from = options.restore_from,
                                 .save_to = options.save_to,
+                                .model_digest = digest_of(checkpoint),
                                 .on_token =
                                     [&](int32_t token) {
                                       if (!options.json && ranks.speaks()) stream.write(token);

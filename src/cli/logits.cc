@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "engine/token_outputs.h"
 #include "tensor/fail.h"
@@ -28,7 +29,10 @@ void run(const Options& options) {
   const auto tokens = parse_tokens(options.tokens);
   const auto checkpoint = ranks.open_model(options.model.model);
   // That the file can be written is known before the weights are loaded.
-  if (ranks.speaks()) const ReplacedFile probe(options.output);
+  if (ranks.speaks()) {
+    check_output(checkpoint, "--output", options.output);
+    const ReplacedFile probe(options.output);
+  }
   ranks.check_agreement(checkpoint);
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = ranks.load_model(checkpoint, workspace.threads());

@@ -86,7 +86,7 @@ Text begin_text(const Model& model, std::span<const int32_t> prompt, const Gener
                                    .dtype = options.cache_dtype,
                                    .speculation_length = options.draft_length});
   if (restored) {
-    (void)restore_sequence(options.restore_from, text.caches, 0);
+    (void)restore_sequence(options.restore_from, text.caches, 0, options.model_digest);
     text.cached = text.caches.front().length(0);
     text.take_back(model);
   }
@@ -166,7 +166,7 @@ GenerateResult generate(const Model& model, std::span<const int32_t> prompt, std
     logits = run_pending(model, text, draft, Model::Logits::all, workspace);
   }
   result.decode_seconds = decode.seconds();
-  if (!options.save_to.empty()) save_sequence(options.save_to, text.caches, 0, text.tokens);
+  if (!options.save_to.empty()) save_sequence(options.save_to, text.caches, 0, text.tokens, options.model_digest);
   return result;
 }
 

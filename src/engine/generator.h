@@ -21,6 +21,7 @@ struct GenerateOptions {
   int64_t draft_length = 0;
   std::string restore_from = {};  // a saved sequence that the prompt, which may then be empty, continues
   std::string save_to = {};       // where the sequence is saved afterwards
+  std::string model_digest = {};  // which saved sequences name, and which those that are restored must have; "": none
   // Called with each token as it comes; false stops the generation, so that ranks have to return the same.
   std::function<bool(int32_t)> on_token = [](int32_t) { return true; };
   // Called before each token is handed on; where any rank returns true, all stop behind that token.

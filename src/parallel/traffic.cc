@@ -95,6 +95,14 @@ class TrafficCount {
     return most;
   }
 
+  // Rounds in which rows hand out 512 tokens each.
+  [[nodiscard]] int64_t most_rounds() const {
+    int64_t most = 1;
+    for (int64_t row = 0; row < rows(); ++row)
+      most = std::max(most, (row_tokens(row) + KvCache::kTokensAtOnce - 1) / KvCache::kTokensAtOnce);
+    return most;
+  }
+
   // Each rank has its part of the row's tokens, in the input's type, and sends it to the T - 1 others.
   void gather_hidden() {
     exchange(columns(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
@@ -150,7 +158,7 @@ class TrafficCount {
   void sum_then_gather_rows() {
     all_reduce(
         [&](int64_t row) -> const auto& { return pieces_[static_cast<size_t>(row)]; }, most_pieces());
-    exchange(rows(), 1, [&](int64_t row, int64_t, RankTraffic& rank) {
+    exchange(rows(), most_rounds(), [&](int64_t row, int64_t, RankTraffic& rank) {
       rank.output += row_tokens(row) * hidden_bytes() * (rows() - 1);
     });
   }
@@ -340,7 +348,7 @@ void count_keys_values(TrafficCount& count, const LayerCall& call, const Paralle
   if (count.rows() > 1) {
     count.move(plan.computed(kAll, {0, kMostTokens}), count.rows() - 1, &RankTraffic::keys_values);
     // The other rounds: their bytes are counted.
-    for (int64_t round = 1; round < count.most_pieces(); ++round) count.move({}, count.rows() - 1, nullptr);
+    for (int64_t round = 1; round < count.most_rounds(); ++round) count.move({}, count.rows() - 1, nullptr);
   }
   if (!holders.keeps_what_it_computes())
     for (const Interval& window : plan.kept_windows())

@@ -56,6 +56,31 @@ TEST(BadInput, WrongOptionsAreRefused) {
   expect_complaint({"score", "-m", folder.gguf, "-f", text, "--max-tokens", "1"}, "--max-tokens");
 }
 
+TEST(BadInput, NumbersAreDecimalAndNeverEmpty) {
+  const ModelFolder folder;
+  const std::string in = folder.write("in.jsonl", "");
+  const auto generate = [&](const std::string& option, const std::string& value, std::string_view part) {
+    expect_complaint({"generate", "-m", folder.gguf, "-p", "a", option, value}, part);
+  };
+  for (const char* option : {"--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--draft", "--threads",
+                             "--tp", "--cp", "--dp"}) {
+    generate(option, "", option);
+    generate(option, "", "the value is empty");
+    for (const char* value : {"010", "0x10", "-010", "0b1"}) generate(option, value, "expected a decimal number");
+  }
+  for (const char* value : {"", "010K", "0x10"})
+    expect_complaint({"batch", "-m", folder.gguf, "-i", in, "-o", folder.file("out"), "--kv-memory", value},
+                     "--kv-memory");
+  expect_complaint({"plan", "-m", folder.gguf, "--ranks", "02", "--context", "64"}, "--ranks");
+  expect_complaint({"plan", "-m", folder.gguf, "--ranks", "2", "--context", ""}, "--context");
+  expect_complaint({"attend", "-m", folder.gguf, "--layer", "", "--input", in, "--output", folder.file("out")},
+                   "--layer");
+  // A number alone may be 0, and what is no number may begin with it.
+  const std::vector<std::string> good = {"generate", "-m", folder.gguf, "-p", "010",           "-n", "1",
+                                         "--top-k",  "0",  "--seed",    "0",  "--temperature", "0.5"};
+  EXPECT_EQ(run_command(good).exit_code, 0);
+}
+
 TEST(BadInput, TokensThatAreNoIdsAreRefused) {
   const ModelFolder folder;  // a vocabulary of 267, a context of 64
   const std::string out = folder.file("out.safetensors");
@@ -84,9 +109,10 @@ TEST(BadInput, TokensThatAreNoIdsAreRefused) {
     SCOPED_TRACE(file);
     expect_complaint({"score", "-m", folder.gguf, "--tokens", folder.write("ids.json", file)}, part);
   };
-  for (const char* file :
-       {"", "5", "{}", "[5, 17", "[5, -1]", "[5, 1.5]", "[5, \"6\"]", "[[5, 6]]", "[5, 2147483648]", "null", "5,17"})
+  for (const char* file : {"", "5", "{}", "[5, 17", "[5, -1]", "[5, 1.5]", "[5, \"6\"]", "[[5, 6]]", "[5, 6] 7",
+                           "[5, 2147483648]", "null", "5,17"})
     score(file, "expected a JSON list of token ids, as [5, 17, 9]");
+  score(std::string_view("[5, 6]\0[7]", 10), "expected a JSON list of token ids");
   score("[]", "the text has 0 tokens, expected 2 to 64");
   score("[5]", "the text has 1 tokens, expected 2 to 64");
   score("[5, 267]", "token id is 267, expected 0 to 266");
@@ -153,6 +179,13 @@ TEST(BadInput, SavedSequencesThatDoNotFitAreRefused) {
   folder.write("text.safetensors", bytes);
   expect_complaint({"generate", "-m", other.gguf, "-n", "1", "--restore-cache", cache},
                    "layers is \"2\", expected \"3\"");
+  // Of the same shapes, with other numbers.
+  const ModelFolder twin(TinyLlama{.seed = 2});
+  expect_complaint({"generate", "-m", twin.gguf, "-n", "1", "--restore-cache", cache}, "belongs to another model");
+  // The name of the model's file does not matter.
+  std::filesystem::rename(folder.gguf, folder.file("renamed.gguf"));
+  EXPECT_EQ(run_command({"generate", "-m", folder.file("renamed.gguf"), "-n", "1", "--restore-cache", cache}).exit_code,
+            0);
 }
 
 TEST(BadInput, ModelsThatAreNotThereAreRefusedByEveryCommand) {
@@ -257,6 +290,7 @@ TEST(BadInput, AttendRefusesWhatIsNoInputOfTheLayer) {
                                    {.name = name, .dtype = dtype, .shape = std::move(shape), .data = std::move(data)}};
   };
   const auto two = [](int64_t first, int64_t second) { return bytes_of(first) + bytes_of(second); };
+  attend("0", with("position_idz", "I64", {1, 2}, two(0, 1)), "no tensor is called \"position_idz\", expected hidden_");
   attend("0", with("attention_mask", "I64", {1, 3}, two(1, 1) + bytes_of(int64_t{1})), "attention_mask has shape");
   attend("0", with("attention_mask", "F32", {1, 2}, std::string(8, '\0')), "f32");
   attend("0", with("position_ids", "I64", {2}, two(0, 1)), "position_ids has shape");
