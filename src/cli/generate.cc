@@ -180,7 +180,7 @@ bool run(const Options& options) {
     const ReplacedFile probe(options.save_to);
   }
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, spec, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
   const auto result = generate(model, prompt, ends, settings, workspace);
   if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
@@ -188,7 +188,7 @@ bool run(const Options& options) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  return !stopped;
+  return !result.interrupted;
 }
 
 }  // namespace
