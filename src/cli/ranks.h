@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -24,12 +25,16 @@ struct RankOptions {
   bool flash_decoding = false;
   bool strided = false;
   bool deterministic = false;
+  OutputDispatch dispatch = OutputDispatch::AR_AG;
 
   void add_to(CLI::App& command);
   // Throws Error for flags that need another one.
   [[nodiscard]] ParallelConfig config() const;
   // With the version of this program.
   [[nodiscard]] Fields fields() const;
+  // The flags that ask for a config, each with a space before it; of those that mean nothing to it, none.
+  [[nodiscard]] static std::string flags_of(const ParallelConfig& config);
+  [[nodiscard]] static std::string_view name_of(OutputDispatch dispatch);
 };
 
 // The ranks of a command, from its start to its end: this process alone or, started by mpirun, all of its processes. An
