@@ -50,7 +50,14 @@ install_packages() {
   done
   [ ${#missing[@]} -eq 0 ] && return
   local sudo=()
-  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      say "packages are missing, and there is no sudo to install them with; as root, run:"
+      say "  apt-get install ${missing[*]}"
+      return 1
+    fi
+    sudo=(sudo)
+  fi
   say "installing ${missing[*]}"
   "${sudo[@]}" apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
@@ -78,7 +85,15 @@ is_whole() {
   [ -f "$1" ] && [ "$(stat -c %s "$1")" = "$2" ] && echo "$3  $1" | sha256sum --status -c -
 }
 
-model_folder() { echo "${REGARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/regard}"; }
+model_folder() {
+  local caches=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+  local folder=${REGARD_CACHE:-${caches:+$caches/regard}}
+  if [ -z "$folder" ]; then
+    say "HOME is not set: set REGARD_CACHE to a folder where the model may be kept"
+    return 1
+  fi
+  echo "$folder"
+}
 
 # cached_model NAME: prints the path of the model if a whole file of it is in the user's cache; fetches nothing.
 cached_model() (

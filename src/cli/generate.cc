@@ -7,9 +7,11 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
 #include "engine/generator.h"
+#include "engine/token_outputs.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
 #include "tensor/replaced_file.h"
@@ -147,36 +149,46 @@ bool run(const Options& options) {
   std::optional<Tokenizer> tokenizer;
   if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
-  // Settings are checked before the weights are loaded, and that what is to be saved can be.
-  if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
-  (void)Sampler(options.sampler);
+  SamplerConfig sampler = options.sampler;
+  if (tokenizer) sampler.vocabulary = tokenizer->vocabulary_size();
   ranks.check_agreement(checkpoint);
-  Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
-  const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
-  watch_for_interrupt(ranks.ranks().size() > 1);
+  const ModelSpec spec = ModelSpec::from(checkpoint);
   Stream stream(tokenizer);
+  bool watching = false;
   bool stopped = false;
-  const auto result = generate(model, prompt, ends,
-                               {.max_tokens = options.max_tokens,
-                                .sampler = options.sampler,
-                                .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
-                                .draft_length = options.draft_length,
-                                .restore_from = options.restore_from,
-                                .save_to = options.save_to,
-                                .on_token =
-                                    [&](int32_t token) {
-                                      if (!options.json && ranks.speaks()) stream.write(token);
-                                      stopped = ranks.interrupted();
-                                      return !stopped;
-                                    }},
-                               workspace);
+  const auto on_token = [&](int32_t token) {
+    // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends the process at once.
+    if (!watching) watch_for_interrupt();
+    watching = true;
+    if (!options.json && ranks.speaks()) stream.write(token);
+    stopped = ranks.interrupted();
+    return !stopped;
+  };
+  const GenerateOptions settings{.max_tokens = options.max_tokens,
+                                 .sampler = sampler,
+                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
+                                 .draft_length = options.draft_length,
+                                 .restore_from = options.restore_from,
+                                 .save_to = options.save_to,
+                                 .model_digest = digest_of(checkpoint),
+                                 .on_token = on_token};
+  // What is refused is refused before the weights are loaded, and where a sequence can't be saved, too.
+  check_generate(spec, prompt, settings);
+  if (options.tokens) check_outputs(spec, prompt);
+  if (!options.save_to.empty() && ranks.speaks()) {
+    check_output(checkpoint, "--save-cache", options.save_to);
+    const ReplacedFile probe(options.save_to);
+  }
+  Workspace workspace(ranks.threads(options.model.threads));
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
+  const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
+  const auto result = generate(model, prompt, ends, settings, workspace);
   if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  return !stopped;
+  return !result.interrupted;
 }
 
 }  // namespace

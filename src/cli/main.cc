@@ -1,10 +1,14 @@
 #include <fmt/format.h>
 
+#include <cctype>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <new>
 
 #include "cli/commands.h"
+#include "cli/help.h"
+#include "cli/lost_pages.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
 #include "kernels/targets.h"
@@ -18,6 +22,24 @@ int complain(const char* sentence) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == '\x7F') c = ' ';
   return regard::cli::end_with("regard: " + line, 2);
+}
+
+// CLI11 reads 010 as 8, and an empty value as 0.
+std::string decimal(const std::string& text) {
+  if (text.empty()) return "the value is empty, expected a number";
+  const size_t first = text.find_first_not_of("+-");
+  const bool prefixed = first != std::string::npos && text[first] == '0' && first + 1 < text.size() &&
+                        std::isalnum(static_cast<unsigned char>(text[first + 1])) != 0;
+  return prefixed ? fmt::format("{} begins with a 0, expected a decimal number", text) : "";
+}
+
+// Before any other check of a number's value.
+void expect_decimal_numbers(CLI::App& app) {
+  const CLI::Validator check([](std::string& text) { return decimal(text); }, "");
+  for (CLI::App* command : app.get_subcommands({}))
+    for (CLI::Option* option : command->get_options())
+      for (const char* type : {"INT", "UINT", "FLOAT"})
+        if (option->get_type_name().starts_with(type)) option->transform(check);
 }
 
 int print_help(const CLI::App& app, const CLI::Success& help) {
@@ -34,7 +56,10 @@ int print_help(const CLI::App& app, const CLI::Success& help) {
 
 int main(int argc, char** argv) {
   regard::cli::prepare_standard_streams();
+  regard::cli::explain_lost_pages();
   CLI::App app{"Attention for LLM inference on CPUs: the same bits whatever the schedule.", "regard"};
+  app.formatter(std::make_shared<regard::cli::HelpFormatter>());
+  app.set_version_flag("--version", "regard " REGARD_VERSION, "Print the version and exit");
   // None is refused below, since CLI11 would blame an unknown one on a missing one.
   app.require_subcommand(0, 1);
   app.footer(
@@ -51,6 +76,7 @@ int main(int argc, char** argv) {
   regard::cli::add_bench(app);
   regard::cli::add_plan(app);
   regard::cli::add_show_config(app);
+  expect_decimal_numbers(app);
   try {
     const char* target = std::getenv("REGARD_TARGET");
     if (target != nullptr && *target != '\0') regard::kernels::choose_target(target);
@@ -63,7 +89,9 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& help) {
     return print_help(app, help);
   } catch (const CLI::ParseError& error) {
-    return complain(error.what());
+    // An unknown option is named before one that it was perhaps meant to be, and that is missing now.
+    const auto unknown = app.remaining(true);
+    return complain(unknown.empty() ? error.what() : CLI::ExtrasError(unknown).what());
   } catch (const regard::Error& error) {
     return complain(error.what());
   } catch (const std::bad_alloc&) {

@@ -55,12 +55,14 @@ Sampler::Sampler(const SamplerConfig& config) : config_(config), generator_(conf
   require(config.temperature >= 0 && std::isfinite(config.temperature),
           "sampler: temperature is {}, expected 0 or more", config.temperature);
   require(config.top_k >= 0, "sampler: top_k is {}, expected 0 (off) or more", config.top_k);
+  require(config.vocabulary >= 0, "sampler: vocabulary is {}, expected 0 (off) or more", config.vocabulary);
   require(config.top_p > 0 && config.top_p <= 1, "sampler: top_p is {}, expected more than 0 and at most 1",
           config.top_p);
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
   const FloatEnvironment environment;
+  if (config_.vocabulary > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocabulary)));
   require(!logits.empty(), "sampler: there are no logits");
   require(std::ranges::none_of(logits, [](float logit) { return std::isnan(logit); }), "sampler: the logits hold NaN");
   const float largest = *std::ranges::max_element(logits);

@@ -36,6 +36,8 @@ struct Scheduler::Sequence {
   std::vector<int32_t> tokens;  // the prompt, then what was generated
   SamplerConfig sampler_config;
   uint64_t salt = 0;
+  std::function<bool(int32_t)> on_token;
+  int64_t reported = 0;  // generated tokens that on_token has seen
 
   std::unique_ptr<Sampler> sampler;  // from the first start on: its generator is large, and many requests may wait
   int64_t slot = -1;
@@ -52,6 +54,7 @@ struct Scheduler::Sequence {
 Scheduler::Scheduler(const Model& model, const Tokenizer& tokenizer, ModelCache cache, Workspace& workspace)
     : model_(model),
       end_tokens_(tokenizer.end_tokens()),
+      vocabulary_(tokenizer.vocabulary_size()),
       cache_(std::move(cache)),
       workspace_(workspace),
       page_size_(cache_.layers().front().block_tables().page_size()),
@@ -86,7 +89,9 @@ int64_t Scheduler::submit(Request request) {
   sequence->longest = length + most_tokens(request);
   sequence->tokens = std::move(request.prompt);
   sequence->sampler_config = request.sampler;
+  sequence->sampler_config.vocabulary = vocabulary_;
   sequence->salt = request.salt;
+  sequence->on_token = std::move(request.on_token);
   waiting_.push_back(std::move(sequence));
   return submitted_++;
 }
@@ -266,7 +271,12 @@ void Scheduler::commit(Sequence& sequence) {
 bool Scheduler::end_if_finished(Sequence& sequence) {
   const bool failed = !sequence.error.empty();
   if (!failed && sequence.generated() == 0) return false;
-  const bool stopped = !failed && std::ranges::find(end_tokens_, sequence.tokens.back()) != end_tokens_.end();
+  bool stopped = !failed && std::ranges::find(end_tokens_, sequence.tokens.back()) != end_tokens_.end();
+  // A sequence that made room comes here again before its next token.
+  if (!failed && sequence.reported < sequence.generated()) {
+    sequence.reported = sequence.generated();
+    if (!sequence.on_token(sequence.tokens.back())) stopped = true;
+  }
   if (!failed && !stopped && count_of(sequence.tokens) < sequence.longest) {
     if (count_of(sequence.tokens) <= memory_tokens_) return false;
     sequence.error = fmt::format("the cache's memory holds {} tokens, but the text goes on", memory_tokens_);

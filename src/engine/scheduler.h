@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,6 +28,8 @@ class Scheduler {
     int64_t max_tokens = 128;
     SamplerConfig sampler;
     uint64_t salt = 0;  // requests with different ones share no prefixes
+    // Called with each token as it comes, by the thread that calls `step`; false ends the text (Finish::stop).
+    std::function<bool(int32_t)> on_token = [](int32_t) { return true; };
   };
   enum class Finish : uint8_t { stop, length, error };
   struct Result {
@@ -43,8 +46,8 @@ class Scheduler {
     int64_t most_pages_in_use = 0;  // of the cache's fullest layer, prefixes included
   };
 
-  // The cache is empty, paged, and has room for the model's context in each slot; the others outlive the scheduler.
-  // Throws Error for a smaller cache.
+  // Draws ids that the tokenizer has a token for. The cache is empty, paged, and has room for the model's context in
+  // each slot; the others outlive the scheduler. Throws Error for a smaller cache.
   Scheduler(const Model& model, const Tokenizer& tokenizer, ModelCache cache, Workspace& workspace);
   ~Scheduler();
   Scheduler(const Scheduler&) = delete;
@@ -88,6 +91,7 @@ class Scheduler {
 
   const Model& model_;
   std::span<const int32_t> end_tokens_;
+  int32_t vocabulary_ = 0;  // the tokenizer's
   ModelCache cache_;
   Workspace& workspace_;
   int64_t page_size_ = 0;

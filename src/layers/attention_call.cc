@@ -203,8 +203,8 @@ ConstTensorView AttentionCall::input_rows(const Piece& piece) {
   const auto of_row = std::span(place_->tokens.tokens_of(place_->stage.row))
                           .subspan(static_cast<size_t>(piece.first), static_cast<size_t>(piece.count));
   for (size_t i = 0; i < of_row.size(); ++i)
-    std::memcpy(own_rows_.view().data() + i * bytes,
-                hidden_states_.data() + static_cast<size_t>(of_row[i]) * bytes, bytes);
+    std::memcpy(own_rows_.view().data() + i * bytes, hidden_states_.data() + static_cast<size_t>(of_row[i]) * bytes,
+                bytes);
   return own_rows_.view().slice(0, 0, piece.count);
 }
 
@@ -318,7 +318,7 @@ void AttentionCall::clear_skipped() {
 
 void Attention::run(const AttentionInput& input, StepPlan* plan) const {
   if (plan == nullptr)
-    (void)forward(input);
+    (void)RankedCall(*this, input).run_agreed();
   else
     (void)AttentionCall(*this, *decode_, input, nullptr, plan).run();
 }

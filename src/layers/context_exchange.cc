@@ -216,8 +216,7 @@ void ContextExchange::start_round(const Project& project) {
   const auto get = [&](const KvMove& move, int64_t index, int64_t, int64_t head, std::byte* to) {
     const ContextSequence& sequence = plan_.sequences()[move.sequence];
     const SpanShare& share = sequence.shares[static_cast<size_t>(place_.stage.row)];
-    const int64_t first_token =
-        starts[move.sequence] + share.count_before(move.first - sequence.span.first_position);
+    const int64_t first_token = starts[move.sequence] + share.count_before(move.first - sequence.span.first_position);
     piece_->get_stored(0, first_token + index - tokens.first, head, to);
   };
   const Interval round{arrived_ * kRoundTokens, (arrived_ + 1) * kRoundTokens - 1};

@@ -92,25 +92,28 @@ RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
     spans_ = own_spans_;
   }
   slots_a_row_ = slots_a_row(spans_, input.cache, attention.ranks().decode().degree);
-  check_spans();
+  tokens_ = check_spans(attention, spans_, input.active_masks);
   parts_ = parts_of(attention, spans_, input.active_masks, slots_a_row_);
   check_rows();
 }
 
-void RankedCall::check_spans() {
-  require(input_.active_masks.empty() || input_.active_masks.size() == spans_.size(),
-          "attention: {} active masks are given for {} spans, expected one each, or none", input_.active_masks.size(),
-          spans_.size());
+int64_t RankedCall::check_spans(const Attention& attention, std::span<const Span> spans,
+                                std::span<const ConstTensorView> active_masks) {
+  require(active_masks.empty() || active_masks.size() == spans.size(),
+          "attention: {} active masks are given for {} spans, expected one each, or none", active_masks.size(),
+          spans.size());
   constexpr int64_t kMost = int64_t{1} << 31;
-  for (const Span& span : spans_) {
-    require(span.count >= 1 && span.first_position >= 0 && span.count <= kMost - tokens_ &&
+  int64_t tokens = 0;
+  for (const Span& span : spans) {
+    require(span.count >= 1 && span.first_position >= 0 && span.count <= kMost - tokens &&
                 span.first_position <= kMost - span.count,
             "attention: a span has {} tokens from position {} on, expected 1 or more from 0 or later on", span.count,
             span.first_position);
-    tokens_ += span.count;
+    tokens += span.count;
   }
-  check_prefixes("attention", spans_, attention_.config().is_causal, input_.active_masks);
-  (void)make_trees("attention", spans_, input_.active_masks, attention_.config().is_causal);
+  check_prefixes("attention", spans, attention.config().is_causal, active_masks);
+  (void)make_trees("attention", spans, active_masks, attention.config().is_causal);
+  return tokens;
 }
 
 void RankedCall::check_rows() {
@@ -142,18 +145,21 @@ void RankedCall::check_rows() {
   hidden_ = input_.output.empty() ? output_.hidden_states.view() : input_.output;
 }
 
-// Rows of decode have sequences of their own, so that one may refuse what others accept: all hear of it before anybody
-// waits for somebody.
-void RankedCall::agree() const {
-  if (input_.cache == nullptr) return;
-  const Ranks& ranks = attention_.ranks();
+void RankedCall::agree(std::span<const Layer> layers, std::span<const Span> spans,
+                       std::span<const ConstTensorView> active_masks) {
   std::string refusal;
-  try {
-    check_cache();
-  } catch (const Error& error) {
-    refusal = error.what();
+  bool alone = false;  // others may see nothing wrong
+  for (const Layer& layer : layers) {
+    (void)check_spans(layer.attention, spans, active_masks);
+    if (layer.cache == nullptr) continue;
+    alone |= layer.attention.shares_sequences();
+    try {
+      if (refusal.empty()) check_cache(layer, spans, active_masks);
+    } catch (const Error& error) {
+      refusal = error.what();
+    }
   }
-  const bool alone = attention_.shares_sequences();  // others may see nothing wrong
+  const Ranks& ranks = layers.front().attention.ranks();
   const auto refusals = alone ? ranks.world().gather(static_cast<char>(!refusal.empty())) : std::vector<char>();
   const auto first = std::ranges::find(refusals, char{1});
   if (!refusal.empty()) fail("{}", refusal);
@@ -162,25 +168,40 @@ void RankedCall::agree() const {
 }
 
 // That this rank's cache can take all of the call.
-void RankedCall::check_cache() const {
-  const Ranks::Stage& stage = attention_.ranks().decode();
-  const TokenShare share = attention_.decode_->token_share();
-  const AttentionConfig& config = attention_.config();
+void RankedCall::check_cache(const Layer& layer, std::span<const Span> spans,
+                             std::span<const ConstTensorView> active_masks) {
+  const Ranks::Stage& stage = layer.attention.ranks().decode();
+  const AttentionShard& shard = *layer.attention.decode_;
+  const KvCache& cache = *layer.cache;
+  require(cache.num_key_value_heads() == shard.config.num_key_value_heads &&
+              cache.head_dim() == shard.config.head_dim && cache.v_head_dim() == shard.config.v_head_dim,
+          "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {} on this rank",
+          cache.num_key_value_heads(), cache.head_dim(), cache.v_head_dim(), shard.config.num_key_value_heads,
+          shard.config.head_dim, shard.config.v_head_dim);
+  const TokenShare share = shard.token_share();
+  const int64_t slots = cache.slots();
   std::vector<Span> own;
-  for (Span span : spans_) {
-    require(span.slot >= -1 && span.slot < slots_a_row_ * stage.degree, "attention: slot is {}, expected -1 to {}",
-            span.slot, slots_a_row_ * stage.degree - 1);
-    if (span.slot == -1 || span.slot / slots_a_row_ != stage.row) continue;
-    span.slot %= slots_a_row_;
-    require(share.count_below(span.first_position) <= input_.cache->length(span.slot),
+  int64_t tokens = 0;
+  for (Span span : spans) {
+    tokens += span.count;
+    require(span.slot >= -1 && span.slot < slots * stage.degree, "attention: slot is {}, expected -1 to {}", span.slot,
+            slots * stage.degree - 1);
+    if (span.slot == -1 || span.slot / slots != stage.row) continue;
+    span.slot %= slots;
+    require(share.count_below(span.first_position) <= cache.length(span.slot),
             "attention: a span begins at position {}, but its slot holds less", span.first_position);
     own.push_back(span);
   }
-  input_.cache->check(own_parts(share, own), tokens_at_once(config, !input_.active_masks.empty(), tokens_));
+  cache.check(own_parts(share, own), tokens_at_once(layer.attention.config(), !active_masks.empty(), tokens));
 }
 
 AttentionOutput RankedCall::run() {
-  agree();
+  const Layer layer{.attention = attention_, .cache = input_.cache};
+  agree({&layer, 1}, spans_, input_.active_masks);
+  return run_agreed();
+}
+
+AttentionOutput RankedCall::run_agreed() {
   // Before rows travel, so that only their sum has to [OUT-6].
   if (!input_.residual.empty()) {
     output_.residual = residual_of(input_.hidden_states, input_, workspace_.threads());
@@ -243,8 +264,7 @@ void RankedCall::run_prefill(const Part& part, const RankPlace& place, const Att
     ContextSequence sequence{.span = span};
     for (int64_t row = 0; row < mesh.rows(); ++row)
       sequence.shares.push_back(SpanShare::of_row(index, span.count, mesh.rows(), row, parallel.context_split));
-    if (attention_.ranks().decode().degree > 1)
-      sequence.keeping_row = std::max<int64_t>(0, span.slot) / slots_a_row_;
+    if (attention_.ranks().decode().degree > 1) sequence.keeping_row = std::max<int64_t>(0, span.slot) / slots_a_row_;
     if (input_.cache == nullptr)
       sequence.begin = span.first_position;
     else if (span.slot != -1)

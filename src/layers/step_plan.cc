@@ -138,9 +138,9 @@ const Interval* StepPlan::visible(const Mask& mask) {
     for (int64_t token = 0; token < step_.spans[i].count; ++token) {
       const int64_t position = memory_.positions[seen.intervals.size()];
       const Interval all = mask.visible(position, has_tree(i) ? position + 1 : course.end, course.prefix_end);
-      seen.intervals.push_back(step_.spans[i].slot == -1
-                                   ? Interval{}
-                                   : Interval{std::max<int64_t>(0, all.first - course.origin), all.last - course.origin});
+      seen.intervals.push_back(step_.spans[i].slot == -1 ? Interval{}
+                                                         : Interval{std::max<int64_t>(0, all.first - course.origin),
+                                                                    all.last - course.origin});
     }
   }
   return seen.intervals.data();

@@ -34,7 +34,7 @@ struct Step {
   bool has_cache = true;
   std::span<const ConstTensorView> active_masks = {};
   std::span<const int64_t> rotary_position_ids = {};
-  TokenShare share = {};  // of the sequences' tokens those that the caches have
+  TokenShare share = {};                     // of the sequences' tokens those that the caches have
   std::span<const SpanCourse> courses = {};  // of spans whose tokens are not all of a sequence's; none: as spans say
 };
 

@@ -64,8 +64,9 @@ ContextPlan::ContextPlan(std::vector<ContextSequence> sequences, const Mask& mas
         return mask.visible(span.first_position + token, span.first_position + span.count, span.prefix_end());
       };
       const bool sees = share.count > 0 && span.slot != -1;
-      sequence.seen.push_back(sees ? Interval{std::max(sequence.begin, visible(share.first).first), visible(share.last()).last}
-                                   : Interval{});
+      sequence.seen.push_back(
+          sees ? Interval{std::max(sequence.begin, visible(share.first).first), visible(share.last()).last}
+               : Interval{});
     }
     seen_.push_back(wishes_of(sequence, mask, false));
     seen_or_kept_.push_back(wishes_of(sequence, mask, true));

@@ -12,11 +12,11 @@ namespace regard {
 
 // A span's part in a prefill over rows of ranks.
 struct ContextSequence {
-  Span span;                      // of no sequence where its slot is -1: nobody sees or keeps it
-  int64_t begin = 0;              // the first position of which there are keys: without a cache the span's
-  int64_t keeping_row = 0;        // of decode
-  Interval kept;                  // positions of the span's tokens that caches go on to hold; empty: none
-  std::vector<SpanShare> shares;  // by row: its tokens of the span, perhaps none
+  Span span;                        // of no sequence where its slot is -1: nobody sees or keeps it
+  int64_t begin = 0;                // the first position of which there are keys: without a cache the span's
+  int64_t keeping_row = 0;          // of decode
+  Interval kept;                    // positions of the span's tokens that caches go on to hold; empty: none
+  std::vector<SpanShare> shares;    // by row: its tokens of the span, perhaps none
   std::vector<Interval> seen = {};  // by row: from the first to the last position that its tokens see
 };
 

@@ -90,6 +90,14 @@ class TrafficCount {
     return most;
   }
 
+  // Rounds in which rows hand out 512 tokens each.
+  [[nodiscard]] int64_t most_rounds() const {
+    int64_t most = 1;
+    for (int64_t row = 0; row < rows(); ++row)
+      most = std::max(most, (row_tokens(row) + KvCache::kTokensAtOnce - 1) / KvCache::kTokensAtOnce);
+    return most;
+  }
+
   // Each rank has its part of the row's tokens, in the input's type, and sends it to the T - 1 others.
   void gather_hidden() {
     count_.gather(in_row_, 1, &RankTraffic::entry,
@@ -144,7 +152,7 @@ class TrafficCount {
   void sum_then_gather_rows() {
     all_reduce(
         [&](int64_t row) -> const auto& { return pieces_[static_cast<size_t>(row)]; }, most_pieces());
-    count_.gather(in_column_, 1, &RankTraffic::output,
+    count_.gather(in_column_, most_rounds(), &RankTraffic::output,
                   [&](int64_t rank) { return row_tokens(mesh_.row_of(rank)) * hidden_bytes(); });
   }
 
@@ -328,7 +336,7 @@ void count_keys_values(TrafficCount& count, const LayerCall& call, const Paralle
   const Interval always{0, kMostTokens};
   const auto windows = static_cast<int64_t>(call.kept == KeptTokens::none ? 0 : plan.prior_windows().size());
   if (windows > 0) count.move(plan.prior(kAll, always), windows, &RankTraffic::prior);
-  if (count.rows() > 1) count.move_in_columns(plan.computed(kAll, always), count.most_pieces());
+  if (count.rows() > 1) count.move_in_columns(plan.computed(kAll, always), count.most_rounds());
   if (!holders.keeps_what_it_computes())
     count.move(plan.missing(kAll, always), std::ssize(plan.kept_windows()), &RankTraffic::keys_values);
 }

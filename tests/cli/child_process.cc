@@ -135,6 +135,19 @@ void ChildProcess::wait_until_it_catches(int signal) const {
   }
 }
 
+void ChildProcess::wait_until_it_maps(const std::string& file) const {
+  using namespace std::chrono_literals;
+  const std::string process = "/proc/" + std::to_string(child_);
+  const auto holds = [&](const char* name, const std::string& text) {
+    std::ifstream lines(process + name);
+    for (std::string line; std::getline(lines, line);)
+      if (line.find(text) != std::string::npos) return true;
+    return false;
+  };
+  for (int i = 0; i < 3000; ++i, std::this_thread::sleep_for(10ms))
+    if (holds("/maps", file) && holds("/status", "State:\tS")) return;
+}
+
 void ChildProcess::send_signal(int signal) const { kill(child_, signal); }
 
 Finished ChildProcess::finish(std::string_view input) {

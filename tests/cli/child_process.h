@@ -36,6 +36,9 @@ class ChildProcess {
   [[nodiscard]] const std::string& output() const { return result_.out; }
   // Waits until the child handles a signal by itself, as Linux tells, for half a minute at most.
   void wait_until_it_catches(int signal) const;
+  // Waits until the child has mapped a file and sleeps, as it does when it waits for its input; for half a minute at
+  // most.
+  void wait_until_it_maps(const std::string& file) const;
   void send_signal(int signal) const;
   // Gives `input` to the child, reads both outputs and waits for its end.
   [[nodiscard]] Finished finish(std::string_view input = {});
