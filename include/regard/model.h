@@ -43,6 +43,8 @@ class Model {
   [[nodiscard]] const ModelSpec& spec() const { return spec_; }
   [[nodiscard]] const Ranks& ranks() const { return ranks_; }
   [[nodiscard]] const Attention& attention(int64_t layer) const;
+  /// Bytes of this rank's weight matrices.
+  [[nodiscard]] int64_t bytes() const;
 
   /// The cost of running `tokens` tokens after `history` cached ones of one sequence, with the last one's logits and
   /// caches of that type.

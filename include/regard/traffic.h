@@ -45,17 +45,20 @@ struct RankTraffic {
   int64_t partials = 0;     ///< Partial results of attention for them.
   int64_t sums = 0;         ///< Partial sums of the output projection.
   int64_t output = 0;       ///< Finished sums, inside the row or between rows; before the sum in dispatch AG_AR.
+  int64_t agreement = 0;    ///< Whether this rank can take the call, where ranks share sequences.
 
   [[nodiscard]] int64_t total() const {
-    return entry + norms + keys_values + prior + queries + partials + sums + output;
+    return entry + norms + keys_values + prior + queries + partials + sums + output + agreement;
   }
   friend bool operator==(const RankTraffic&, const RankTraffic&) = default;
 };
 
 struct LayerTraffic {
-  std::vector<RankTraffic> ranks;  ///< [tp]
-  int64_t rounds = 0;              ///< Exchanges one after the other.
-  int64_t messages = 0;            ///< That a rank sends in them, at most.
+  std::vector<RankTraffic> ranks;      ///< [tp]
+  std::vector<int64_t> between_hosts;  ///< [tp] of each rank's bytes, those for ranks of other hosts.
+  int64_t rounds = 0;                  ///< Exchanges one after the other.
+  int64_t rounds_between_hosts = 0;    ///< Those of them in which groups of ranks span hosts.
+  int64_t messages = 0;                ///< That a rank sends in them, at most.
 
   [[nodiscard]] int64_t total() const;  ///< Of all ranks.
   [[nodiscard]] int64_t most_of_a_rank() const;
@@ -63,10 +66,13 @@ struct LayerTraffic {
 
 /// What ranks send in a call of prefill, or of decode: what Communicator::bytes_sent counts in a call of
 /// Attention::forward, byte for byte (but for one byte to each other rank by which ranks that share sequences agree
-/// that they take a call). A call's spans of ParallelConfig::prefill_tokens and more are prefill, where the config
-/// spreads the two differently; the bytes of both add up. Throws Error for a config that AttentionConfig::validated
-/// refuses or that is so large that no model has it, degrees that do not divide tp_degree, or runs out of range.
-[[nodiscard]] LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config);
-[[nodiscard]] LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config);
+/// that they take a call). `ranks_per_host` ranks in a row share a host; the last one may have fewer. A call's spans of
+/// ParallelConfig::prefill_tokens and more are prefill, where the config spreads the two differently; the bytes of both
+/// add up. Throws Error for a config that AttentionConfig::validated refuses or that is so large that no model has it,
+/// degrees that do not divide tp_degree, ranks_per_host below 1, or runs out of range.
+[[nodiscard]] LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config,
+                                           int64_t ranks_per_host = 1);
+[[nodiscard]] LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config,
+                                          int64_t ranks_per_host = 1);
 
 }  // namespace regard

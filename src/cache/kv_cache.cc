@@ -52,7 +52,8 @@ KvSpec checked(const KvSpec& spec) {
 
 KvCacheOptions with_defaults(KvStorage storage, const KvCacheOptions& options, const Mask& mask) {
   KvCacheOptions filled = options;
-  if (filled.page_size == 0) filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : 32;
+  if (filled.page_size == 0)
+    filled.page_size = storage == KvStorage::contiguous ? page_size_for(filled.capacity) : kDefaultPageSize;
   check_sizes(storage, filled, mask);
   return filled;
 }

@@ -9,6 +9,9 @@
 
 namespace regard {
 
+// Tokens of a page where nothing else is asked for and the storage is not contiguous.
+inline constexpr int64_t kDefaultPageSize = 32;
+
 // What a later token may still see.
 struct Retention {
   Mask mask;

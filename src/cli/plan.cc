@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -32,6 +33,9 @@ struct Options {
   double link = 25;
   double latency = 2;
   double per_message = 0.3;
+  int64_t ranks_per_host = 1;
+  double host_link = 40;
+  double host_latency = 1;
   bool all = false;
   bool json = false;
 };
@@ -54,7 +58,10 @@ RankSpeed speed_of(const Options& options) {
           .bandwidth = options.bandwidth * 1e9,
           .link = options.link * 1e9,
           .latency = options.latency * 1e-6,
-          .per_message = options.per_message * 1e-6};
+          .per_message = options.per_message * 1e-6,
+          .ranks_per_host = options.ranks_per_host,
+          .host_link = options.host_link * 1e9,
+          .host_latency = options.host_latency * 1e-6};
 }
 
 std::string with_unit(double value, std::initializer_list<std::pair<double, const char*>> units) {
@@ -77,16 +84,26 @@ std::string prefill_name(const ParallelConfig& config) {
   return name;
 }
 
-const char* name_of(OutputDispatch dispatch) {
-  return dispatch == OutputDispatch::AR_AG ? "AR_AG" : dispatch == OutputDispatch::RS_AG ? "RS_AG" : "AG_AR";
+// Whether the rows of decode have results to bring together.
+bool dispatches(const ParallelConfig& config) {
+  return config.attention_dp_degree > 1 && !config.sequence_parallel_enabled;
 }
 
 std::string decode_name(const ParallelConfig& config) {
   std::string name = fmt::format("TP {}", config.tp_degree / config.attention_dp_degree);
   if (config.attention_dp_degree > 1) name = fmt::format("DP {} x ", config.attention_dp_degree) + name;
+  if (config.sequence_parallel_enabled) name += ", SP";
   if (config.flash_decoding_enabled) name += ", flash";
-  if (config.attention_dp_degree > 1) name += fmt::format(", {}", name_of(config.output_dispatch));
+  if (dispatches(config)) name += fmt::format(", {}", RankOptions::name_of(config.output_dispatch));
   return name;
+}
+
+// How to start the command over these ranks: consecutive ones share a host, as the model takes it.
+std::string command_line(const ParallelConfig& config, const Options& options) {
+  if (config.tp_degree == 1) return "regard generate -m MODEL";
+  return fmt::format("mpirun -n {} --map-by ppr:{}:node --bind-to {} regard generate -m MODEL{}", config.tp_degree,
+                     options.ranks_per_host, options.ranks_per_host == 1 ? "none" : "socket",
+                     RankOptions::flags_of(config));
 }
 
 // Text columns come first and stand left, numbers right.
@@ -114,14 +131,16 @@ Row cost_row(const std::string& name, const StageCost& cost) {
           bytes_text(cost.step_bytes)};
 }
 
-// The plans that differ in one stage, the fastest first.
+// The plans that differ in one stage, the fastest first; of those with one name the fastest.
 std::vector<const Plan*> by_stage(const std::vector<Plan>& all, const std::function<std::string(const Plan&)>& name,
                                   StageCost Plan::*stage) {
+  std::vector<const Plan*> sorted;
+  for (const Plan& plan : all) sorted.push_back(&plan);
+  std::ranges::stable_sort(sorted, {}, [&](const Plan* plan) { return (plan->*stage).seconds(); });
   std::vector<const Plan*> different;
-  for (const Plan& plan : all)
-    if (std::ranges::none_of(different, [&](const Plan* other) { return name(*other) == name(plan); }))
-      different.push_back(&plan);
-  std::ranges::stable_sort(different, {}, [&](const Plan* plan) { return (plan->*stage).seconds(); });
+  std::set<std::string> names;
+  for (const Plan* plan : sorted)
+    if (names.insert(name(*plan)).second) different.push_back(plan);
   return different;
 }
 
@@ -139,7 +158,7 @@ void print_rest(size_t count, size_t shown) {
 
 void print_stage(const std::vector<const Plan*>& different, const std::function<std::string(const Plan&)>& name,
                  StageCost Plan::*stage, const Options& options) {
-  std::vector<Row> rows = {{"", "time", "compute", "link", "rounds", "rest", "sent/layer", "sent"}};
+  std::vector<Row> rows = {{"", "time", "compute", "link", "rounds", "rest", "sent/attention", "sent"}};
   const size_t shown = shown_of(different.size(), options);
   for (size_t i = 0; i < shown; ++i) rows.push_back(cost_row(name(*different[i]), different[i]->*stage));
   print_table(rows, 1);
@@ -213,6 +232,9 @@ void print_model(const ModelSpec& model, const Options& options) {
       "{} ranks, each with {:g} TFLOP/s, {:g} GB/s from memory, {:g} GB/s to others, {:g} us a round and {:g} us "
       "a message\n",
       options.ranks, options.teraflops, options.bandwidth, options.link, options.latency, options.per_message);
+  if (options.ranks_per_host > 1)
+    fmt::print("{} ranks on a host: among these {:g} GB/s and {:g} us a round\n", options.ranks_per_host,
+               options.host_link, options.host_latency);
 }
 
 void print_text(const ModelSpec& model, const std::vector<Plan>& all, const Options& options) {
@@ -228,12 +250,13 @@ void print_text(const ModelSpec& model, const std::vector<Plan>& all, const Opti
   print_plans(all, options);
   fmt::print("\n");
   for (const Winner& winner : winners(all))
-    fmt::print("{:<24} {}\n", std::string(winner.question) + ":", winner.answer);
+    fmt::print("{:<24} {}\n  {}\n", std::string(winner.question) + ":", winner.answer,
+               command_line(winner.plan->config, options));
   fmt::print(
       "\nCP, DP: rows of ranks that divide a prompt's tokens, or the sequences; TP: ranks of a row; SP: sequence "
-      "parallel;\nflash: ranks with the same KV head share its tokens. Sent is what the busiest rank sends in "
-      "attention "
-      "layers. Rest is\nMLPs and the output head. All of it is a model, not a measurement: docs/scaling.md.\n");
+      "parallel;\nflash: ranks with the same KV head share its tokens. Rest is MLPs and the output head with their "
+      "exchanges.\nSent is what the busiest rank sends in an attention layer, and in all. All of it is a model, not a "
+      "measurement:\ndocs/scaling.md.\n");
 }
 
 Json cost_json(const StageCost& cost) {
@@ -243,7 +266,7 @@ Json cost_json(const StageCost& cost) {
           {"sent_bytes", cost.step_bytes}};
 }
 
-Json plan_json(const Plan& plan, const Workload& workload) {
+Json plan_json(const Plan& plan, const Options& options) {
   const ParallelConfig& config = plan.config;
   return {{"prefill_name", prefill_name(config)},
           {"decode_name", decode_name(config)},
@@ -253,7 +276,8 @@ Json plan_json(const Plan& plan, const Workload& workload) {
           {"sequence_parallel_enabled", config.sequence_parallel_enabled},
           {"flash_decoding_enabled", config.flash_decoding_enabled},
           {"context_split", config.context_split == ContextSplit::strided ? "strided" : "contiguous"},
-          {"output_dispatch", name_of(config.output_dispatch)},
+          {"output_dispatch", RankOptions::name_of(config.output_dispatch)},
+          {"command", command_line(config, options)},
           {"memory",
            {{"attention_weight_bytes", plan.memory.attention_weights},
             {"other_weight_bytes", plan.memory.other_weights},
@@ -261,19 +285,20 @@ Json plan_json(const Plan& plan, const Workload& workload) {
             {"total_bytes", plan.memory.total()}}},
           {"prefill", cost_json(plan.prefill)},
           {"decode", cost_json(plan.decode)},
-          {"tokens_per_second", tokens_per_second(plan, workload)},
+          {"tokens_per_second", tokens_per_second(plan, options.workload)},
           {"seconds", plan.seconds}};
 }
 
 void print_as_json(const ModelSpec& model, const std::vector<Plan>& all, const Options& options) {
   Json list = Json::array();
-  for (const Plan& plan : all) list.push_back(plan_json(plan, options.workload));
+  for (const Plan& plan : all) list.push_back(plan_json(plan, options));
   Json best;
   for (const Winner& winner : winners(all)) best[winner.key] = winner.plan - all.data();
   print_json({{"model", options.model},
               {"family", model.family},
               {"weight_bytes", model.weight_bytes()},
               {"ranks", options.ranks},
+              {"ranks_per_host", options.ranks_per_host},
               {"sequences", options.workload.sequences},
               {"context", options.workload.context},
               {"prompt", options.workload.prompt},
@@ -321,9 +346,17 @@ void add_speeds(CLI::App& command, Options& options) {
   constexpr double kHuge = 1e6;
   add("--flops", options.teraflops, "What a rank computes, in TFLOP/s", kTiny, kHuge);
   add("--bandwidth", options.bandwidth, "What it reads from memory, in GB/s", kTiny, kHuge);
-  add("--link", options.link, "What it sends to other ranks, in GB/s", kTiny, kHuge);
-  add("--latency", options.latency, "How long an exchange takes at least, in microseconds", 0, kHuge);
+  add("--link", options.link, "What it sends to ranks of other hosts, in GB/s: its part of the host's port", kTiny,
+      kHuge);
+  add("--latency", options.latency, "How long an exchange between hosts takes at least, in microseconds", 0, kHuge);
   add("--message", options.per_message, "How long sending one message of it takes, in microseconds", 0, kHuge);
+  command
+      .add_option("--ranks-per-host", options.ranks_per_host,
+                  "Ranks that share a host, e.g. one for each of its sockets (default: 1)")
+      ->check(CLI::Range(1, 256));
+  add("--host-link", options.host_link, "What a rank sends to others of its host, in GB/s", kTiny, kHuge);
+  add("--host-latency", options.host_latency, "How long an exchange inside hosts takes at least, in microseconds", 0,
+      kHuge);
 }
 
 }  // namespace

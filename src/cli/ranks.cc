@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <map>
 #include <string_view>
 
 #include "cli/build_id.h"
@@ -83,6 +85,20 @@ int end_with(const std::string& line, int exit_code) {
 
 #endif
 
+namespace {
+
+const std::map<std::string, OutputDispatch>& dispatches() {
+  static const std::map<std::string, OutputDispatch> all = {
+      {"AR_AG", OutputDispatch::AR_AG}, {"RS_AG", OutputDispatch::RS_AG}, {"AG_AR", OutputDispatch::AG_AR}};
+  return all;
+}
+
+}  // namespace
+
+std::string_view RankOptions::name_of(OutputDispatch dispatch) {
+  return std::ranges::find_if(dispatches(), [&](const auto& named) { return named.second == dispatch; })->first;
+}
+
 void RankOptions::add_to(CLI::App& command) {
   const auto degree = CLI::Range(1, 1 << 16);
   const char* group = "Many ranks (with mpirun -n, as many as tp times cp)";
@@ -103,6 +119,12 @@ void RankOptions::add_to(CLI::App& command) {
   flag("--flash-decoding", flash_decoding,
        "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
+  command
+      .add_option_function<std::string>(
+          "--dispatch", [this](const std::string& name) { dispatch = dispatches().at(name); },
+          "With --dp: sum, then gather (AR_AG, the default), sum in parts (RS_AG), or gather, then sum (AG_AR)")
+      ->check(CLI::IsMember(dispatches()))
+      ->group(group);
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
   flag("--show-ranks", show_ranks, "First print a line for each host: CPU, instruction set, threads, cores and ranks");
   flag("--verify", verify, "Compare whole model files between ranks, not 192 bytes of each tensor");
@@ -123,6 +145,7 @@ ParallelConfig RankOptions::config() const {
           .sequence_parallel_enabled = sequence_parallel,
           .flash_decoding_enabled = flash_decoding,
           .context_split = strided ? ContextSplit::strided : ContextSplit::contiguous,
+          .output_dispatch = dispatch,
           .deterministic = deterministic};
 }
 
@@ -136,9 +159,23 @@ Fields RankOptions::fields() const {
           {"--sp", fmt::to_string(sequence_parallel)},
           {"--flash-decoding", fmt::to_string(flash_decoding)},
           {"--strided", fmt::to_string(strided)},
+          {"--dispatch", std::string(name_of(dispatch))},
           {"--deterministic", fmt::to_string(deterministic)},
           {"--show-ranks", fmt::to_string(show_ranks)},
           {"--verify", fmt::to_string(verify)}};
+}
+
+std::string RankOptions::flags_of(const ParallelConfig& config) {
+  std::string flags = fmt::format(" --tp {}", config.tp_degree / config.cp_degree);
+  if (config.cp_degree > 1) flags += fmt::format(" --cp {}", config.cp_degree);
+  if (config.attention_dp_degree > 1) flags += fmt::format(" --dp {}", config.attention_dp_degree);
+  if (config.sequence_parallel_enabled) flags += " --sp";
+  if (config.flash_decoding_enabled) flags += " --flash-decoding";
+  if (config.context_split == ContextSplit::strided) flags += " --strided";
+  if (config.output_dispatch != OutputDispatch::AR_AG)
+    flags += fmt::format(" --dispatch {}", name_of(config.output_dispatch));
+  if (config.deterministic) flags += " --deterministic";
+  return flags;
 }
 
 CommandRanks::CommandRanks(const RankOptions& options, Fields settings)

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct RankOptions {
   bool flash_decoding = false;
   bool strided = false;
   bool deterministic = false;
+  OutputDispatch dispatch = OutputDispatch::AR_AG;
   bool verify = false;
   bool show_ranks = false;
   int64_t timeout = 60;  // seconds; 0: none
@@ -34,6 +36,9 @@ struct RankOptions {
   [[nodiscard]] ParallelConfig config() const;
   // With the build of this program and its instruction set.
   [[nodiscard]] Fields fields() const;
+  // The flags that ask for a config, each with a space before it; of those that mean nothing to it, none.
+  [[nodiscard]] static std::string flags_of(const ParallelConfig& config);
+  [[nodiscard]] static std::string_view name_of(OutputDispatch dispatch);
 };
 
 // The ranks of a command, from its start to its end: this process alone or, started by mpirun, all of its processes. An

@@ -15,16 +15,13 @@ namespace {
 
 using Memory = Workspace::Memory;
 
-// Rows pass in pieces, so that the wide activations do not grow with the length of a prompt.
-constexpr int64_t kPieceTokens = 512;
-
 // x: all ranks' rows; out: this rank's.
 template <class Part>
 void pass(const Part& part, ConstTensorView x, const RowSplit& split, TensorView out, Workspace& workspace) {
   std::optional<SummedRows> sums;
   if (part.sum()) sums.emplace(part.summed_rows(workspace));
-  for (int64_t first = 0; first < x.size(0); first += kPieceTokens) {
-    const ElementRange piece{.first = first, .count = std::min(kPieceTokens, x.size(0) - first)};
+  for (int64_t first = 0; first < x.size(0); first += Mlp::kPieceTokens) {
+    const ElementRange piece{.first = first, .count = std::min(Mlp::kPieceTokens, x.size(0) - first)};
     const TensorView inner = part.inner(x.slice(0, first, piece.count), workspace);
     const auto fill = [&](std::span<float> partials) { part.partials(inner, partials, workspace); };
     if (!sums) {

@@ -48,6 +48,9 @@ class Mlp {
   Mlp& operator=(Mlp&&) noexcept;
   ~Mlp();
 
+  // Rows pass in pieces, so that the wide activations do not grow with the length of a prompt. Each is summed over
+  // ranks by itself.
+  static constexpr int64_t kPieceTokens = 512;
   // x and out [rows, hidden], f32, dense: the rows that this rank has, of those that `split` shares out. Collective
   // over ranks.
   void run(ConstTensorView x, const RowSplit& split, TensorView out, Workspace& workspace) const;

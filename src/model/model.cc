@@ -124,6 +124,12 @@ std::unique_ptr<const Model::Layer> Model::load_layer(TensorReader& reader, cons
 
 const Attention& Model::attention(int64_t layer) const { return layers_[static_cast<size_t>(layer)]->attention; }
 
+int64_t Model::bytes() const {
+  int64_t sum = embedding_.bytes() + head_.bytes();
+  for (const auto& layer : layers_) sum += layer->attention.bytes() + layer->mlp.bytes();
+  return sum;
+}
+
 void Model::truncate(std::span<KvCache> caches, int64_t slot, int64_t length) const {
   for (size_t i = 0; i < layers_.size(); ++i) layers_[i]->attention.truncate(caches[i], slot, length);
 }

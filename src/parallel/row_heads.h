@@ -44,13 +44,13 @@ struct RowHeads {
     return {.ranks = copies, .index = part(column) % copies};
   }
 
+  // Which of the row's equal parts a rank has.
+  [[nodiscard]] int64_t part(int64_t column) const { return shards[static_cast<size_t>(column)]; }
+
   // The tree of the output projection's sum, and the leaves of each rank: one each, or, for bits that do not depend on
   // the degrees, its query heads. Those are leaves in a row: padding stands behind them.
   [[nodiscard]] SumTree sum_tree(bool deterministic) const;
   [[nodiscard]] std::vector<ElementRange> sum_leaves(bool deterministic) const;
-
- private:
-  [[nodiscard]] int64_t part(int64_t column) const { return shards[static_cast<size_t>(column)]; }
 };
 
 }  // namespace regard

@@ -8,7 +8,7 @@
 
 #include "cache/pieces.h"
 #include "parallel/context_plan.h"
-#include "parallel/rank_sum.h"
+#include "parallel/exchange_count.h"
 #include "parallel/row_heads.h"
 #include "tensor/fail.h"
 
@@ -53,39 +53,34 @@ int64_t sum_of(const std::vector<int64_t>& pieces) { return std::accumulate(piec
 // One stage of one call while what its ranks send is counted.
 class TrafficCount {
  public:
-  TrafficCount(const LayerCall& call, const ParallelConfig& config, const RankMesh& mesh, const RowHeads& heads,
-               RowPieces pieces)
+  TrafficCount(const LayerCall& call, const ParallelConfig& config, int64_t ranks_per_host, const RankMesh& mesh,
+               const RowHeads& heads, RowPieces pieces)
       : call_(call),
         config_(config),
         mesh_(mesh),
         heads_(heads),
         wire_(config.rpl_reduce_dtype.value_or(DType::f32)),
-        pieces_(std::move(pieces)) {
+        pieces_(std::move(pieces)),
+        in_row_(Groups::rows(mesh)),
+        in_column_(Groups::columns(mesh)),
+        count_(config.tp_degree, ranks_per_host) {
     const SumTree tree = heads.sum_tree(config.deterministic);
-    for (const ElementRange& leaves : heads.sum_leaves(config.deterministic))
-      nodes_.push_back(std::ssize(tree.cover(leaves.first, leaves.end())));
-    traffic_.ranks.resize(static_cast<size_t>(config.tp_degree));
+    const std::vector<ElementRange> leaves = heads.sum_leaves(config.deterministic);
+    for (int64_t rank = 0; rank < config.tp_degree; ++rank) {
+      const ElementRange& own = leaves[static_cast<size_t>(mesh.column_of(rank))];
+      nodes_.push_back(std::ssize(tree.cover(own.first, own.end())));
+    }
   }
 
-  [[nodiscard]] LayerTraffic traffic() && { return std::move(traffic_); }
+  [[nodiscard]] LayerTraffic traffic() && { return std::move(count_).traffic(); }
   [[nodiscard]] int64_t rows() const { return mesh_.rows(); }
 
-  // Rounds among `group` ranks; add(row, column, traffic) adds what a rank sends in all of them.
-  template <class Add>
-  void exchange(int64_t group, int64_t rounds, const Add& add) {
-    if (group == 1) return;
-    count_rounds(rounds, group - 1);
-    for (int64_t row = 0; row < rows(); ++row)
-      for (int64_t column = 0; column < columns(); ++column)
-        add(row, column, traffic_.ranks[static_cast<size_t>(mesh_.rank_at(row, column))]);
+  // Rounds in which keys and values move between ranks of a column, or between any.
+  void move_in_columns(const std::vector<KvMove>& moves, int64_t rounds) {
+    move(moves, in_column_, rounds, &RankTraffic::keys_values);
   }
-
-  // One round in which keys and values move.
-  void move(const std::vector<KvMove>& moves, int64_t messages, int64_t RankTraffic::*part) {
-    count_rounds(1, messages);
-    for (const KvMove& move : moves)
-      if (move.giver != move.taker)
-        traffic_.ranks[static_cast<size_t>(move.giver)].*part += move.tokens() * move.heads * stored_bytes();
+  void move(const std::vector<KvMove>& moves, int64_t rounds, int64_t RankTraffic::*part) {
+    move(moves, Groups::all(config_.tp_degree), rounds, part);
   }
 
   // Pieces of the row that has most.
@@ -105,9 +100,8 @@ class TrafficCount {
 
   // Each rank has its part of the row's tokens, in the input's type, and sends it to the T - 1 others.
   void gather_hidden() {
-    exchange(columns(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
-      rank.entry += own_part(row, column) * call_.attention.input_size() * bytes_of(call_.hidden) * (columns() - 1);
-    });
+    count_.gather(in_row_, 1, &RankTraffic::entry,
+                  [&](int64_t rank) { return own_part(rank) * call_.attention.input_size() * bytes_of(call_.hidden); });
   }
 
   // For a norm over all heads, each rank sends the others a sum in f64 for each of its heads; the mean comes first.
@@ -119,8 +113,8 @@ class TrafficCount {
     const int64_t of_queries = rounds_of(call_.attention.q_layernorm);
     const int64_t of_keys = rounds_of(call_.attention.k_layernorm) + rounds_of(call_.attention.v_norm);
     const int64_t sums = of_queries * heads_.sharding.local_heads() + of_keys * heads_.sharding.local_kv_heads();
-    exchange(columns(), (of_queries + of_keys) * most_pieces(), [&](int64_t row, int64_t, RankTraffic& rank) {
-      rank.norms += row_tokens(row) * sums * static_cast<int64_t>(sizeof(double)) * (columns() - 1);
+    count_.gather(in_row_, (of_queries + of_keys) * most_pieces(), &RankTraffic::norms, [&](int64_t rank) {
+      return row_tokens(mesh_.row_of(rank)) * sums * static_cast<int64_t>(sizeof(double));
     });
   }
 
@@ -130,43 +124,43 @@ class TrafficCount {
   void share_tokens() {
     const int64_t group = heads_.token_share_of(0).ranks;
     if (call_.kept == KeptTokens::none || group == 1) return;
-    const int64_t per_token = heads_.sharding.local_heads() * bytes_of(DType::f32) * (group - 1);
-    exchange(group, most_pieces(), [&](int64_t row, int64_t, RankTraffic& rank) {
-      rank.queries += row_tokens(row) * per_token * call_.attention.head_dim;
-    });
-    exchange(group, most_pieces(), [&](int64_t row, int64_t column, RankTraffic& rank) {
-      rank.partials += partial_sets(row, column) * per_token * (call_.attention.v_head_dim + 2);
+    Groups same_head{.size = group, .of = {}};
+    for (int64_t rank = 0; rank < config_.tp_degree; ++rank)
+      same_head.of.push_back(mesh_.row_of(rank) * (columns() / group) + heads_.part(mesh_.column_of(rank)) / group);
+    const int64_t per_token = heads_.sharding.local_heads() * bytes_of(DType::f32);
+    count_.gather(same_head, most_pieces(), &RankTraffic::queries,
+                  [&](int64_t rank) { return row_tokens(mesh_.row_of(rank)) * per_token * call_.attention.head_dim; });
+    count_.gather(same_head, most_pieces(), &RankTraffic::partials, [&](int64_t rank) {
+      return partial_sets(mesh_.row_of(rank), mesh_.column_of(rank)) * per_token * (call_.attention.v_head_dim + 2);
     });
   }
 
   // Each rank sends every other one of the row that rank's part of its own sums. Parts are whole tokens.
   void reduce_scatter() {
-    exchange(columns(), most_pieces(), [&](int64_t row, int64_t column, RankTraffic& rank) {
-      const int64_t others = row_tokens(row) - own_part(row, column);
-      rank.sums += sum_bytes(column, others * call_.attention.hidden_size);
-    });
+    count_.scatter_sums(
+        in_row_, most_pieces(), [&](int64_t rank) { return own_part(rank) * call_.attention.hidden_size; }, nodes_,
+        wire_);
   }
 
   // Each rank sends the tokens whose sums it has to all ranks of all rows.
   void gather_all_parts() {
-    exchange(rows() * columns(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
-      rank.output += own_part(row, column) * hidden_bytes() * (rows() * columns() - 1);
-    });
+    count_.gather(Groups::all(config_.tp_degree), 1, &RankTraffic::output,
+                  [&](int64_t rank) { return own_part(rank) * hidden_bytes(); });
   }
 
   // Each rank sends its row's tokens to the d - 1 others of its column.
   void sum_then_gather_rows() {
     all_reduce(
         [&](int64_t row) -> const auto& { return pieces_[static_cast<size_t>(row)]; }, most_pieces());
-    exchange(rows(), most_rounds(), [&](int64_t row, int64_t, RankTraffic& rank) {
-      rank.output += row_tokens(row) * hidden_bytes() * (rows() - 1);
-    });
+    count_.gather(in_column_, most_rounds(), &RankTraffic::output,
+                  [&](int64_t rank) { return row_tokens(mesh_.row_of(rank)) * hidden_bytes(); });
   }
 
   // The same with partial sums; then each row sums the tokens of all, in one piece.
   void gather_rows_then_sum() {
-    exchange(rows(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
-      rank.output += sum_bytes(column, row_tokens(row) * call_.attention.hidden_size) * (rows() - 1);
+    count_.gather(in_column_, 1, &RankTraffic::output, [&](int64_t rank) {
+      return RankSum::bytes_of(nodes_[static_cast<size_t>(rank)],
+                               row_tokens(mesh_.row_of(rank)) * call_.attention.hidden_size, wire_);
     });
     std::vector<int64_t> all{0};
     for (int64_t row = 0; row < rows(); ++row) all.front() += row_tokens(row);
@@ -175,20 +169,22 @@ class TrafficCount {
   }
 
  private:
-  void count_rounds(int64_t rounds, int64_t messages) {
-    traffic_.rounds += rounds;
-    traffic_.messages += rounds * messages;
+  using Groups = ExchangeCount::Groups;
+
+  void move(const std::vector<KvMove>& moves, const Groups& groups, int64_t rounds, int64_t RankTraffic::*part) {
+    count_.count_rounds(groups, rounds);
+    for (const KvMove& move : moves)
+      if (move.giver != move.taker)
+        count_.send_to(move.giver, move.taker, part, move.tokens() * move.heads * stored_bytes());
   }
+
   [[nodiscard]] int64_t columns() const { return mesh_.columns(); }
   [[nodiscard]] int64_t row_tokens(int64_t row) const { return sum_of(pieces_[static_cast<size_t>(row)]); }
-  [[nodiscard]] int64_t own_part(int64_t row, int64_t column) const {
-    return part_size(row_tokens(row), columns(), column);
+  [[nodiscard]] int64_t own_part(int64_t rank) const {
+    return part_size(row_tokens(mesh_.row_of(rank)), columns(), mesh_.column_of(rank));
   }
   // Of a token's finished hidden state.
   [[nodiscard]] int64_t hidden_bytes() const { return call_.attention.hidden_size * bytes_of(call_.hidden); }
-  [[nodiscard]] int64_t sum_bytes(int64_t column, int64_t elements) const {
-    return RankSum::bytes_of(nodes_[static_cast<size_t>(column)], elements, wire_);
-  }
 
   // A token of a head as a cache stores it; without a cache as f32.
   [[nodiscard]] int64_t stored_bytes() const {
@@ -228,23 +224,16 @@ class TrafficCount {
     return last;
   }
 
-  // A sum over the row that every rank of it gets: the numbers of a piece are cut in T flat parts, which are exchanged
-  // before they are summed and after.
+  // A sum over the row that every rank of it gets: the numbers of a piece are cut in T flat parts.
   template <class PiecesOf>
-  void all_reduce(const PiecesOf& pieces_of, int64_t rounds) {
-    const auto own = [&](int64_t row, int64_t column) {
+  void all_reduce(const PiecesOf& pieces_of, int64_t pieces) {
+    const auto own = [&](int64_t rank) {
       int64_t numbers = 0;
-      for (const int64_t tokens : pieces_of(row))
-        numbers += part_size(tokens * call_.attention.hidden_size, columns(), column);
+      for (const int64_t tokens : pieces_of(mesh_.row_of(rank)))
+        numbers += part_size(tokens * call_.attention.hidden_size, columns(), mesh_.column_of(rank));
       return numbers;
     };
-    exchange(columns(), rounds, [&](int64_t row, int64_t column, RankTraffic& rank) {
-      const int64_t all = sum_of(pieces_of(row)) * call_.attention.hidden_size;
-      rank.sums += sum_bytes(column, all - own(row, column));
-    });
-    exchange(columns(), rounds, [&](int64_t row, int64_t column, RankTraffic& rank) {
-      rank.output += own(row, column) * bytes_of(call_.hidden) * (columns() - 1);
-    });
+    count_.all_reduce(in_row_, pieces, own, nodes_, wire_, call_.hidden);
   }
 
   const LayerCall& call_;
@@ -253,11 +242,13 @@ class TrafficCount {
   const RowHeads& heads_;
   DType wire_;
   RowPieces pieces_;
-  std::vector<int64_t> nodes_;  // by column: of the tree of sums, those that a rank has
-  LayerTraffic traffic_;
+  std::vector<int64_t> nodes_;  // by rank: of the tree of sums, those that it has
+  Groups in_row_, in_column_;
+  ExchangeCount count_;
 };
 
-LayerCall checked(const LayerCall& call, const ParallelConfig& config) {
+LayerCall checked(const LayerCall& call, const ParallelConfig& config, int64_t ranks_per_host) {
+  require(ranks_per_host >= 1, "traffic: ranks_per_host is {}, expected 1 or more", ranks_per_host);
   LayerCall valid = call;
   valid.attention = call.attention.validated();
   const AttentionConfig& c = valid.attention;
@@ -340,19 +331,14 @@ void count_keys_values(TrafficCount& count, const LayerCall& call, const Paralle
                        std::vector<ContextSequence> sequences) {
   const KvHolders holders(config, heads.prefill, heads.decode);
   const ContextPlan plan(std::move(sequences), Mask::of(call.attention), holders, heads.prefill_mesh);
-  const int64_t others = config.tp_degree - 1;
+  // The moves of all rounds are counted in the first.
   constexpr int64_t kAll = ContextPlan::kAllRanks;
-  if (call.kept != KeptTokens::none)
-    for (const Interval& window : plan.prior_windows())
-      count.move(plan.prior(kAll, window), others, &RankTraffic::prior);
-  if (count.rows() > 1) {
-    count.move(plan.computed(kAll, {0, kMostTokens}), count.rows() - 1, &RankTraffic::keys_values);
-    // The other rounds: their bytes are counted.
-    for (int64_t round = 1; round < count.most_rounds(); ++round) count.move({}, count.rows() - 1, nullptr);
-  }
+  const Interval always{0, kMostTokens};
+  const auto windows = static_cast<int64_t>(call.kept == KeptTokens::none ? 0 : plan.prior_windows().size());
+  if (windows > 0) count.move(plan.prior(kAll, always), windows, &RankTraffic::prior);
+  if (count.rows() > 1) count.move_in_columns(plan.computed(kAll, always), count.most_rounds());
   if (!holders.keeps_what_it_computes())
-    for (const Interval& window : plan.kept_windows())
-      count.move(plan.missing(kAll, window), others, &RankTraffic::keys_values);
+    count.move(plan.missing(kAll, always), std::ssize(plan.kept_windows()), &RankTraffic::keys_values);
 }
 
 }  // namespace
@@ -369,12 +355,13 @@ int64_t LayerTraffic::most_of_a_rank() const {
   return most;
 }
 
-LayerTraffic prefill_traffic(const LayerCall& asked, const ParallelConfig& config) {
-  const LayerCall call = checked(asked, config);
+LayerTraffic prefill_traffic(const LayerCall& asked, const ParallelConfig& config, int64_t ranks_per_host) {
+  const LayerCall call = checked(asked, config, ranks_per_host);
   const Heads heads(call.attention, config);
-  if (!heads.differ()) return decode_traffic(call, config);
+  if (!heads.differ()) return decode_traffic(call, config, ranks_per_host);
   std::vector<ContextSequence> sequences = sequences_of(call, config);
-  TrafficCount count(call, config, heads.prefill_mesh, heads.prefill, prefill_pieces(sequences, config.cp_degree));
+  TrafficCount count(call, config, ranks_per_host, heads.prefill_mesh, heads.prefill,
+                     prefill_pieces(sequences, config.cp_degree));
   if (config.sequence_parallel_enabled) count.gather_hidden();
   count.add_norms();
   count_keys_values(count, call, config, heads, std::move(sequences));
@@ -385,10 +372,11 @@ LayerTraffic prefill_traffic(const LayerCall& asked, const ParallelConfig& confi
   return std::move(count).traffic();
 }
 
-LayerTraffic decode_traffic(const LayerCall& asked, const ParallelConfig& config) {
-  const LayerCall call = checked(asked, config);
+LayerTraffic decode_traffic(const LayerCall& asked, const ParallelConfig& config, int64_t ranks_per_host) {
+  const LayerCall call = checked(asked, config, ranks_per_host);
   const Heads heads(call.attention, config);
-  TrafficCount count(call, config, heads.decode_mesh, heads.decode, decode_pieces(call, heads.decode_mesh.rows()));
+  TrafficCount count(call, config, ranks_per_host, heads.decode_mesh, heads.decode,
+                     decode_pieces(call, heads.decode_mesh.rows()));
   if (config.sequence_parallel_enabled) count.gather_hidden();
   count.add_norms();
   if (config.flash_decoding_enabled) count.share_tokens();

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <span>
 
+#include "parallel/even_parts.h"
+#include "planning/model_traffic.h"
 #include "regard/gqa_sharding.h"
 #include "regard/mask.h"
-#include "regard/rank_order.h"
 #include "regard/traffic.h"
 #include "tensor/fail.h"
 
@@ -70,35 +72,54 @@ struct LocalHeads {
   int64_t keys;
 };
 
-// What a layer computes with, and how many layers are like it.
+// Columns of an MLP's width on one rank.
+using WidthPart = std::function<int64_t(int64_t width)>;
+
+// What one rank has of a layer's MLP.
+struct MlpSizes {
+  MlpSizes(const std::variant<DenseMlp, ExpertsMlp>& mlp, int64_t hidden, const WidthPart& part) {
+    const auto weights = [&](DenseMlp dense) {
+      dense.width = part(dense.width);
+      return real(dense.weights(hidden));
+    };
+    if (const auto* dense = std::get_if<DenseMlp>(&mlp)) {
+      expert = weights(*dense);
+      return;
+    }
+    const auto& spec = std::get<ExpertsMlp>(mlp);
+    expert = weights(spec.expert);
+    experts = real(spec.experts);
+    experts_per_token = real(spec.experts_per_token);
+    beside = real(spec.experts * hidden) + (spec.shared ? weights(*spec.shared) : 0);
+  }
+
+  [[nodiscard]] double weights() const { return expert * experts + beside; }
+
+  double expert = 0;  // weights of one expert, or of the whole MLP
+  double experts = 1;
+  double experts_per_token = 1;
+  double beside = 0;  // that every token passes beside its experts: the whole router, and the shared MLP
+};
+
+// A kind of layer, and how many there are.
 struct LayerSizes {
   AttentionConfig attention;
-  double expert = 0;  // weights of one expert, or of the whole MLP
-  int64_t experts = 1;
-  int64_t experts_per_token = 1;
-  double beside = 0;  // weights that every token passes beside its experts
+  const LayerSpec* spec = nullptr;
   int64_t count = 0;
 };
 
-LayerSizes sizes_of(const LayerSpec& spec, int64_t count) {
-  const int64_t hidden = spec.attention.hidden_size;
-  LayerSizes sizes{.attention = spec.attention.validated(), .count = count};
-  if (const auto* dense = std::get_if<DenseMlp>(&spec.mlp)) {
-    sizes.expert = real(dense->weights(hidden));
-    return sizes;
-  }
-  const auto& mlp = std::get<ExpertsMlp>(spec.mlp);
-  sizes.expert = real(mlp.expert.weights(hidden));
-  sizes.experts = mlp.experts;
-  sizes.experts_per_token = mlp.experts_per_token;
-  sizes.beside = mlp.shared ? real(mlp.shared->weights(hidden)) : 0;
-  return sizes;
-}
-
 std::vector<LayerSizes> sizes_of(const ModelSpec& model) {
   std::vector<LayerSizes> all;
-  for (const auto& [layer, count] : model.equal_layers()) all.push_back(sizes_of(*layer, count));
+  for (const auto& [layer, count] : model.equal_layers())
+    all.push_back({.attention = layer->attention.validated(), .spec = layer, .count = count});
   return all;
+}
+
+// The columns of the rank that has most.
+int64_t most_columns(int64_t width, int64_t ranks) {
+  int64_t most = 0;
+  for (int64_t rank = 0; rank < ranks; ++rank) most = std::max(most, mlp_part_of(width, ranks, rank).count);
+  return most;
 }
 
 double phase(const RankSpeed& speed, double flops, double bytes) {
@@ -110,36 +131,43 @@ double product(const RankSpeed& speed, double tokens, double weights, double wei
   return phase(speed, 2 * tokens * weights, weights * weight_bytes);
 }
 
-double waiting(const RankSpeed& speed, int64_t rounds, int64_t messages) {
-  return real(rounds) * speed.latency + real(messages) * speed.per_message;
+// Seconds that the busiest rank sends.
+double sending(const RankSpeed& speed, const LayerTraffic& traffic) {
+  double most = 0;
+  for (size_t rank = 0; rank < traffic.ranks.size(); ++rank) {
+    const int64_t between_hosts = traffic.between_hosts[rank];
+    const int64_t inside = traffic.ranks[rank].total() - between_hosts;
+    most = std::max(most, real(inside) / speed.host_link + real(between_hosts) / speed.link);
+  }
+  return most;
 }
 
-// Everything but attention layers: all ranks share the matrices evenly, and every MLP ends with a sum over all ranks.
-double rest_of_model(const ModelSpec& model, const RankSpeed& speed, const Workload& workload, int64_t ranks,
-                     double tokens, double logits, bool sequence_parallel) {
-  const double share = 1 / real(ranks);
-  const double hidden = real(model.hidden_size);
+double waiting(const RankSpeed& speed, const LayerTraffic& traffic) {
+  return real(traffic.rounds - traffic.rounds_between_hosts) * speed.host_latency +
+         real(traffic.rounds_between_hosts) * speed.latency + real(traffic.messages) * speed.per_message;
+}
+
+// Arithmetic of MLPs, which the rank with most columns does the longest, and of the output head, which all ranks have.
+double compute_rest(const ModelSpec& model, const RankSpeed& speed, int64_t ranks, double tokens, double logits) {
   double seconds = 0;
   for (const LayerSizes& same : sizes_of(model)) {
+    const MlpSizes mlp(same.spec->mlp, model.hidden_size, [&](int64_t width) { return most_columns(width, ranks); });
     // Tokens choose experts as if by lot, so few tokens touch few experts.
-    const double touched = std::min(real(same.experts), tokens * real(same.experts_per_token));
-    const double flops = 2 * tokens * (same.expert * real(same.experts_per_token) + same.beside) * share;
-    const double bytes = (same.expert * touched + same.beside) * model.bytes_per_weight.mlp * share;
-    // One half is the sum; the other its parts, or with sequence parallelism the input.
-    const double gathered = sequence_parallel ? real(static_cast<int64_t>(size_of(workload.hidden))) : sizeof(float);
-    const double sent = tokens * hidden * (1 - share) * (sizeof(float) + gathered);
-    const int64_t exchanges = ranks > 1 ? 2 : 0;
-    seconds += real(same.count) *
-               (phase(speed, flops, bytes) + sent / speed.link + waiting(speed, exchanges, exchanges * (ranks - 1)));
+    const double touched = std::min(mlp.experts, tokens * mlp.experts_per_token);
+    const double flops = 2 * tokens * (mlp.expert * mlp.experts_per_token + mlp.beside);
+    const double bytes = (mlp.expert * touched + mlp.beside) * model.bytes_per_weight.mlp;
+    seconds += real(same.count) * phase(speed, flops, bytes);
   }
-  return seconds + product(speed, logits, hidden * real(model.vocab_size) * share, model.bytes_per_weight.embedding);
+  return seconds + product(speed, logits, real(model.hidden_size * model.vocab_size), model.bytes_per_weight.embedding);
 }
 
-void add_traffic(StageCost& cost, const LayerTraffic& traffic, double layers, const RankSpeed& speed) {
-  const double bytes = real(traffic.most_of_a_rank()) * layers;
-  cost.step_bytes += bytes;
-  cost.link += bytes / speed.link;
-  cost.latency += waiting(speed, traffic.rounds, traffic.messages) * layers;
+// What ranks send, and how long everything but the attention layers' arithmetic takes.
+void add_traffic(StageCost& cost, const ModelSpec& model, const RankSpeed& speed, const ModelTraffic& traffic) {
+  cost.link = sending(speed, traffic.attention);
+  cost.latency = waiting(speed, traffic.attention);
+  cost.rest += sending(speed, traffic.rest) + waiting(speed, traffic.rest);
+  cost.layer_bytes = real(traffic.attention.most_of_a_rank()) / real(std::ssize(model.layers));
+  cost.step_bytes = real(traffic.most_of_a_rank());
 }
 
 // Tokens of the fullest row, and pairs of a query and a key that it sees of the busiest one.
@@ -159,30 +187,20 @@ RowWork prefill_work(const Mask& mask, int64_t prompt, const ParallelConfig& con
   return {.tokens = real(ceil_div(prompt, rows)), .pairs = *std::ranges::max_element(pairs)};
 }
 
-// Sequences of each row of decode.
+// Sequences of each row of decode, a token each: rows are filled one after the other.
 std::vector<TokenRun> decode_runs(const Workload& workload, int64_t rows) {
+  const int64_t slots = ceil_div(workload.sequences, rows);
   std::vector<TokenRun> runs;
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t count = workload.sequences * (row + 1) / rows - workload.sequences * row / rows;
-    runs.push_back({.first = workload.context - 1, .count = count, .row = row});
-  }
+  for (int64_t row = 0; row < rows; ++row)
+    runs.push_back({.first = workload.context - 1,
+                    .count = std::clamp<int64_t>(workload.sequences - row * slots, 0, slots),
+                    .row = row});
   return runs;
 }
 
 // Keys that a new token sees: what a cache has to hold of a sequence.
 int64_t keys_seen(const Mask& mask, const Workload& workload) {
   return mask.visible(workload.context - 1, workload.context).size();
-}
-
-bool can_be_ordered(const ModelSpec& model, const ParallelConfig& config) {
-  try {
-    for (const LayerSpec& layer : model.layers)
-      (void)rank_orders(config.tp_degree, config.cp_degree, config.attention_dp_degree,
-                        layer.attention.num_key_value_heads, config.switch_cc);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
 }
 
 std::vector<int64_t> divisors(int64_t number, int64_t most) {
@@ -192,7 +210,7 @@ std::vector<int64_t> divisors(int64_t number, int64_t most) {
   return found;
 }
 
-// What one stage has to choose from. The other stage's fields of `config` mean nothing, but for its rows.
+// The way to run a stage that is the fastest, and what it costs.
 struct Choice {
   ParallelConfig config;
   StageCost cost;
@@ -200,29 +218,27 @@ struct Choice {
 
 // The fastest of some ways to do the same; cost(config) tells.
 template <class Cost>
-Choice fastest(std::span<const ParallelConfig> ways, Cost cost) {
+Choice fastest(std::span<const ParallelConfig> ways, const Cost& cost) {
   std::vector<Choice> choices;
   for (const ParallelConfig& config : ways) choices.push_back({config, cost(config)});
   return *std::ranges::min_element(choices, {}, [](const Choice& choice) { return choice.cost.seconds(); });
 }
 
-std::vector<Choice> prefill_choices(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
-                                    int64_t ranks, int64_t decode_rows) {
-  std::vector<Choice> choices;
-  for (const int64_t rows : divisors(ranks, workload.prompt)) {
-    if (!can_be_ordered(model, {.tp_degree = ranks, .cp_degree = rows, .attention_dp_degree = decode_rows})) continue;
-    for (const bool sequence_parallel : {false, true}) {
-      if (sequence_parallel && ranks == 1) continue;
-      std::vector<ParallelConfig> ways{{.tp_degree = ranks,
-                                        .cp_degree = rows,
-                                        .attention_dp_degree = decode_rows,
-                                        .sequence_parallel_enabled = sequence_parallel}};
-      if (rows > 1) ways.emplace_back(ParallelConfig(ways.front())).context_split = ContextSplit::strided;
-      choices.push_back(
-          fastest(ways, [&](const ParallelConfig& config) { return prefill_cost(model, workload, speed, config); }));
-    }
-  }
-  return choices;
+Choice fastest_prefill(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
+                       const ParallelConfig& config) {
+  std::vector<ParallelConfig> ways{config};
+  if (config.cp_degree > 1) ways.emplace_back(config).context_split = ContextSplit::strided;
+  return fastest(ways, [&](const ParallelConfig& way) { return prefill_cost(model, workload, speed, way); });
+}
+
+// With sequence parallelism there is no output to bring together.
+Choice fastest_decode(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
+                      const ParallelConfig& config) {
+  std::vector<ParallelConfig> ways{config};
+  if (config.attention_dp_degree > 1 && !config.sequence_parallel_enabled)
+    for (const auto dispatch : {OutputDispatch::RS_AG, OutputDispatch::AG_AR})
+      ways.emplace_back(config).output_dispatch = dispatch;
+  return fastest(ways, [&](const ParallelConfig& way) { return decode_cost(model, workload, speed, way); });
 }
 
 bool shares_heads(const ModelSpec& model, int64_t row_size) {
@@ -232,25 +248,25 @@ bool shares_heads(const ModelSpec& model, int64_t row_size) {
   });
 }
 
-std::vector<Choice> decode_choices(const ModelSpec& model, const Workload& workload, const RankSpeed& speed,
-                                   int64_t ranks, int64_t rows) {
-  std::vector<Choice> choices;
-  for (const bool flash : {false, true}) {
-    if (flash && !shares_heads(model, ranks / rows)) continue;
-    std::vector<ParallelConfig> ways{
-        {.tp_degree = ranks, .attention_dp_degree = rows, .flash_decoding_enabled = flash}};
-    if (rows > 1)
-      for (const auto dispatch : {OutputDispatch::RS_AG, OutputDispatch::AG_AR})
-        ways.emplace_back(ParallelConfig(ways.front())).output_dispatch = dispatch;
-    choices.push_back(
-        fastest(ways, [&](const ParallelConfig& config) { return decode_cost(model, workload, speed, config); }));
+// What both stages have in common: rows of decode, and what they share.
+std::vector<ParallelConfig> decode_layouts(const ModelSpec& model, const Workload& workload, int64_t ranks) {
+  std::vector<ParallelConfig> layouts;
+  for (const int64_t rows : divisors(ranks, workload.sequences)) {
+    // Rows are filled one after the other: of 9 sequences and 8 rows, four rows get two, and three none.
+    if (ceil_div(workload.sequences, ceil_div(workload.sequences, rows)) < rows) continue;
+    for (const bool sequence_parallel : {false, true})
+      for (const bool flash : {false, true})
+        if ((!sequence_parallel || ranks > 1) && (!flash || shares_heads(model, ranks / rows)))
+          layouts.push_back({.tp_degree = ranks,
+                             .attention_dp_degree = rows,
+                             .sequence_parallel_enabled = sequence_parallel,
+                             .flash_decoding_enabled = flash});
   }
-  return choices;
+  return layouts;
 }
 
 Plan combined(const ModelSpec& model, const Workload& workload, const Choice& prefill, const Choice& decode) {
   Plan plan{.config = prefill.config, .memory = {}, .prefill = prefill.cost, .decode = decode.cost};
-  plan.config.flash_decoding_enabled = decode.config.flash_decoding_enabled;
   plan.config.output_dispatch = decode.config.output_dispatch;
   plan.memory = rank_memory(model, workload, plan.config);
   plan.seconds = real(workload.sequences) * plan.prefill.seconds() + real(workload.output) * plan.decode.seconds();
@@ -260,10 +276,11 @@ Plan combined(const ModelSpec& model, const Workload& workload, const Choice& pr
 }  // namespace
 
 void RankSpeed::check() const {
-  for (const double rate : {flops, bandwidth, link})
+  for (const double rate : {flops, bandwidth, link, host_link})
     require(std::isfinite(rate) && rate > 0, "plan: a rate of ranks is {}, expected more than 0", rate);
-  for (const double time : {latency, per_message})
+  for (const double time : {latency, per_message, host_latency})
     require(std::isfinite(time) && time >= 0, "plan: a latency of ranks is {}, expected 0 or more", time);
+  require(ranks_per_host >= 1, "plan: the number of ranks on a host is {}, expected 1 or more", ranks_per_host);
 }
 
 void Workload::check() const {
@@ -278,7 +295,7 @@ void Workload::check() const {
 
 RankMemory rank_memory(const ModelSpec& model, const Workload& workload, const ParallelConfig& config) {
   RankMemory memory;
-  double attention = 0;  // weights that all ranks together have once
+  std::vector<double> mlps(static_cast<size_t>(config.tp_degree));
   for (const LayerSizes& same : sizes_of(model)) {
     const AttentionConfig& shape = same.attention;
     const double layers = real(same.count);
@@ -291,9 +308,15 @@ RankMemory rank_memory(const ModelSpec& model, const Workload& workload, const P
     const int64_t tokens = ceil_div(keys_seen(Mask::of(shape), workload), decode.sharing(shape, config));
     memory.cache +=
         layers * real(ceil_div(workload.sequences, rows)) * real(tokens) * decode.token_bytes(shape, workload.cache);
-    attention += layers * LocalHeads(shape, 1, config.gqa).weights(shape) * model.bytes_per_weight.attention;
+    for (int64_t rank = 0; rank < config.tp_degree; ++rank) {
+      const MlpSizes mlp(same.spec->mlp, model.hidden_size,
+                         [&](int64_t width) { return mlp_part_of(width, config.tp_degree, rank).count; });
+      mlps[static_cast<size_t>(rank)] += layers * mlp.weights() * model.bytes_per_weight.mlp;
+    }
   }
-  memory.other_weights = (model.weight_bytes() - attention) / real(config.tp_degree);
+  const double matrices = model.head.tied ? 1 : 2;
+  memory.other_weights = *std::ranges::max_element(mlps) +
+                         matrices * real(model.hidden_size * model.vocab_size) * model.bytes_per_weight.embedding;
   return memory;
 }
 
@@ -304,21 +327,18 @@ StageCost prefill_cost(const ModelSpec& model, const Workload& workload, const R
   StageCost cost;
   for (const LayerSizes& same : sizes_of(model)) {
     const AttentionConfig& shape = same.attention;
-    const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / config.cp_degree, config.gqa);
     const RowWork work = prefill_work(Mask::of(shape), workload.prompt, config);
     const double keys_read = real(workload.prompt) * heads.token_bytes(shape, workload.cache);
     const double layer = product(speed, work.tokens, heads.qkv_weights(shape), model.bytes_per_weight.attention) +
                          phase(speed, work.pairs * heads.pair_flops(shape), keys_read) +
                          product(speed, work.tokens, heads.output_weights(shape), model.bytes_per_weight.attention);
-    cost.compute += layers * layer;
-    const LayerCall call{
-        .attention = shape, .runs = {{0, workload.prompt}}, .hidden = workload.hidden, .cache = workload.cache};
-    add_traffic(cost, prefill_traffic(call, config), layers, speed);
+    cost.compute += real(same.count) * layer;
   }
-  cost.layer_bytes = cost.step_bytes / real(std::ssize(model.layers));
-  cost.rest = rest_of_model(model, speed, workload, config.tp_degree, real(workload.prompt), 1,
-                            config.sequence_parallel_enabled);
+  cost.rest = compute_rest(model, speed, config.tp_degree, real(workload.prompt), 1);
+  add_traffic(
+      cost, model, speed,
+      model_traffic(model, Stage::prefill, {{0, workload.prompt}}, workload.cache, config, speed.ranks_per_host));
   return cost;
 }
 
@@ -331,7 +351,6 @@ StageCost decode_cost(const ModelSpec& model, const Workload& workload, const Ra
   const double sequences = real(ceil_div(workload.sequences, rows));
   for (const LayerSizes& same : sizes_of(model)) {
     const AttentionConfig& shape = same.attention;
-    const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / rows, config.gqa);
     const int64_t sharing = heads.sharing(shape, config);
     const double keys = real(ceil_div(keys_seen(Mask::of(shape), workload), sharing));
@@ -341,14 +360,13 @@ StageCost decode_cost(const ModelSpec& model, const Workload& workload, const Ra
     const double layer = product(speed, sequences, heads.qkv_weights(shape), model.bytes_per_weight.attention) +
                          phase(speed, flops, bytes) +
                          product(speed, sequences, heads.output_weights(shape), model.bytes_per_weight.attention);
-    cost.compute += layers * layer;
-    const LayerCall call{
-        .attention = shape, .runs = decode_runs(workload, rows), .hidden = workload.hidden, .cache = workload.cache};
-    add_traffic(cost, decode_traffic(call, config), layers, speed);
+    cost.compute += real(same.count) * layer;
   }
-  cost.layer_bytes = cost.step_bytes / real(std::ssize(model.layers));
-  cost.rest = rest_of_model(model, speed, workload, config.tp_degree, real(workload.sequences),
-                            real(workload.sequences), false);
+  const double all = real(workload.sequences);
+  cost.rest = compute_rest(model, speed, config.tp_degree, all, all);
+  add_traffic(
+      cost, model, speed,
+      model_traffic(model, Stage::decode, decode_runs(workload, rows), workload.cache, config, speed.ranks_per_host));
   return cost;
 }
 
@@ -356,11 +374,13 @@ std::vector<Plan> plans(const ModelSpec& model, const Workload& workload, const 
   workload.check();
   require(ranks >= 1 && ranks <= kMostRanks, "plan: the number of ranks is {}, expected 1 to {}", ranks, kMostRanks);
   std::vector<Plan> all;
-  // Which rows of prefill get a sequence's keys depends on the row of decode that keeps it.
-  for (const int64_t rows : divisors(ranks, workload.sequences)) {
-    const auto prefills = prefill_choices(model, workload, speed, ranks, rows);
-    for (const Choice& decode : decode_choices(model, workload, speed, ranks, rows))
-      for (const Choice& prefill : prefills) all.push_back(combined(model, workload, prefill, decode));
+  for (const ParallelConfig& layout : decode_layouts(model, workload, ranks)) {
+    const Choice decode = fastest_decode(model, workload, speed, layout);
+    for (const int64_t rows : divisors(ranks, workload.prompt)) {
+      ParallelConfig config = layout;
+      config.cp_degree = rows;
+      all.push_back(combined(model, workload, fastest_prefill(model, workload, speed, config), decode));
+    }
   }
   std::ranges::stable_sort(all, {}, &Plan::seconds);
   return all;

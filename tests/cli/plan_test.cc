@@ -58,6 +58,62 @@ TEST(PlanCommand, PlainTensorParallelIsAmongThem) {
   EXPECT_EQ((*found)["decode"]["sent_bytes_per_layer"], 2 * 2 * 1024 * 7 * 4);
 }
 
+TEST(PlanCommand, SaysHowToStartEachPlan) {
+  const auto json = plan_as_json(kLlama, {"--ranks", "8", "--batch", "4", "--context", "100", "--ranks-per-host", "2"});
+  EXPECT_EQ(json["ranks_per_host"], 2);
+  for (const auto& plan : json["plans"]) {
+    const int64_t cp = plan["cp_degree"];
+    const int64_t dp = plan["attention_dp_degree"];
+    std::string expected =
+        "mpirun -n 8 --map-by ppr:2:node --bind-to socket regard generate -m MODEL --tp " + std::to_string(8 / cp);
+    if (cp > 1) expected += " --cp " + std::to_string(cp);
+    if (dp > 1) expected += " --dp " + std::to_string(dp);
+    if (plan["sequence_parallel_enabled"]) expected += " --sp";
+    if (plan["flash_decoding_enabled"]) expected += " --flash-decoding";
+    if (plan["context_split"] == "strided") expected += " --strided";
+    const std::string dispatch = plan["output_dispatch"];
+    if (dispatch != "AR_AG") expected += " --dispatch " + dispatch;
+    EXPECT_EQ(plan["command"], expected);
+  }
+  const Finished result = run_command(plan(kLlama, {"--ranks", "8", "--batch", "4", "--context", "100"}));
+  size_t lines = 0;
+  for (size_t at = 0; (at = result.out.find("\n  mpirun -n 8 --map-by ppr:1:node ", at)) != std::string::npos; ++at)
+    ++lines;
+  EXPECT_EQ(lines, 4U) << result.out;
+  EXPECT_EQ(plan_as_json(kLlama, {"--ranks", "1", "--context", "9"})["plans"][0]["command"],
+            "regard generate -m MODEL");
+}
+
+// Rows of 2 ranks on a host each send less over the slow link than rows of 8 over 4 hosts.
+TEST(PlanCommand, KnowsHosts) {
+  const auto time_of = [](const nlohmann::json& json, const char* name) {
+    for (const auto& plan : json["plans"])
+      if (plan["decode_name"] == name) return plan["decode"]["link_seconds"].get<double>();
+    ADD_FAILURE() << name;
+    return 0.0;
+  };
+  const std::vector<std::string> options = {"--ranks", "8", "--batch", "8", "--context", "100", "--link", "1"};
+  auto on_hosts = options;
+  on_hosts.insert(on_hosts.end(), {"--ranks-per-host", "2", "--host-link", "1e6"});
+  const auto far = plan_as_json(kLlama, options);
+  const auto near = plan_as_json(kLlama, on_hosts);
+  EXPECT_LT(time_of(near, "DP 4 x TP 2, SP"), 0.001 * time_of(far, "DP 4 x TP 2, SP"));
+  EXPECT_GT(time_of(near, "TP 8"), 0.8 * time_of(far, "TP 8"));
+}
+
+// 3 KV heads on 4 ranks: keys and values move between prefill and decode.
+TEST(PlanCommand, ContextParallelPrefillIsListedWhateverTheHeads) {
+  const TempFolder folder;
+  const std::string model = folder.write(
+      "config.json",
+      R"({"model_type": "llama", "hidden_size": 576, "vocab_size": 100, "intermediate_size": 1536, )"
+      R"("num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 2, "rms_norm_eps": 1e-5, )"
+      R"("max_position_embeddings": 2048, "hidden_act": "silu"})");
+  const auto json = plan_as_json(model, {"--ranks", "4", "--context", "1024"});
+  EXPECT_TRUE(std::ranges::any_of(
+      json["plans"], [](const nlohmann::json& plan) { return plan["prefill_name"] == "CP 4 x TP 1, SP, strided"; }));
+}
+
 TEST(PlanCommand, TextSaysWhatWinsForWhat) {
   const Finished result = run_command(plan(kGptOss, {"--ranks", "64", "--batch", "128", "--context", "32768"}));
   EXPECT_EQ(result.exit_code, 0);
@@ -65,7 +121,7 @@ TEST(PlanCommand, TextSaysWhatWinsForWhat) {
   for (const char* part :
        {"gpt_oss, 36 layers of width 2880",
         "18 x 64 query and 8 KV heads of 64, window 128; MLP 2880, 4 of 128 experts",
-        "Prefill of one prompt of 32768 tokens", "A decode step of 128 sequences of 32768 tokens", "TP 64, flash",
+        "Prefill of one prompt of 32768 tokens", "A decode step of 128 sequences of 32768 tokens", "TP 16, SP, flash",
         "The first token soonest: ", "Most tokens a second: ", "Least memory: ", "Everything soonest: ", "--all"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
 }
@@ -98,9 +154,9 @@ TEST(PlanCommand, MemoryLeavesPlansOut) {
     return more;
   };
   const auto all = plan_as_json(kLlama, with_limit("1000"));
-  const auto some = plan_as_json(kLlama, with_limit("12"));
+  const auto some = plan_as_json(kLlama, with_limit("14"));
   EXPECT_LT(some["plans"].size(), all["plans"].size());
-  for (const auto& plan : some["plans"]) EXPECT_LE(plan["memory"]["total_bytes"], 12e9);
+  for (const auto& plan : some["plans"]) EXPECT_LE(plan["memory"]["total_bytes"], 14e9);
 }
 
 TEST(PlanCommand, ModelsOfAllForms) {
@@ -139,9 +195,11 @@ TEST(PlanCommand, WrongOptionsAreRefused) {
   refused("--prompt", "101", "the prompt is 101, expected 1 to 100");
   refused("--prompt", "0", "--prompt");
   refused("--output", "-1", "the output is -1");
-  for (const char* option : {"--link", "--flops", "--bandwidth", "--weight-bytes", "--memory"})
+  for (const char* option : {"--link", "--host-link", "--flops", "--bandwidth", "--weight-bytes", "--memory"})
     for (const char* value : {"0", "-1", "nan", "inf", "fast"}) refused(option, value, option);
-  for (const char* value : {"-1", "nan", "inf"}) refused("--latency", value, "--latency");
+  for (const char* option : {"--latency", "--host-latency"})
+    for (const char* value : {"-1", "nan", "inf"}) refused(option, value, option);
+  for (const char* value : {"0", "-1", "257", "many"}) refused("--ranks-per-host", value, "--ranks-per-host");
   refused("--kv-dtype", "f64", "--kv-dtype");
   refused("--memory", "1", "every plan needs");
 }

@@ -113,11 +113,49 @@ TEST(StageCost, TrafficTakesTheLinkAndItsRounds) {
   const StageCost cost = decode_cost(small(3), kWork, speed, config);
   const LayerTraffic traffic = decode_traffic({.attention = small().layers[0].attention, .runs = {{9, 4}}}, config);
   EXPECT_DOUBLE_EQ(cost.layer_bytes, static_cast<double>(traffic.most_of_a_rank()));
-  EXPECT_DOUBLE_EQ(cost.step_bytes, 3 * cost.layer_bytes);
-  EXPECT_DOUBLE_EQ(cost.link, cost.step_bytes / 10);
+  EXPECT_DOUBLE_EQ(cost.link, 3 * cost.layer_bytes / 10);
   EXPECT_DOUBLE_EQ(cost.latency, 3 * (2 * 100 + 6 * 1));
   // The MLP's sum: 4 tokens of 32 numbers to the three others and back.
   EXPECT_NEAR(cost.rest, 3 * (4 * 32 * 0.75 * 8 / 10 + 2 * 100 + 6 * 1), 1e-9);
+  EXPECT_DOUBLE_EQ(cost.step_bytes, 3 * (cost.layer_bytes + 4 * 32 * 0.75 * 8));
+}
+
+// 3 leaves of 128 columns on 4 ranks: none has more than one, and one has none.
+TEST(StageCost, MlpsAreDealtOutInLeavesAndTheHeadIsWholeOnEveryRank) {
+  ModelSpec model = small(2);
+  for (LayerSpec& layer : model.layers) layer.mlp = DenseMlp{.width = 300};
+  const double matrices = 2 * (3 * 32 * 128);
+  EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyFlops, {.tp_degree = 4}).rest, 2 * 4 * matrices + 2 * 4 * 32 * 10);
+  EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyMemory, {.tp_degree = 4}).rest, 2 * matrices + 32 * 10 * 2);
+  EXPECT_DOUBLE_EQ(rank_memory(model, kWork, {.tp_degree = 4}).other_weights, 2 * matrices + 2 * 32 * 10 * 2);
+  model.head.tied = true;
+  EXPECT_DOUBLE_EQ(rank_memory(model, kWork, {.tp_degree = 4}).other_weights, 2 * matrices + 32 * 10 * 2);
+}
+
+// 1030 tokens are pieces of 512, 512 and 6: in each a round of partial sums and one of results.
+TEST(StageCost, MlpsSumPieceByPiece) {
+  const Workload work{.context = 1030, .prompt = 1030};
+  const RankSpeed speed{.flops = kFast, .bandwidth = kFast, .link = kFast, .latency = 100, .per_message = 1};
+  EXPECT_NEAR(prefill_cost(small(3), work, speed, {.tp_degree = 4}).rest, 3 * 3 * 2 * (100 + 3), 1e-9);
+  // The input is gathered in one round, results stay where they are; the last layer's are gathered.
+  EXPECT_NEAR(prefill_cost(small(3), work, speed, {.tp_degree = 4, .sequence_parallel_enabled = true}).rest,
+              (3 * (1 + 3) + 1) * (100 + 3), 1e-9);
+}
+
+// 4 ranks, 2 on a host: of its three peers a rank has one near.
+TEST(StageCost, HostsHaveALinkAndALatencyOfTheirOwn) {
+  RankSpeed speed{.flops = kFast, .bandwidth = kFast, .link = 10, .latency = 100, .per_message = 0};
+  speed.ranks_per_host = 2;
+  speed.host_link = 1000;
+  speed.host_latency = 7;
+  // 4 tokens of 32 numbers: a part of 32 numbers for each peer, and 32 results.
+  const StageCost one_row = decode_cost(small(), kWork, speed, {.tp_degree = 4});
+  EXPECT_NEAR(one_row.link, 2 * 128 * (2.0 / 10 + 1.0 / 1000), 1e-9);
+  EXPECT_NEAR(one_row.latency, 2 * 100, 1e-9);
+  // Two rows of two: sums inside hosts, results of 2 tokens between them, and a byte for all that caches can take them.
+  const StageCost two_rows = decode_cost(small(), kWork, speed, {.tp_degree = 4, .attention_dp_degree = 2});
+  EXPECT_NEAR(two_rows.link, 2 * 128 / 1000.0 + 256 / 10.0 + 2 / 10.0 + 1 / 1000.0, 1e-9);
+  EXPECT_NEAR(two_rows.latency, 2 * 7 + 100 + 100, 1e-9);
 }
 
 TEST(StageCost, TheRestIsMlpsAndTheHead) {
@@ -125,11 +163,11 @@ TEST(StageCost, TheRestIsMlpsAndTheHead) {
   // 4 tokens through 3 x 32 x 16 weights in each layer, and 4 rows of logits.
   EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyFlops, {}).rest, 2 * (2 * 4 * 3 * 32 * 16) + 2 * 4 * 32 * 10);
   EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyMemory, {}).rest, 2 * (3 * 32 * 16 * 2) + 32 * 10 * 2);
-  // Of 8 experts, 4 tokens with one each touch 4; a prompt of 6 needs one row of logits.
+  // Of 8 experts, 4 tokens with one each touch 4, and the router; a prompt of 6 needs one row of logits.
   for (LayerSpec& layer : model.layers)
     layer.mlp = ExpertsMlp{.experts = 8, .experts_per_token = 1, .expert = {.width = 16}};
-  EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyMemory, {}).rest, 2 * (4 * 3 * 32 * 16 * 2) + 32 * 10 * 2);
-  EXPECT_DOUBLE_EQ(prefill_cost(model, kWork, kOnlyFlops, {}).rest, 2 * (2 * 6 * 3 * 32 * 16) + 2 * 32 * 10);
+  EXPECT_DOUBLE_EQ(decode_cost(model, kWork, kOnlyMemory, {}).rest, 2 * ((4 * 3 * 32 * 16 + 8 * 32) * 2) + 32 * 10 * 2);
+  EXPECT_DOUBLE_EQ(prefill_cost(model, kWork, kOnlyFlops, {}).rest, 2 * (2 * 6 * (3 * 32 * 16 + 8 * 32)) + 2 * 32 * 10);
 }
 
 TEST(Plans, CoverWhatIsSensibleOnce) {
@@ -143,8 +181,8 @@ TEST(Plans, CoverWhatIsSensibleOnce) {
                     .second);
     EXPECT_TRUE(!config.flash_decoding_enabled || config.attention_dp_degree == 1) << "only 4 ranks have copies";
   }
-  // cp 1, 2, 4 with and without SP. dp 1, plain or flash: all of them; dp 2: all of them; dp 4: cp 4 alone.
-  EXPECT_EQ(all.size(), 3U * 2 * 2 + 3 * 2 + 2);
+  // cp 1, 2, 4 with and without SP; dp 1, plain or flash, dp 2 and dp 4.
+  EXPECT_EQ(all.size(), 3U * 2 * 2 + 3 * 2 + 3 * 2);
   EXPECT_TRUE(std::ranges::is_sorted(all, {}, &Plan::seconds));
 }
 
@@ -152,6 +190,33 @@ TEST(Plans, RowsWithoutATokenOrASequenceAreLeftOut) {
   for (const Plan& plan : plans(small(), {.sequences = 2, .context = 3, .prompt = 3}, {}, 4)) {
     EXPECT_LE(plan.config.attention_dp_degree, 2);
     EXPECT_LE(plan.config.cp_degree, 3);
+  }
+  // Rows are filled one after the other: of 9 sequences four rows of 8 get two, one gets one.
+  for (const Plan& plan : plans(small(), {.sequences = 9, .context = 3, .prompt = 3}, {}, 8))
+    EXPECT_NE(plan.config.attention_dp_degree, 8);
+}
+
+// 3 KV heads on 4 ranks have no order in which rows of prefill compute what one row of decode keeps.
+TEST(Plans, LayoutsThatExchangeKeysAndValuesBetweenTheStagesAreListed) {
+  ModelSpec model = small();
+  AttentionConfig attention{.hidden_size = 32, .num_attention_heads = 9, .num_key_value_heads = 3, .head_dim = 8};
+  model.layers.front().attention = attention.validated();
+  std::set<int64_t> rows;
+  for (const Plan& plan : plans(model, {.sequences = 1, .context = 50, .prompt = 40}, {}, 4)) {
+    EXPECT_EQ(plan.config.attention_dp_degree, 1);
+    rows.insert(plan.config.cp_degree);
+  }
+  EXPECT_EQ(rows, (std::set<int64_t>{1, 2, 4}));
+}
+
+TEST(Plans, SequenceParallelismIsOfBothStages) {
+  for (const Plan& plan : plans(small(), kWork, {}, 4)) {
+    ParallelConfig config = plan.config;
+    config.output_dispatch = OutputDispatch::AR_AG;
+    if (config.sequence_parallel_enabled) {
+      EXPECT_EQ(plan.config.output_dispatch, OutputDispatch::AR_AG);
+      EXPECT_DOUBLE_EQ(plan.decode.step_bytes, decode_cost(small(), kWork, {}, config).step_bytes);
+    }
   }
 }
 
