@@ -161,7 +161,7 @@ std::vector<KvMove> ContextPlan::missing(int64_t rank, Interval window) const {
 std::vector<KvMove> ContextPlan::computed(int64_t rank, Interval tokens) const {
   std::vector<KvMove> moves;
   for (int64_t column = 0; column < mesh_.columns(); ++column) {
-    if (rank != kAllRanks && mesh_.column_of(rank) != column) continue;
+    if (mesh_.column_of(rank) != column) continue;
     for (int64_t row = 0; row < mesh_.rows(); ++row)
       for (int64_t reader = 0; reader < mesh_.rows(); ++reader) {
         const int64_t giver = mesh_.rank_at(row, column);
@@ -170,6 +170,48 @@ std::vector<KvMove> ContextPlan::computed(int64_t rank, Interval tokens) const {
       }
   }
   return moves;
+}
+
+std::vector<ContextPlan::Given> ContextPlan::computed_in_all() const {
+  const auto rows = static_cast<size_t>(mesh_.rows());
+  const auto ranks = std::ssize(mesh_.flat());
+  std::vector<int64_t> tokens(static_cast<size_t>(ranks) * rows);  // [taker][giving row]
+  for (size_t index = 0; index < sequences_.size(); ++index) {
+    const std::vector<int64_t> seen = count_given(sequences_[index], seen_[index]);
+    const std::vector<int64_t> seen_or_kept = count_given(sequences_[index], seen_or_kept_[index]);
+    for (int64_t taker = 0; taker < ranks; ++taker) {
+      const auto reader = static_cast<size_t>(mesh_.row_of(taker));
+      const auto& given = wants_kept(sequences_[index], taker) ? seen_or_kept : seen;
+      for (size_t row = 0; row < rows; ++row)
+        tokens[static_cast<size_t>(taker) * rows + row] += given[row * rows + reader];
+    }
+  }
+  std::vector<Given> all;
+  for (int64_t taker = 0; taker < ranks; ++taker)
+    for (size_t row = 0; row < rows; ++row)
+      if (const int64_t count = tokens[static_cast<size_t>(taker) * rows + row]; count > 0)
+        all.push_back({mesh_.rank_at(static_cast<int64_t>(row), mesh_.column_of(taker)), taker, count});
+  return all;
+}
+
+std::vector<int64_t> ContextPlan::count_given(const ContextSequence& sequence, const Wishes& wishes) const {
+  const size_t rows = wishes.size();
+  std::vector<int64_t> given(rows * rows);
+  const int64_t start = sequence.span.first_position;
+  for (size_t reader = 0; reader < rows; ++reader)
+    for (const Interval& positions : wishes[reader]) {
+      const int64_t stride = sequence.shares.front().stride;
+      // So short an interval has a token of few rows.
+      if (positions.size() < stride) {
+        for (int64_t token = positions.first - start; token <= positions.last - start; ++token)
+          ++given[static_cast<size_t>(token % stride) * rows + reader];
+        continue;
+      }
+      for (size_t row = 0; row < rows; ++row)
+        given[row * rows + reader] += sequence.shares[row].count_before(positions.last + 1 - start) -
+                                      sequence.shares[row].count_before(positions.first - start);
+    }
+  return given;
 }
 
 // Those of the giver's tokens that the taker wants.

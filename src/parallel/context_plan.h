@@ -69,11 +69,21 @@ class ContextPlan {
   // Each row's tokens go in rounds, one piece of them in each; `tokens` are those of the round, as indices among the
   // tokens of a row.
   [[nodiscard]] std::vector<KvMove> computed(int64_t rank, Interval tokens) const;
+  // How many tokens of all rounds each rank gives to which others; under windows the moves themselves may be as many as
+  // tokens times rows.
+  struct Given {
+    int64_t giver;
+    int64_t taker;
+    int64_t tokens;
+  };
+  [[nodiscard]] std::vector<Given> computed_in_all() const;
 
  private:
   // [row] disjoint intervals of positions, in order.
   using Wishes = std::vector<std::vector<Interval>>;
   [[nodiscard]] Wishes wishes_of(const ContextSequence& sequence, const Mask& mask, bool kept) const;
+  // [giving row][reading row] of a sequence.
+  [[nodiscard]] std::vector<int64_t> count_given(const ContextSequence& sequence, const Wishes& wishes) const;
   void add_computed(int64_t giver, int64_t taker, Interval tokens, std::vector<KvMove>& moves) const;
 
   std::vector<ContextSequence> sequences_;

@@ -52,6 +52,8 @@ int64_t sum_of(const std::vector<int64_t>& pieces) { return std::accumulate(piec
 
 // One stage of one call while what its ranks send is counted.
 class TrafficCount {
+  using Groups = ExchangeCount::Groups;
+
  public:
   TrafficCount(const LayerCall& call, const ParallelConfig& config, int64_t ranks_per_host, const RankMesh& mesh,
                const RowHeads& heads, RowPieces pieces)
@@ -75,12 +77,20 @@ class TrafficCount {
   [[nodiscard]] LayerTraffic traffic() && { return std::move(count_).traffic(); }
   [[nodiscard]] int64_t rows() const { return mesh_.rows(); }
 
-  // Rounds in which keys and values move between ranks of a column, or between any.
-  void move_in_columns(const std::vector<KvMove>& moves, int64_t rounds) {
-    move(moves, in_column_, rounds, &RankTraffic::keys_values);
+  // Rounds in which rows hand out keys and values of their tokens.
+  void give(const std::vector<ContextPlan::Given>& given) {
+    count_.count_rounds(in_column_, most_rounds());
+    for (const auto& [giver, taker, tokens] : given)
+      if (giver != taker)
+        count_.send_to(giver, taker, &RankTraffic::keys_values,
+                       tokens * heads_.sharding.local_kv_heads() * stored_bytes());
   }
+  // Rounds in which they move between any ranks.
   void move(const std::vector<KvMove>& moves, int64_t rounds, int64_t RankTraffic::*part) {
-    move(moves, Groups::all(config_.tp_degree), rounds, part);
+    count_.count_rounds(Groups::all(config_.tp_degree), rounds);
+    for (const KvMove& move : moves)
+      if (move.giver != move.taker)
+        count_.send_to(move.giver, move.taker, part, move.tokens() * move.heads * stored_bytes());
   }
 
   // Pieces of the row that has most.
@@ -169,15 +179,6 @@ class TrafficCount {
   }
 
  private:
-  using Groups = ExchangeCount::Groups;
-
-  void move(const std::vector<KvMove>& moves, const Groups& groups, int64_t rounds, int64_t RankTraffic::*part) {
-    count_.count_rounds(groups, rounds);
-    for (const KvMove& move : moves)
-      if (move.giver != move.taker)
-        count_.send_to(move.giver, move.taker, part, move.tokens() * move.heads * stored_bytes());
-  }
-
   [[nodiscard]] int64_t columns() const { return mesh_.columns(); }
   [[nodiscard]] int64_t row_tokens(int64_t row) const { return sum_of(pieces_[static_cast<size_t>(row)]); }
   [[nodiscard]] int64_t own_part(int64_t rank) const {
@@ -336,7 +337,7 @@ void count_keys_values(TrafficCount& count, const LayerCall& call, const Paralle
   const Interval always{0, kMostTokens};
   const auto windows = static_cast<int64_t>(call.kept == KeptTokens::none ? 0 : plan.prior_windows().size());
   if (windows > 0) count.move(plan.prior(kAll, always), windows, &RankTraffic::prior);
-  if (count.rows() > 1) count.move_in_columns(plan.computed(kAll, always), count.most_rounds());
+  if (count.rows() > 1) count.give(plan.computed_in_all());
   if (!holders.keeps_what_it_computes())
     count.move(plan.missing(kAll, always), std::ssize(plan.kept_windows()), &RankTraffic::keys_values);
 }
