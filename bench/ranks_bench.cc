@@ -9,10 +9,10 @@
 #include <random>
 #include <vector>
 
+#include "planning/plan.h"
 #include "rank_speed.h"
 #include "regard/attention.h"
 #include "regard/mpi.h"
-#include "regard/plan.h"
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include <variant>
 #include <vector>
 
-#include "regard/gqa_sharding.h"
+#include "regard/gqa.h"
 #include "regard/tensor.h"
 #include "regard/weight.h"
 

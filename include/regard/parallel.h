@@ -6,7 +6,7 @@
 
 #include "regard/communicator.h"
 #include "regard/dtype.h"
-#include "regard/gqa_sharding.h"
+#include "regard/gqa.h"
 
 namespace regard {
 

@@ -8,7 +8,7 @@
 #include "layers/attention_call.h"
 #include "layers/context_call.h"
 #include "layers/span_rows.h"
-#include "regard/rank_order.h"
+#include "parallel/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "parallel/traffic.h"
 #include "regard/attention_config.h"
-#include "regard/traffic.h"
 #include "tensor/fail.h"
 
 namespace regard {

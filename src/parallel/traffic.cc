@@ -1,7 +1,7 @@
 // What ranks send, formula by formula. Words: a stage has d rows of T ranks; n tokens of the call belong to a row; H is
 // the hidden size. An exchange is one round in which a rank sends to all others of its group.
 
-#include "regard/traffic.h"
+#include "parallel/traffic.h"
 
 #include <algorithm>
 

@@ -6,7 +6,7 @@
 
 #include "parallel/even_parts.h"
 #include "parallel/row_heads.h"
-#include "regard/traffic.h"
+#include "parallel/traffic.h"
 
 namespace regard {
 

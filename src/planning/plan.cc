@@ -1,14 +1,14 @@
 // Times are those of the busiest rank, and nothing is taken to overlap: docs/scaling.md.
 
-#include "regard/plan.h"
+#include "planning/plan.h"
 
 #include <algorithm>
 #include <cmath>
 #include <span>
 
-#include "regard/gqa_sharding.h"
-#include "regard/rank_order.h"
-#include "regard/traffic.h"
+#include "parallel/gqa_sharding.h"
+#include "parallel/rank_order.h"
+#include "parallel/traffic.h"
 #include "tensor/fail.h"
 
 namespace regard {

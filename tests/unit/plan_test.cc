@@ -1,4 +1,4 @@
-#include "regard/plan.h"
+#include "planning/plan.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <set>
 #include <tuple>
 
-#include "regard/traffic.h"
+#include "parallel/traffic.h"
 #include "support/expect_error.h"
 
 namespace regard {

@@ -1,11 +1,11 @@
-#include "regard/traffic.h"
+#include "parallel/traffic.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 
-#include "regard/rank_order.h"
+#include "parallel/rank_order.h"
 #include "support/expect_error.h"
 
 namespace regard {
