@@ -30,6 +30,7 @@ void run(const Options& options) {
   call.hidden_states = input.tensor("hidden_states").view();
   call.position_ids = optional("position_ids");
   call.attention_mask = optional("attention_mask");
+  call.present_key_value = true;
   call.lse = true;
   call.workspace = &workspace;
   const AttentionOutput result = attention.forward(call);

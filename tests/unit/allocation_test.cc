@@ -233,8 +233,6 @@ TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
             input.spans = std::span(&span, 1);
             input.output = output;
             input.cache = &cache;
-            input.present_key_value = false;
-            input.angles = false;
             input.workspace = &workspace;
             EXPECT_EQ(allocated_in_steady_state([&] { (void)attention.forward(input); }), 0U);
           }
@@ -287,8 +285,6 @@ TEST(Allocation, DecodingWithPagesAllocatesNothing) {
       input.rmsnorm = steady_gain();
       input.output = output;
       input.cache = &cache;
-      input.present_key_value = false;
-      input.angles = false;
       input.workspace = &workspace;
       const auto decode = [&](int64_t tokens) {
         for (int64_t i = 0; i < tokens; ++i) {
