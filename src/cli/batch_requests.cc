@@ -43,7 +43,7 @@ void read_fields(const Json& object, BatchRequest& request) {
   require(prompt != object.end(), "prompt is missing, expected a text");
   require(prompt->is_string(), "prompt is {}, expected a text", shown(*prompt));
   request.prompt = prompt->get<std::string>();
-  Scheduler::Request& settings = request.settings;
+  GenerationRequest& settings = request.settings;
   read_whole_number<int64_t>(object, "max_tokens", 1, settings.max_tokens);
   read_number(object, "temperature", settings.sampler.temperature);
   read_whole_number<uint64_t>(object, "seed", 0, settings.sampler.seed);

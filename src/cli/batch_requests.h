@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/scheduler.h"
+#include "regard/generation.h"
 
 namespace regard::cli {
 
@@ -20,8 +20,8 @@ void for_each_json_line(
 struct BatchRequest {
   std::string id;
   std::string prompt;
-  Scheduler::Request settings;  // without the prompt's tokens
-  std::string error;            // why it can't run; empty if it can
+  GenerationRequest settings;  // without the prompt's tokens
+  std::string error;           // why it can't run; empty if it can
 };
 
 // All requests of a file. Throws Error, naming the line, for what is no request: no JSON object, no id that is a

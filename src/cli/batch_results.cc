@@ -17,13 +17,15 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
-const char* name_of(Scheduler::Finish finish) {
+const char* name_of(FinishReason finish) {
   switch (finish) {
-    case Scheduler::Finish::stop:
+    case FinishReason::stop:
       return "stop";
-    case Scheduler::Finish::length:
+    case FinishReason::length:
       return "length";
-    case Scheduler::Finish::error:
+    case FinishReason::cancelled:
+      return "cancelled";
+    case FinishReason::error:
       break;
   }
   return "error";
@@ -47,13 +49,13 @@ bool is_result(const Json& object) {
 }  // namespace
 
 std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt_tokens,
-                        const Scheduler::Result& result, const Tokenizer& tokenizer) {
+                        const GeneratedText& text) {
   OrderedJson json = {{"id", request.id},
                       {"prompt_tokens", prompt_tokens},
-                      {"tokens", result.tokens},
-                      {"text", visible_text(tokenizer, result.tokens)},
-                      {"finish_reason", name_of(result.finish)}};
-  if (result.finish == Scheduler::Finish::error) json["error"] = result.error;
+                      {"tokens", text.tokens},
+                      {"text", text.text},
+                      {"finish_reason", name_of(text.finish)}};
+  if (text.finish == FinishReason::error) json["error"] = text.error;
   return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 

@@ -7,14 +7,14 @@
 #include <vector>
 
 #include "cli/batch_requests.h"
-#include "engine/scheduler.h"
+#include "regard/generation.h"
 #include "regard/tokenizer.h"
 
 namespace regard::cli {
 
 // A line of `regard batch`'s output, without its end.
 [[nodiscard]] std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt_tokens,
-                                      const Scheduler::Result& result, const Tokenizer& tokenizer);
+                                      const GeneratedText& text);
 
 // The lines of an earlier output, each at the place of its request, byte for byte; empty where there is none, where it
 // tells of an error, or if there is no such file. Throws Error for a line that is no result with the id of a request.

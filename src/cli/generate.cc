@@ -3,16 +3,16 @@
 #include <charconv>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
 #include "cli/ranks.h"
-#include "engine/generator.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
 #include "tensor/replaced_file.h"
-#include "text/utf8.h"
 
 namespace regard::cli {
 namespace {
@@ -32,34 +32,24 @@ struct Options {
   bool json = false;
 };
 
-// Writes tokens as they come: whole characters at a time or, without a tokenizer, ids with commas between them.
+// Writes tokens as they come: their text or, without a tokenizer, ids with commas between them.
 class Stream {
  public:
-  explicit Stream(const std::optional<Tokenizer>& tokenizer) : tokenizer_(tokenizer) {}
-  void write(int32_t token) {
-    if (!tokenizer_) {
-      fmt::print("{}{}", begun_ ? "," : "", token);
-      std::fflush(stdout);
-      begun_ = true;
-      return;
-    }
-    if (tokenizer_->is_special(token)) return;
-    using Place = Tokenizer::Place;
-    pending_ += tokenizer_->decode({&token, 1}, begun_ ? Place::behind_others : Place::beginning);
-    begun_ = true;
-    const size_t ready = pending_.size() - incomplete_tail(pending_);
-    fmt::print("{}", std::string_view(pending_).substr(0, ready));
+  explicit Stream(bool has_text) : has_text_(has_text) {}
+  void write(const GeneratedToken& token) {
+    if (has_text_)
+      fmt::print("{}", token.text);
+    else
+      fmt::print("{}{}", std::exchange(begun_, true) ? "," : "", token.token);
     std::fflush(stdout);
-    pending_.erase(0, ready);
   }
   void finish() {
-    fmt::print("{}\n", pending_);
+    fmt::print("\n");
     std::fflush(stdout);
   }
 
  private:
-  const std::optional<Tokenizer>& tokenizer_;
-  std::string pending_;
+  bool has_text_;
   bool begun_ = false;
 };
 
@@ -100,10 +90,9 @@ double decode_rate(const GenerateResult& result) {
   return result.tokens.size() < 2 ? 0.0 : static_cast<double>(result.tokens.size() - 1) / result.decode_seconds;
 }
 
-void print_result(const std::optional<Tokenizer>& tokenizer, std::span<const int32_t> prompt,
-                  const GenerateResult& result) {
+void print_result(bool has_text, std::span<const int32_t> prompt, const GenerateResult& result) {
   nlohmann::ordered_json json{{"prompt_tokens", prompt}, {"tokens", result.tokens}};
-  if (tokenizer) json["text"] = visible_text(*tokenizer, result.tokens);
+  if (has_text) json["text"] = result.text;
   json.update({{"restored_tokens", result.restored_tokens},
                {"draft_tokens", result.draft_tokens},
                {"accepted_tokens", result.accepted_tokens},
@@ -154,23 +143,25 @@ bool run(const Options& options) {
   const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
   const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
   watch_for_interrupt(ranks.ranks().size() > 1);
-  Stream stream(tokenizer);
+  Stream stream(tokenizer.has_value());
   bool stopped = false;
-  const auto result = generate(model, prompt, ends,
-                               {.max_tokens = options.max_tokens,
-                                .sampler = options.sampler,
+  const GenerationRequest request{.prompt = prompt,
+                                  .max_tokens = options.max_tokens,
+                                  .sampler = options.sampler,
+                                  .on_token = [&](const GeneratedToken& token) {
+                                    if (!options.json && ranks.speaks()) stream.write(token);
+                                    stopped = ranks.interrupted();
+                                    return !stopped;
+                                  }};
+  const auto result = generate(model, request,
+                               {.tokenizer = tokenizer ? &*tokenizer : nullptr,
+                                .end_tokens = ends,
                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                                 .draft_length = options.draft_length,
                                 .restore_from = options.restore_from,
-                                .save_to = options.save_to,
-                                .on_token =
-                                    [&](int32_t token) {
-                                      if (!options.json && ranks.speaks()) stream.write(token);
-                                      stopped = ranks.interrupted();
-                                      return !stopped;
-                                    }},
+                                .save_to = options.save_to},
                                workspace);
-  if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
+  if (ranks.speaks() && options.json) print_result(tokenizer.has_value(), prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "tensor/fail.h"
+#include "engine/check_tokens.h"
 
 namespace regard {
 namespace {
@@ -20,11 +20,9 @@ TokenOutputs outputs_of(const Model& model, std::span<const int32_t> tokens, con
                         Workspace& workspace) {
   const ModelSpec& spec = model.spec();
   const auto length = static_cast<int64_t>(tokens.size());
-  require(length >= 1 && length <= spec.context_length,
-          "the text has {} tokens, expected 1 to {} (the model's context)", length, spec.context_length);
+  check_length("the text", tokens.size(), 1, model);
   // All of them before the first call, which may take long.
-  for (const int32_t token : tokens)
-    require(token >= 0 && token < spec.vocab_size, "token id is {}, expected 0 to {}", token, spec.vocab_size - 1);
+  check_ids("token id", tokens, model);
   const int64_t states = std::ssize(spec.layers) + 1;
   TokenOutputs out{.logits = Tensor(DType::f32, {length, spec.vocab_size}), .hidden_states = {}};
   if (options.hidden_states) out.hidden_states = Tensor(DType::f32, {states, length, spec.hidden_size});

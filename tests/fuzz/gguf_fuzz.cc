@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "checkpoint/parsed_file.h"
-#include "engine/generator.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 
@@ -32,7 +32,7 @@ void run_model(std::span<const std::byte> bytes) {
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn, 12 \xC3\xA9");
   const auto tokens =
-      generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 2, .sampler = {}}, workspace).tokens;
+      generate(decoder, {.prompt = prompt, .max_tokens = 2}, {.end_tokens = tokenizer.end_tokens()}, workspace).tokens;
   (void)tokenizer.decode(tokens);
 }
 
