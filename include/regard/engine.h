@@ -14,8 +14,8 @@
 namespace regard {
 
 struct EngineOptions {
-  const Tokenizer* tokenizer = nullptr;  ///< Gives the texts of tokens; none: tokens alone.
-  std::vector<int32_t> end_tokens;       ///< Ids that end a text, as end_tokens_of finds them.
+  const Tokenizer* tokenizer = nullptr;  ///< Gives the texts of tokens, and its end tokens; none: tokens alone.
+  std::vector<int32_t> end_tokens;       ///< Ids that end texts, beside those: without a tokenizer, end_tokens_of.
   int64_t max_sequences = 32;            ///< That run at a time; others wait for their turn.
   /// Bytes for cached keys and values, in pages that sequences share; 0: what max_sequences of the model's whole
   /// context take. Memory is touched as it fills.
@@ -45,10 +45,10 @@ struct EngineStats {
 /// callbacks are called. Model, tokenizer and workspace outlive the engine; the workspace is the engine's alone while
 /// it steps.
 ///
-///     regard::Engine engine(model, {.tokenizer = &tokenizer, .end_tokens = ends, .cache_bytes = int64_t{4} << 30},
-///     workspace); std::jthread loop([&](std::stop_token stop) { engine.serve(stop); }); engine.submit({.prompt = ids,
-///     .on_token = [](auto& token) { std::cout << token.text; return true; }},
-///                   [](const regard::GeneratedText& text) { ... });
+///     Engine engine(model, {.tokenizer = &tokenizer, .cache_bytes = int64_t{4} << 30}, workspace);
+///     std::jthread loop([&](const std::stop_token& stop) { engine.serve(stop); });
+///     const auto on_token = [](const GeneratedToken& token) { return send(token.text); };  // false: the client left
+///     engine.submit({.prompt = ids, .on_token = on_token}, [](const GeneratedText& text) { log(text.finish); });
 class Engine {
  public:
   /// Called once for each request, when its text has ended, whatever the reason.

@@ -69,8 +69,8 @@ struct GeneratedText {
 
 /// How `generate` works, beside the request.
 struct GenerateOptions {
-  const Tokenizer* tokenizer = nullptr;      ///< Gives the text of the tokens; none: tokens alone.
-  std::span<const int32_t> end_tokens = {};  ///< Ids that end a text, as end_tokens_of finds them.
+  const Tokenizer* tokenizer = nullptr;      ///< Gives the text of tokens, and its end tokens; none: tokens alone.
+  std::span<const int32_t> end_tokens = {};  ///< Ids that end a text, beside those: without a tokenizer, end_tokens_of.
   DType cache_dtype = DType::f32;
   /// Tokens that a step may guess from the text so far and check together with the next one, 0 (off) to 64. The tokens
   /// that are generated are the same, whatever the sampler's settings.

@@ -42,9 +42,7 @@ int64_t available_memory_bytes() {
 
 // Half of the memory is for the caches at most; they take no more than all slots can fill, and touch it as they do.
 EngineOptions engine_options(const Options& options, const Tokenizer& tokenizer, size_t requests) {
-  const auto ends = tokenizer.end_tokens();
   return {.tokenizer = &tokenizer,
-          .end_tokens = {ends.begin(), ends.end()},
           .max_sequences = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
           .cache_bytes = options.kv_memory > 0 ? options.kv_memory : available_memory_bytes() / 2,
           .cache_dtype = parse_cache_dtype(options.model.kv_dtype)};

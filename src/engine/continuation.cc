@@ -8,6 +8,13 @@
 
 namespace regard {
 
+TextEnds TextEnds::of(const Tokenizer* tokenizer, std::span<const int32_t> end_tokens) {
+  TextEnds ends{.tokenizer = tokenizer, .tokens = {end_tokens.begin(), end_tokens.end()}};
+  if (tokenizer != nullptr)
+    ends.tokens.insert(ends.tokens.end(), tokenizer->end_tokens().begin(), tokenizer->end_tokens().end());
+  return ends;
+}
+
 void check_settings(const GenerationRequest& request, const TextEnds& ends) {
   require(request.max_tokens >= 1, "the number of tokens to generate is {}, expected 1 or more", request.max_tokens);
   require(!request.log_probabilities || *request.log_probabilities >= 0, "log_probabilities is {}, expected 0 or more",

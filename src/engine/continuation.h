@@ -12,10 +12,13 @@
 
 namespace regard {
 
-// Where texts end, and what they are made of.
+// What texts are made of, and where they end.
 struct TextEnds {
   const Tokenizer* tokenizer = nullptr;  // none: tokens alone
   std::vector<int32_t> tokens;           // end tokens
+
+  // With the end tokens of the tokenizer, if any.
+  [[nodiscard]] static TextEnds of(const Tokenizer* tokenizer, std::span<const int32_t> end_tokens);
 };
 
 // Throws Error for a request that no model can continue: settings out of range, or stop texts without a tokenizer. The

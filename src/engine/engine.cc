@@ -23,15 +23,11 @@ ModelCache make_cache(const Model& model, const EngineOptions& options) {
   return {model.make_paged_caches(cache, bytes), true};
 }
 
-TextEnds ends_of(const EngineOptions& options) {
-  return {.tokenizer = options.tokenizer, .tokens = options.end_tokens};
-}
-
 }  // namespace
 
 struct Engine::State {
   State(const Model& model, const EngineOptions& options, Workspace& workspace)
-      : scheduler(model, ends_of(options), make_cache(model, options), workspace) {
+      : scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace) {
     stats.pages = scheduler.cache_stats().pages;
   }
 

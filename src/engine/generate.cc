@@ -80,7 +80,7 @@ GenerationRequest without_prompt(const GenerationRequest& request) {
 
 GenerateResult generate(const Model& model, const GenerationRequest& request, const GenerateOptions& options,
                         Workspace& workspace) {
-  const TextEnds ends{.tokenizer = options.tokenizer, .tokens = {options.end_tokens.begin(), options.end_tokens.end()}};
+  const TextEnds ends = TextEnds::of(options.tokenizer, options.end_tokens);
   check_settings(request, ends);
   require(options.draft_length >= 0 && options.draft_length <= kLongestDraft,
           "the draft's length is {}, expected 0 to {}", options.draft_length, kLongestDraft);

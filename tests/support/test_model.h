@@ -31,9 +31,7 @@ class TestModel {
   // What a request gives by itself.
   [[nodiscard]] GeneratedText text_of(const GenerationRequest& request, DType cache_dtype = DType::f32) const {
     Workspace workspace(1);
-    return generate(decoder_, request,
-                    {.tokenizer = &tokenizer_, .end_tokens = tokenizer_.end_tokens(), .cache_dtype = cache_dtype},
-                    workspace);
+    return generate(decoder_, request, {.tokenizer = &tokenizer_, .cache_dtype = cache_dtype}, workspace);
   }
 
  private:

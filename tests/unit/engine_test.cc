@@ -35,7 +35,6 @@ struct Server {
       : workspace(threads),
         engine(model.decoder(),
                {.tokenizer = &model.tokenizer(),
-                .end_tokens = model.end_tokens(),
                 .max_sequences = max_sequences,
                 .cache_bytes = pages * kPageSize * bytes_per_token(model)},
                workspace) {}

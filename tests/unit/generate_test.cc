@@ -62,7 +62,6 @@ struct Speaker : TempFolder {
                      .sampler = speech.sampler,
                      .on_token = speech.on_token},
                     {.tokenizer = &tokenizer,
-                     .end_tokens = tokenizer.end_tokens(),
                      .cache_dtype = speech.cache_dtype,
                      .draft_length = speech.draft_length,
                      .restore_from = speech.restore_from,

@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "engine/score.h"
 #include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/model_spec.h"

@@ -41,7 +41,8 @@ class Server {
  public:
   Server(const TestModel& model, const Machine& machine)
       : workspace_(machine.threads),
-        scheduler_(model.decoder(), ends_of(model), cache_of(model.decoder(), machine), workspace_) {}
+        scheduler_(model.decoder(), TextEnds::of(&model.tokenizer(), {}), cache_of(model.decoder(), machine),
+                   workspace_) {}
 
   [[nodiscard]] Scheduler& scheduler() { return scheduler_; }
   // Requests are numbered from 0 on.
@@ -69,9 +70,6 @@ class Server {
  private:
   static constexpr int64_t kPatience = 20'000;
 
-  static TextEnds ends_of(const TestModel& model) {
-    return {.tokenizer = &model.tokenizer(), .tokens = model.end_tokens()};
-  }
   static ModelCache cache_of(const Model& decoder, const Machine& machine) {
     const KvCacheOptions options{
         .slots = machine.slots, .capacity = decoder.spec().context_length, .dtype = machine.dtype};
