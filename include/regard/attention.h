@@ -119,6 +119,9 @@ struct PaddedAttentionInput : AttentionOptions {
 /// Attention of one layer: hidden states -> projection -> rotation -> cache -> attention -> projection.
 /// A token's output has the same bits whatever it is computed with: alone or in a batch, in one prefill, in chunks or
 /// one by one, by any number of threads.
+///
+/// Thread safety: several threads may call const methods at once, each with a workspace and caches of its own. Over
+/// ranks one thread at a time calls them, as the communicators ask.
 class Attention {
  public:
   /// Packs the weights. Throws Error where config and weights disagree, or for a variant that this version can't

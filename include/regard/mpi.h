@@ -13,6 +13,8 @@ namespace regard::mpi {
 
 /// MPI, from construction to destruction, which end all communicators. Where the program has begun with MPI by itself,
 /// its end is left to the program too.
+///
+/// Thread safety: one thread at a time uses it, and what communicates through it.
 class Session {
  public:
   /// Throws Error where MPI can't be started, or allows calls from the main thread only.

@@ -16,8 +16,9 @@ struct SamplerConfig {
   uint64_t seed = 0;
 };
 
-/// Draws tokens. The same seed, logits and settings give the same tokens on every machine. Each text has a sampler of
-/// its own, which one thread at a time uses.
+/// Draws tokens. The same seed, logits and settings give the same tokens on every machine.
+///
+/// Thread safety: one thread at a time uses a sampler; each text has its own.
 class Sampler {
  public:
   /// Throws Error for a negative temperature or top_k, or top_p outside (0, 1]; NaN is outside.

@@ -14,7 +14,8 @@
 
 namespace regard {
 
-/// The sizes of a tensor's axes, outermost first; rank 0 is a scalar. Lives inline, never allocates.
+/// The sizes of a tensor's axes, outermost first; rank 0 is a scalar. Lives inline, never allocates. Thread safety: a
+/// value.
 class Shape {
  public:
   static constexpr size_t kMaxRank = 8;
@@ -41,7 +42,10 @@ class Shape {
 };
 
 /// A tensor in memory that something else owns and keeps alive: element type, shape, strides in elements. `Byte` is
-/// std::byte or const std::byte. A view is a value: several threads may read one, and write where its elements differ.
+/// std::byte or const std::byte.
+///
+/// Thread safety: a view is a value. Several threads may use views of one tensor as long as none writes what others
+/// read.
 template <class Byte>
 class BasicTensorView {
  public:
@@ -109,7 +113,7 @@ using TensorView = BasicTensorView<std::byte>;
 using ConstTensorView = BasicTensorView<const std::byte>;
 
 /// Zeroed memory at a multiple of kAlignment bytes. Large buffers are mapped, so that pages nobody touches cost
-/// nothing.
+/// nothing. Thread safety: several threads may use its memory as long as none writes what others read.
 class Buffer {
  public:
   static constexpr size_t kAlignment = 64;
@@ -129,8 +133,9 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-/// A dense tensor that owns its elements, or shares their owner. Copies share the elements too. Several threads may
-/// read one, and copy it.
+/// A dense tensor that owns its elements, or shares their owner. Copies share the elements too.
+///
+/// Thread safety: several threads may copy a tensor, and use its elements as those of a view.
 class Tensor {
  public:
   Tensor() = default;
