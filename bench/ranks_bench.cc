@@ -184,7 +184,6 @@ void RanksBench::run() {
 
 int main(int argc, char** argv) {
   Options options;
-  bool ring = false;
   bool strided = false;
   CLI::App app("One attention layer of the size of Llama-3-8B's over ranks");
   app.add_option("--cp", options.parallel.cp_degree);
@@ -192,14 +191,12 @@ int main(int argc, char** argv) {
   app.add_flag("--sp", options.parallel.sequence_parallel_enabled);
   app.add_flag("--flash-decoding", options.parallel.flash_decoding_enabled);
   app.add_flag("--deterministic", options.parallel.deterministic);
-  app.add_flag("--ring", ring);
   app.add_flag("--strided", strided);
   app.add_option("--threads", options.threads);
   app.add_option("--prompt", options.prompt);
   app.add_option("--history", options.history);
   app.add_option("--repeats", options.repeats);
   CLI11_PARSE(app, argc, argv);
-  if (ring) options.parallel.kv_exchange = KvExchange::ring;
   if (strided) options.parallel.context_split = ContextSplit::strided;
   try {
     if (!mpi::launched()) {

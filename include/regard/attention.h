@@ -171,11 +171,11 @@ class Attention {
 
  private:
   friend class AttentionCall;
-  friend class ContextCall;
   friend class Model;
   friend class RankedCall;
 
-  // `forward` to input.output in a step of several layers, whose plan it is; over ranks there is none.
+  // `forward` to input.output in a step of several layers, whose plan it is; over ranks there is none, and all layers
+  // have agreed on the step.
   void run(const AttentionInput& input, StepPlan* plan) const;
 
   [[nodiscard]] std::optional<int64_t> own_slot(const KvCache& cache, int64_t slot) const;

@@ -200,6 +200,14 @@ class KvCache {
   [[nodiscard]] BlockTables& block_tables();
   [[nodiscard]] const BlockTables& block_tables() const;
 
+  /// One KV head of a token as it is stored (key, its scale, value, its scale), for moving tokens one by one:
+  /// stored_bytes() bytes. `extend` makes a slot's tokens from `first` on those up to `length`, as `append` does and
+  /// with its errors; what they hold is unknown until `put_stored` brings it, in any order. For the library's own use.
+  [[nodiscard]] int64_t stored_bytes() const;
+  void get_stored(int64_t slot, int64_t position, int64_t head, std::byte* to) const;
+  void put_stored(int64_t slot, int64_t position, int64_t head, const std::byte* from);
+  void extend(int64_t slot, int64_t first, int64_t length);
+
   /// What the kernels read; for the library's own use.
   [[nodiscard]] kernels::KvPages view(int64_t slot) const;
 

@@ -76,6 +76,12 @@ class Checkpoint {
   /// Bytes of all mapped files.
   [[nodiscard]] int64_t file_bytes() const;
 
+  /// The files that it is read from: those of the tensors, and of the texts beside them whether they exist or not.
+  [[nodiscard]] std::vector<std::filesystem::path> files() const;
+  /// Throws Error, with its name, where a mapped file has become shorter since it was opened: what was read of its end
+  /// may be zeros. (Pages beyond the new end can't be read at all: SIGBUS.)
+  void check_sizes() const;
+
   /// All tensors, sorted by name.
   [[nodiscard]] std::span<const StoredTensor> tensors() const;
   /// The tensor of that name, or nullptr.
@@ -109,9 +115,11 @@ class Checkpoint {
 
 /// Sixteen hexadecimal digits that tell checkpoints apart, for ranks that should have loaded the same: of the size of
 /// the files, the name, type and shape of each tensor with 64 bytes each of its beginning, middle and end, GGUF's
-/// metadata and the texts beside the checkpoint; all parts of a cut model have the same. Cheap, as it reads few pages;
-/// a change elsewhere inside a tensor goes unnoticed.
-[[nodiscard]] std::string digest_of(const Checkpoint& checkpoint);
+/// metadata and the texts beside the checkpoint; all parts of a cut model have the same. `samples` is cheap, as it
+/// reads few pages; a change elsewhere inside a tensor goes unnoticed. `whole` reads all bytes of all tensors. Parts of
+/// a cut model have been read whole when they were opened.
+enum class DigestScope : uint8_t { samples, whole };
+[[nodiscard]] std::string digest_of(const Checkpoint& checkpoint, DigestScope scope = DigestScope::samples);
 
 /// A tensor to be written, with its name.
 struct NamedTensor {

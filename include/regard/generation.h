@@ -77,6 +77,11 @@ struct GenerateOptions {
   int64_t draft_length = 0;
   std::string restore_from = {};  ///< A saved sequence that the prompt, which may then be empty, continues.
   std::string save_to = {};       ///< Where the sequence is saved afterwards; see saved_sequence.h.
+  std::string model_digest =
+      {};  ///< Which saved sequences name, and which those that are restored must have; "": none.
+  /// Asked before each token is reported; where it returns true on any rank, all ranks cancel the text behind that
+  /// token.
+  std::function<bool()> interrupted = {};
 };
 
 struct GenerateResult : GeneratedText {
@@ -84,6 +89,7 @@ struct GenerateResult : GeneratedText {
   int64_t prefill_tokens = 0;   ///< That ran to give the first token.
   int64_t draft_tokens = 0;     ///< That were guessed.
   int64_t accepted_tokens = 0;  ///< Of those, the ones that came true.
+  bool interrupted = false;     ///< Whether GenerateOptions::interrupted ended the text.
   double prefill_seconds = 0;
   double decode_seconds = 0;  ///< Of all tokens but the first, which prefill gives.
 };
@@ -91,8 +97,13 @@ struct GenerateResult : GeneratedText {
 /// Continues one prompt, with drafts, saved sequences and over ranks as asked for; Engine continues many at once, with
 /// the same tokens. Runs until the text ends, and calls on_token on the caller's thread. Several threads may call it
 /// with one model, each with a workspace of its own. Throws Error for what the request or the options may not be, for
-/// what restore_sequence and save_sequence refuse, and where the text ends with an error.
+/// what restore_sequence and save_sequence refuse, where the text ends with an error, and on all ranks where they draw
+/// different tokens. Over ranks on_token has to return the same on all of them.
 [[nodiscard]] GenerateResult generate(const Model& model, const GenerationRequest& request,
                                       const GenerateOptions& options, Workspace& workspace);
+
+/// Throws Error for the settings and lengths that `generate` refuses, without the weights: before they are loaded. Of a
+/// saved sequence only the tokens are looked at.
+void check_generate(const ModelSpec& spec, const GenerationRequest& request, const GenerateOptions& options);
 
 }  // namespace regard

@@ -16,13 +16,6 @@ enum class ContextSplit : uint8_t {
   strided,     ///< Row c takes positions c, c + cp, ...: causal work is the same for all rows [PAR-20].
 };
 
-/// How the rows of context parallelism come by each other's keys and values.
-enum class KvExchange : uint8_t {
-  all_gather,  ///< All at once, before attention [PAR-22].
-  ring,        ///< One KV head after the other from row to row, while attention works on the head before; in layers
-               ///< with a window or chunk as all_gather.
-};
-
 /// Which collectives bring the rows of decode's data parallelism together [PAR-35]. Rows of a prompt do as AR_AG says.
 enum class OutputDispatch : uint8_t {
   AR_AG,  ///< Sum inside the row, then gather the rows.
@@ -40,7 +33,6 @@ struct ParallelConfig {
   bool switch_cc = false;                  ///< The second 8x8 mesh [CFG-78].
   GQA gqa = GQA::REPLICATE_TO_TP_DEGREE;   ///< The strategy that is asked for [PROJ-2].
   ContextSplit context_split = ContextSplit::contiguous;
-  KvExchange kv_exchange = KvExchange::all_gather;
   OutputDispatch output_dispatch = OutputDispatch::AR_AG;
   std::optional<DType> rpl_reduce_dtype;  ///< Type of partial sums on the way: f32 or bf16; f32 [CFG-50].
   /// The same bits whatever the degrees: sums over heads follow a fixed tree.

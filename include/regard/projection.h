@@ -38,7 +38,8 @@ class QkvProjection {
                                           const Threads& threads, const HeadShard& shard = {});
 
   /// x [tokens, input_size] -> q [tokens, heads * head_dim], k [tokens, kv_heads * head_dim], v [tokens, kv_heads *
-  /// v_head_dim], f32, with bias and clip_qkv applied [PROJ-16], [PROJ-17]; heads are those of the shard.
+  /// v_head_dim], f32, with bias and clip_qkv applied [PROJ-16], [PROJ-17]; heads are those of the shard. Empty views
+  /// are left out.
   void forward(ConstTensorView x, TensorView q, TensorView k, TensorView v, Workspace& workspace) const;
 
   [[nodiscard]] const Linear& q() const { return q_; }

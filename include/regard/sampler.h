@@ -14,6 +14,7 @@ struct SamplerConfig {
   int32_t top_k = 0;   ///< 0: off; otherwise only the k largest logits.
   float top_p = 1.0F;  ///< 1: off; otherwise in (0, 1]: the smallest set of most likely tokens whose mass reaches p.
   uint64_t seed = 0;
+  int32_t vocabulary = 0;  ///< 0: off; otherwise only ids below it: a model's head may have rows without a token.
 };
 
 /// Draws tokens. The same seed, logits and settings give the same tokens on every machine.
@@ -21,7 +22,7 @@ struct SamplerConfig {
 /// Thread safety: one thread at a time uses a sampler; each text has its own.
 class Sampler {
  public:
-  /// Throws Error for a negative temperature or top_k, or top_p outside (0, 1]; NaN is outside.
+  /// Throws Error for a negative temperature, top_k or vocabulary, or top_p outside (0, 1]; NaN is outside.
   explicit Sampler(const SamplerConfig& config);
   /// The index of the chosen token. Order: top_k, temperature, top_p, as transformers does.
   /// Throws Error if logits are empty or hold NaN.

@@ -77,6 +77,31 @@ void KvCache::append_stored(const Span& span, const StoredTokens& tokens) {
   s.set_stored(slot, span.first_position, span.first_position + span.count);
 }
 
+int64_t KvCache::stored_bytes() const { return state_->keys.stored_bytes() + state_->values.stored_bytes(); }
+
+void KvCache::get_stored(int64_t slot, int64_t position, int64_t head, std::byte* to) const {
+  const State& s = *state_;
+  const int32_t page = s.slots[static_cast<size_t>(slot)].page(position / s.page_size());
+  s.keys.get_stored(page, head, position % s.page_size(), to);
+  s.values.get_stored(page, head, position % s.page_size(), to + s.keys.stored_bytes());
+}
+
+void KvCache::put_stored(int64_t slot, int64_t position, int64_t head, const std::byte* from) {
+  State& s = *state_;
+  const int32_t page = s.slots[static_cast<size_t>(slot)].page(position / s.page_size());
+  s.keys.put_stored(from, page, head, position % s.page_size());
+  s.values.put_stored(from + s.keys.stored_bytes(), page, head, position % s.page_size());
+}
+
+void KvCache::extend(int64_t slot, int64_t first, int64_t length) {
+  State& s = *state_;
+  const Span span{.slot = slot, .first_position = first, .count = length - first};
+  s.check({&span, 1}, std::max<int64_t>(1, span.count));
+  Slot& found = s.at(slot);
+  s.make_room(found, first, span.count);
+  s.set_stored(found, first, length);
+}
+
 void KvCache::restore_stored(int64_t slot, int64_t first, const StoredTokens& tokens) {
   State& s = *state_;
   Slot& found = s.empty_slot(slot);

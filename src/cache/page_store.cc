@@ -142,15 +142,23 @@ void PageStore::copy_token(int32_t from, int64_t from_token, int32_t to, int64_t
 int64_t PageStore::bytes_of_row() const { return sizes_.width * elements(0, 0).bytes(); }
 
 void PageStore::load_stored(int32_t page, int64_t head, int64_t token, std::byte* row, float* scale) const {
-  const kernels::PanelElements source = elements(page, head);
-  for (int64_t d = 0; d < sizes_.width; ++d) source.get(token, d, row + d * source.bytes());
+  elements(page, head).get_token(token, row);
   if (has_scales()) *scale = panel(page, head).scales[token];
 }
 
 void PageStore::store_stored(const std::byte* row, const float* scale, int32_t page, int64_t head, int64_t token) {
-  const kernels::PanelElements target = elements(page, head);
-  for (int64_t d = 0; d < sizes_.width; ++d) target.put(row + d * target.bytes(), token, d);
+  elements(page, head).put_token(row, token);
   if (has_scales()) panel(page, head).scales[token] = *scale;
+}
+
+void PageStore::get_stored(int32_t page, int64_t head, int64_t token, std::byte* to) const {
+  elements(page, head).get_token(token, to);
+  if (has_scales()) std::memcpy(to + bytes_of_row(), panel(page, head).scales + token, sizeof(float));
+}
+
+void PageStore::put_stored(const std::byte* from, int32_t page, int64_t head, int64_t token) {
+  elements(page, head).put_token(from, token);
+  if (has_scales()) std::memcpy(panel(page, head).scales + token, from + bytes_of_row(), sizeof(float));
 }
 
 KvFormat KvFormat::fitted(DType dtype, KvScaling scaling, ConstTensorView sample) {

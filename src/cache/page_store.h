@@ -42,6 +42,13 @@ class PageStore {
   void load_stored(int32_t page, int64_t head, int64_t token, std::byte* row, float* scale) const;
   void store_stored(const std::byte* row, const float* scale, int32_t page, int64_t head, int64_t token);
 
+  // Both together: the row, then the scale.
+  [[nodiscard]] int64_t stored_bytes() const {
+    return bytes_of_row() + (has_scales() ? static_cast<int64_t>(sizeof(float)) : 0);
+  }
+  void get_stored(int32_t page, int64_t head, int64_t token, std::byte* to) const;
+  void put_stored(const std::byte* from, int32_t page, int64_t head, int64_t token);
+
   [[nodiscard]] kernels::HeadPanel panel(int32_t page, int64_t head) const;
 
  private:

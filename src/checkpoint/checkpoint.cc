@@ -87,12 +87,18 @@ bool is_gguf(std::span<const std::byte> bytes) {
   return bytes.size() >= 4 && std::memcmp(bytes.data(), "GGUF", 4) == 0;
 }
 
+// A header's length, and the brace that the format asks for.
+bool may_be_safetensors(std::span<const std::byte> bytes, const fs::path& file) {
+  return file.extension() == ".safetensors" || (bytes.size() > 8 && bytes[8] == std::byte{'{'});
+}
+
 }  // namespace
 
 struct Checkpoint::State {
   fs::path path;
   Format format = Format::safetensors;
   std::vector<MappedFile> files;
+  std::vector<fs::path> other_files;  // that are not mapped
   ParsedFile parsed;
   std::string config_json;
   std::string tokenizer_json;
@@ -107,13 +113,19 @@ struct Checkpoint::State {
     const std::array<std::string*, std::size(kShardTexts)> texts = {
         &config_json, &tokenizer_json, &tokenizer_config_json, &chat_template, &generation_config_json};
     for (size_t i = 0; i < texts.size(); ++i)
-      if (wanted(kShardTexts[i])) *texts[i] = read_text(folder / kShardTexts[i]);
+      if (wanted(kShardTexts[i])) {
+        *texts[i] = read_text(folder / kShardTexts[i]);
+        other_files.push_back(folder / kShardTexts[i]);
+      }
   }
 
   void add(const fs::path& file) {
     files.emplace_back(file);
     const auto bytes = files.back().bytes();
     const bool gguf = is_gguf(bytes);
+    require(gguf || may_be_safetensors(bytes, file),
+            "checkpoint: {} is neither GGUF nor safetensors: it begins with neither \"GGUF\" nor a header",
+            file.string());
     if (gguf) format = Format::gguf;
     ParsedFile part = gguf ? parse_gguf(bytes, file.string()) : parse_safetensors(bytes, file.string());
     std::ranges::move(part.tensors, std::back_inserter(parsed.tensors));
@@ -123,6 +135,7 @@ struct Checkpoint::State {
 
   void add_shards(const fs::path& index) {
     const auto file_of = read_index(index);
+    other_files.push_back(index);
     std::set<std::string> names;
     for (const auto& [tensor, file] : file_of) names.insert(file);
     std::set<std::string, std::less<>> read;
@@ -195,6 +208,7 @@ Checkpoint Checkpoint::open_shard(const fs::path& folder, int64_t rank) {
                                  .rank = rank,
                                  .gqa = manifest.gqa,
                                  .whole = checksum(std::as_bytes(std::span(manifest_text)))};
+  state->other_files.push_back(manifest_path);
   state->add(file);
   const auto bytes = state->files.back().bytes();
   require(static_cast<int64_t>(bytes.size()) == expected.bytes && checksum(bytes) == expected.checksum,
@@ -208,6 +222,7 @@ Checkpoint Checkpoint::open_shard(const fs::path& folder, int64_t rank) {
   state->format = manifest.format;
   if (manifest.format == Format::gguf) {
     const fs::path metadata = folder / kShardMetadataFile;
+    state->other_files.push_back(metadata);
     state->parsed.metadata = parse_gguf(MappedFile(metadata).bytes(), metadata.string()).metadata;
   }
   state->read_texts(folder, [&](std::string_view text) { return std::ranges::count(manifest.texts, text) > 0; });
@@ -228,6 +243,16 @@ int64_t Checkpoint::file_bytes() const {
   int64_t bytes = 0;
   for (const MappedFile& file : state_->files) bytes += static_cast<int64_t>(file.bytes().size());
   return bytes;
+}
+
+std::vector<fs::path> Checkpoint::files() const {
+  std::vector<fs::path> paths = state_->other_files;
+  for (const MappedFile& file : state_->files) paths.push_back(file.path());
+  return paths;
+}
+
+void Checkpoint::check_sizes() const {
+  for (const MappedFile& file : state_->files) file.check_size();
 }
 
 std::span<const StoredTensor> Checkpoint::tensors() const { return state_->parsed.tensors; }

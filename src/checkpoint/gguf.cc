@@ -188,22 +188,54 @@ class Reader {
             "checkpoint: {}: key \"{}\" is an array of {} values, more than the file can hold", name_, printable(key),
             count);
     switch (static_cast<ValueType>(type)) {
-      case ValueType::string:
-        return read_elements<std::string>(key, type, count);
-      case ValueType::boolean:
-        return read_elements<bool>(key, type, count);
+      case ValueType::u8:
+        return read_numbers<int64_t, uint8_t>(count);
+      case ValueType::i8:
+        return read_numbers<int64_t, int8_t>(count);
+      case ValueType::u16:
+        return read_numbers<int64_t, uint16_t>(count);
+      case ValueType::i16:
+        return read_numbers<int64_t, int16_t>(count);
+      case ValueType::u32:
+        return read_numbers<int64_t, uint32_t>(count);
+      case ValueType::i32:
+        return read_numbers<int64_t, int32_t>(count);
+      case ValueType::i64:
+        return read_numbers<int64_t, int64_t>(count);
       case ValueType::f32:
+        return read_numbers<double, float>(count);
       case ValueType::f64:
-        return read_elements<double>(key, type, count);
+        return read_numbers<double, double>(count);
+      case ValueType::u64:
+        return read_each<int64_t>(count, [&] { return narrow(key, read<uint64_t>(kElement)); });
+      case ValueType::boolean:
+        return read_each<bool>(count, [&] { return read_bool(key); });
       default:
-        return read_elements<int64_t>(key, type, count);
+        return read_each<std::string>(count, [&] { return read_string(kElement); });
     }
   }
 
-  template <class T>
-  std::vector<T> read_elements(const std::string& key, uint32_t type, uint64_t count) {
+  static constexpr std::string_view kElement = "a value";
+
+  // An array may have as many numbers as the file has bytes: they are read in one go, without a check for each.
+  template <class T, class Stored>
+  std::vector<T> read_numbers(uint64_t count) {
+    std::vector<T> values(count);
+    const std::byte* from = file_.data() + at_;
+    for (uint64_t i = 0; i < count; ++i) {
+      Stored value;
+      std::memcpy(&value, from + i * sizeof(Stored), sizeof(Stored));
+      values[i] = static_cast<T>(value);
+    }
+    at_ += count * sizeof(Stored);
+    return values;
+  }
+
+  template <class T, class Read>
+  static std::vector<T> read_each(uint64_t count, Read read) {
     std::vector<T> values;
-    for (uint64_t i = 0; i < count; ++i) values.push_back(std::get<T>(read_scalar(key, type)));
+    values.reserve(count);
+    for (uint64_t i = 0; i < count; ++i) values.push_back(read());
     return values;
   }
 

@@ -12,6 +12,8 @@ namespace regard {
 namespace {
 
 using Json = nlohmann::ordered_json;
+// For reading: an ordered_json looks for a key among all those before.
+using ReadJson = nlohmann::json;
 
 constexpr std::string_view kKind = "regard shards";
 constexpr int64_t kVersion = 1;
@@ -32,7 +34,7 @@ class Reader {
  public:
   explicit Reader(std::string_view name) : name_(name) {}
 
-  Manifest read(const Json& json) const {
+  Manifest read(const ReadJson& json) const {
     check(json.at("kind") == kKind && json.at("version") == kVersion);
     Manifest manifest;
     manifest.finished = json.at("finished").get<bool>();
@@ -41,11 +43,11 @@ class Reader {
     manifest.format = choice(json.at("format"), std::array{Checkpoint::Format::gguf, Checkpoint::Format::safetensors});
     manifest.family = json.at("family").get<std::string>();
     manifest.source = json.at("source").get<std::string>();
-    for (const Json& text : json.at("texts")) {
+    for (const ReadJson& text : json.at("texts")) {
       manifest.texts.push_back(text.get<std::string>());
       check(std::ranges::count(kShardTexts, manifest.texts.back()) == 1);
     }
-    for (const Json& file : json.at("files")) manifest.files.push_back(read_file(file));
+    for (const ReadJson& file : json.at("files")) manifest.files.push_back(read_file(file));
     check(manifest.tp_degree >= 1 && manifest.files.size() == static_cast<size_t>(manifest.tp_degree));
     return manifest;
   }
@@ -53,25 +55,25 @@ class Reader {
  private:
   void check(bool right) const { require(right, "checkpoint: {} is no manifest of this version of regard", name_); }
 
-  int64_t integer(const Json& json, int64_t most) const {
+  int64_t integer(const ReadJson& json, int64_t most) const {
     check(json.is_number_unsigned() && json.get<uint64_t>() <= static_cast<uint64_t>(most));
     return json.get<int64_t>();
   }
 
   template <class Values>
-  typename Values::value_type choice(const Json& json, const Values& values) const {
+  typename Values::value_type choice(const ReadJson& json, const Values& values) const {
     for (const auto value : values)
       if (json == name_of(value)) return value;
     fail("checkpoint: {} is no manifest of this version of regard", name_);
   }
 
-  WeightType type_of(const Json& json) const {
+  WeightType type_of(const ReadJson& json) const {
     for (int i = 0; i <= static_cast<int>(WeightType::q6_k); ++i)
       if (json == regard::name_of(static_cast<WeightType>(i))) return static_cast<WeightType>(i);
     fail("checkpoint: {} is no manifest of this version of regard", name_);
   }
 
-  uint64_t hexadecimal(const Json& json) const {
+  uint64_t hexadecimal(const ReadJson& json) const {
     const auto& text = json.get_ref<const std::string&>();
     uint64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
@@ -79,14 +81,14 @@ class Reader {
     return value;
   }
 
-  Manifest::File read_file(const Json& json) const {
+  Manifest::File read_file(const ReadJson& json) const {
     constexpr int64_t kMost = int64_t{1} << 62;
     Manifest::File file{
         .bytes = integer(json.at("bytes"), kMost), .checksum = hexadecimal(json.at("checksum")), .tensors = {}};
     // items() gives nothing for what is no object.
-    for (const auto& [tensor, info] : json.at("tensors").get_ref<const Json::object_t&>()) {
+    for (const auto& [tensor, info] : json.at("tensors").get_ref<const ReadJson::object_t&>()) {
       std::vector<int64_t> sizes;
-      for (const Json& size : info.at("shape")) sizes.push_back(integer(size, kMost));
+      for (const ReadJson& size : info.at("shape")) sizes.push_back(integer(size, kMost));
       file.tensors.push_back({.name = tensor, .type = type_of(info.at("type")), .shape = Shape(sizes)});
     }
     return file;
@@ -112,7 +114,8 @@ std::string Manifest::to_json() const {
   Json all = Json::array();
   for (size_t rank = 0; rank < files.size(); ++rank) {
     Json tensors = Json::object();
-    for (const Entry& entry : files[rank].tensors) tensors[entry.name] = to_object(entry);
+    for (const Entry& entry : files[rank].tensors)
+      tensors.get_ref<Json::object_t&>().emplace_back(entry.name, to_object(entry));
     all.push_back({{"name", shard_file_name(static_cast<int64_t>(rank), tp_degree)},
                    {"bytes", files[rank].bytes},
                    {"checksum", fmt::format("{:016x}", files[rank].checksum)},
@@ -138,8 +141,8 @@ std::string Manifest::to_json() const {
 
 Manifest Manifest::parse(std::string_view text, std::string_view name) {
   try {
-    return Reader(name).read(Json::parse(text));
-  } catch (const Json::exception&) {
+    return Reader(name).read(ReadJson::parse(text));
+  } catch (const ReadJson::exception&) {
     fail("checkpoint: {} is no manifest of this version of regard", name);
   }
 }

@@ -12,7 +12,7 @@
 
 namespace regard {
 
-MappedFile::MappedFile(const std::filesystem::path& path) {
+MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   // Without O_NONBLOCK, opening a pipe would wait for a writer.
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   require(file >= 0, "checkpoint: {} can't be opened: {}", path.string(), std::strerror(errno));
@@ -30,6 +30,13 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
 
 MappedFile::~MappedFile() {
   if (!bytes_.empty()) munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+void MappedFile::check_size() const {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path_, error);
+  require(error || size >= bytes_.size(), "checkpoint: {} had {} bytes when it was opened and has {} now",
+          path_.string(), bytes_.size(), size);
 }
 
 void MappedFile::release_pages() const {

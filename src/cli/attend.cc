@@ -1,11 +1,18 @@
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
 #include <memory>
+#include <string_view>
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "regard/attention.h"
 #include "regard/checkpoint.h"
 #include "tensor/fail.h"
+#include "tensor/replaced_file.h"
 
 namespace regard::cli {
 namespace {
@@ -17,12 +24,20 @@ struct Options {
   std::string output;
 };
 
+void check_tensors(const Checkpoint& input) {
+  constexpr std::array<std::string_view, 3> kNames = {"hidden_states", "position_ids", "attention_mask"};
+  for (const StoredTensor& tensor : input.tensors())
+    require(std::ranges::find(kNames, tensor.name) != kNames.end(), "--input: no tensor is called \"{}\", expected {}",
+            printable(tensor.name), fmt::join(kNames, ", "));
+}
+
 void run(const Options& options) {
   const auto checkpoint = Checkpoint::open(options.model.model);
   const auto input = Checkpoint::open(options.input);
-  Workspace workspace(options.model.threads);
+  check_tensors(input);
+  check_output(checkpoint, "--output", options.output);
+  check_output(input, "--output", options.output);
   const auto config = AttentionConfig::from(checkpoint, options.layer);
-  const auto attention = Attention::load(checkpoint, options.layer, config, workspace.threads());
   const auto optional = [&](const char* name) {
     return input.find(name) == nullptr ? ConstTensorView() : input.tensor(name).view();
   };
@@ -32,6 +47,10 @@ void run(const Options& options) {
   call.attention_mask = optional("attention_mask");
   call.present_key_value = true;
   call.lse = true;
+  // What can't be written is said before the weights are loaded.
+  { const ReplacedFile probe(options.output); }
+  Workspace workspace(options.model.threads);
+  const auto attention = Attention::load(checkpoint, options.layer, config, workspace.threads());
   call.workspace = &workspace;
   const AttentionOutput result = attention.forward(call);
   save_safetensors(options.output, std::array<NamedTensor, 4>{{{"hidden_states", result.hidden_states},

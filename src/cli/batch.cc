@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
-#include <limits>
 #include <memory>
 
 #include "cli/batch_requests.h"
@@ -12,9 +10,12 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
+#include "cli/standard_streams.h"
 #include "regard/engine.h"
 #include "regard/model.h"
+#include "tensor/available_memory.h"
 #include "tensor/fail.h"
 
 namespace regard::cli {
@@ -27,33 +28,30 @@ struct Options {
   int64_t max_batch = 32;
   int64_t kv_memory = 0;  // 0: half of what is available
   bool resume = false;
+  bool deterministic = false;
 };
 
-int64_t available_memory_bytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  int64_t kilobytes = 0;
-  while (file >> name >> kilobytes) {
-    if (name == "MemAvailable:") return kilobytes * 1024;
-    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-  }
-  fail("the system does not tell how much memory is available; --kv-memory says how much to use");
+int64_t default_memory() {
+  const auto available = available_memory_bytes();
+  require(available.has_value(),
+          "the system does not tell how much memory is available; --kv-memory says how much to use");
+  return *available / 2;
 }
 
 // Half of the memory is for the caches at most; they take no more than all slots can fill, and touch it as they do.
 EngineOptions engine_options(const Options& options, const Tokenizer& tokenizer, size_t requests) {
   return {.tokenizer = &tokenizer,
           .max_sequences = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
-          .cache_bytes = options.kv_memory > 0 ? options.kv_memory : available_memory_bytes() / 2,
+          .cache_bytes = options.kv_memory > 0 ? options.kv_memory : default_memory(),
           .cache_dtype = parse_cache_dtype(options.model.kv_dtype)};
 }
 
 // The requests of a file on their way through an engine into another one.
 class Batch {
  public:
-  Batch(std::vector<BatchRequest> requests, std::vector<std::string> lines, const std::string& output,
-        const Tokenizer& tokenizer, Engine& engine)
-      : requests_(std::move(requests)), results_(output, lines), tokenizer_(tokenizer), engine_(engine) {
+  Batch(std::vector<BatchRequest> requests, std::span<const std::string> lines, ResultsFile results,
+        const ResultSource& source, Engine& engine)
+      : requests_(std::move(requests)), results_(std::move(results)), source_(source), engine_(engine) {
     // What can't be written is said before hours of work.
     results_.write();
     for (size_t i = 0; i < requests_.size(); ++i) {
@@ -64,7 +62,7 @@ class Batch {
     }
   }
 
-  // Until all is done, or Ctrl-C.
+  // Until all is done, or a signal says to stop.
   void run() {
     ProgressBar bar(std::max<int64_t>(1, tokens_to_come_));
     const auto start = std::chrono::steady_clock::now();
@@ -78,16 +76,17 @@ class Batch {
     results_.write();
   }
 
+  [[nodiscard]] bool all_failed() const { return errors_ > 0 && errors_ == std::ssize(requests_); }
+
   void print_summary() const {
     const EngineStats stats = engine_.stats();
     const auto rate = [&](int64_t tokens) { return static_cast<double>(tokens) / std::max(seconds_, 1e-9); };
-    fmt::print(stderr,
-               "[{} requests: {} done, {} of them with an error, {} kept from before; {} prompt tokens, {} generated; "
-               "{:.1f} tokens/s, {:.1f} generated tokens/s]\n",
-               requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
-               rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
-    fmt::print(stderr, "[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
-               stats.most_pages_in_use, stats.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
+    say("[{} requests: {} done, {} of them with an error, {} kept from before; {} prompt tokens, {} generated; "
+        "{:.1f} tokens/s, {:.1f} generated tokens/s]\n",
+        requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
+        rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
+    say("[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
+        stats.most_pages_in_use, stats.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
   }
 
  private:
@@ -96,7 +95,7 @@ class Batch {
     std::vector<int32_t> prompt;
     try {
       require(request.error.empty(), "{}", request.error);
-      prompt = tokenizer_.encode(request.prompt);
+      prompt = prompt_tokens(request, source_);
       GenerationRequest settings = request.settings;
       settings.prompt = prompt;
       const int64_t most_tokens = engine_.most_tokens(settings);
@@ -113,12 +112,12 @@ class Batch {
   void set(size_t index, std::span<const int32_t> prompt, const GeneratedText& text) {
     ++done_;
     errors_ += text.finish == FinishReason::error ? 1 : 0;
-    results_.set(index, result_line(requests_[index], prompt, text));
+    results_.set(index, result_line(requests_[index], prompt, text, source_));
   }
 
   std::vector<BatchRequest> requests_;
   ResultsFile results_;
-  const Tokenizer& tokenizer_;
+  const ResultSource& source_;
   Engine& engine_;
   int64_t tokens_to_come_ = 0;  // at most
   int64_t spared_ = 0;          // of those, what ended texts did not take
@@ -128,24 +127,39 @@ class Batch {
   double seconds_ = 0;
 };
 
+// Ranks with --deterministic compute the same bits as one that is told so.
+Ranks one_rank(const Options& options) {
+  ParallelConfig config;
+  config.deterministic = options.deterministic;
+  return {Communicator::single(), config};
+}
+
 void run(const Options& options) {
+  const std::string input = options.input == "-" ? "/dev/stdin" : options.input;
   std::error_code none;
-  require(!std::filesystem::equivalent(options.input, options.output, none),
+  require(!std::filesystem::equivalent(input, options.output, none),
           "{} is both the input and the output, expected two files", options.input);
   auto requests = read_batch_requests(options.input);
-  auto lines =
-      options.resume ? read_batch_results(options.output, requests) : std::vector<std::string>(requests.size());
   const auto checkpoint = Checkpoint::open(options.model.model);
+  check_output(checkpoint, "--output", options.output);
   const auto tokenizer = Tokenizer::from(checkpoint);
-  check_prompts(lines, requests, tokenizer);
+  const DType kv_dtype = parse_cache_dtype(options.model.kv_dtype);
+  const ResultSource source{
+      .checkpoint = checkpoint,
+      .tokenizer = tokenizer,
+      .name = fmt::format("{} {} {}", digest_of(checkpoint), name_of(kv_dtype), options.deterministic)};
+  FileLock lock = lock_output(options.output, options.resume);
+  const auto lines = read_batch_results(options.output, requests);
+  check_results(lines, requests, source);
   Workspace workspace(options.model.threads);
-  const auto model = Model::load(checkpoint, workspace.threads());
+  const auto model = Model::load(checkpoint, workspace.threads(), one_rank(options));
   Engine engine(model, engine_options(options, tokenizer, requests.size()), workspace);
   watch_for_interrupt();
-  Batch batch(std::move(requests), std::move(lines), options.output, tokenizer, engine);
+  Batch batch(std::move(requests), lines, ResultsFile(options.output, lines, std::move(lock)), source, engine);
   batch.run();
   batch.print_summary();
   if (interrupted()) throw CLI::RuntimeError(kInterrupted);
+  if (batch.all_failed()) throw CLI::RuntimeError(kAllFailed);
 }
 
 }  // namespace
@@ -154,7 +168,8 @@ void add_batch(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("batch", "Continue many prompts at once, from a file to a file");
   options->model.add_to(command);
-  command.add_option("-i,--input", options->input, "The requests, one JSON object a line")->required();
+  command.add_option("-i,--input", options->input, "The requests, one JSON object a line; - reads standard input")
+      ->required();
   command.add_option("-o,--output", options->output, "The results, one JSON object a line, in the same order")
       ->required();
   command.add_option("--max-batch", options->max_batch, "The most sequences at a time (default: 32)")
@@ -165,14 +180,19 @@ void add_batch(CLI::App& app) {
                   "most half of the available memory)")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
+  command.add_flag("--deterministic", options->deterministic,
+                   "The bits that a model spread over ranks with --deterministic has");
   command.add_flag(
       "--resume", options->resume,
-      "Keep the results that the output has already (by id, with the same prompt; errors run again), and run the "
-      "rest");
+      "Keep the results that the output has already (of the same model, prompts and settings; errors run again), and "
+      "run the rest; without it, a file that is not empty is refused");
   command.footer(
-      "A request has an id and a prompt, and may have max_tokens, temperature, top_k, top_p, seed (as for generate) "
-      "and\n"
-      "salt (a whole number; requests with different ones share no cached prefixes).\n"
+      "A request has an id and a prompt or, for the model's chat template, messages: [{\"role\": \"user\", "
+      "\"content\": TEXT}].\n"
+      "It may have max_tokens, temperature, top_k, top_p, seed (as for generate), stop (a text or a list of texts: the "
+      "answer\n"
+      "ends before the first of them) and salt (a whole number; requests with different ones share no cached "
+      "prefixes).\n"
       "Example:\n"
       "  echo '{\"id\": \"a\", \"prompt\": \"Once upon a time\", \"max_tokens\": 64}' > requests.jsonl\n"
       "  regard batch -m model.gguf -i requests.jsonl -o results.jsonl --resume");

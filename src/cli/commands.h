@@ -19,10 +19,13 @@ void add_attend(CLI::App& app);
 void add_shard(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_plan(CLI::App& app);
+void add_show_config(CLI::App& app);
 
 // The exit code where `regard verify` found an error that is too large.
 inline constexpr int kNotVerified = 1;
-// The exit code where a command was stopped by Ctrl-C.
+// The exit code where all requests of a batch failed.
+inline constexpr int kAllFailed = 1;
+// The exit code where a command was stopped by Ctrl-C, SIGTERM or SIGHUP.
 inline constexpr int kInterrupted = 130;
 
 }  // namespace regard::cli

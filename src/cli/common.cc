@@ -5,14 +5,18 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <limits>
 
+#include "cli/standard_streams.h"
 #include "tensor/fail.h"
+#include "tensor/printable_quotes.h"
 
 namespace regard::cli {
 
@@ -47,14 +51,17 @@ std::vector<int32_t> parse_tokens(std::string_view list) {
     const auto [behind, error] = std::from_chars(at, end, tokens.emplace_back());
     const bool separated = behind == end || (*behind == ',' && behind + 1 != end);
     require(error == std::errc() && separated && tokens.back() >= 0,
-            "--tokens is \"{}\", expected token ids separated by commas, as 5,17,9", printable(list.substr(0, 100)));
+            "--tokens is \"{}\", expected token ids separated by commas, as 5,17,9", printable_with_quotes(list));
     if (behind == end) return tokens;
     at = behind + 1;
   }
 }
 
 std::vector<int32_t> read_token_file(const std::string& path) {
-  const auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  const std::string text = read_text_file(path);
+  // The parser takes a NUL for the text's end, and would not see what comes behind it.
+  const bool has_nul = text.find('\0') != std::string::npos;
+  const auto json = has_nul ? nlohmann::json() : nlohmann::json::parse(text, nullptr, false);
   std::vector<int32_t> tokens;
   const auto is_id = [](const nlohmann::json& id) {
     return id.is_number_unsigned() && id.get<uint64_t>() <= uint64_t{std::numeric_limits<int32_t>::max()};
@@ -79,7 +86,7 @@ std::string read_standard_input() { return {std::istreambuf_iterator<char>(std::
 
 std::string read_text_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  require(in.is_open(), "{} can't be opened", path);
+  require(in.is_open(), "{} can't be opened: {}", path, std::strerror(errno));
   std::string text;
   std::array<char, 1 << 16> buffer{};
   do {
@@ -87,7 +94,7 @@ std::string read_text_file(const std::string& path) {
     text.append(buffer.data(), static_cast<size_t>(in.gcount()));
   } while (in);
   // A folder can be opened, but not read.
-  require(!in.bad(), "{} can't be read", path);
+  require(!in.bad(), "{} can't be read: {}", path, std::strerror(errno));
   return text;
 }
 
@@ -95,7 +102,7 @@ ProgressBar::ProgressBar(int64_t total, const char* unit)
     : total_(total), unit_(unit), terminal_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressBar::~ProgressBar() {
-  if (terminal_ && shown_percent_ >= 0) fmt::print(stderr, "\r\033[K");
+  if (terminal_ && shown_percent_ >= 0) say("\r\033[K");
 }
 
 void ProgressBar::show(int64_t done) {
@@ -104,8 +111,7 @@ void ProgressBar::show(int64_t done) {
   shown_percent_ = percent;
   constexpr int kWidth = 40;
   const int filled = percent * kWidth / 100;
-  fmt::print(stderr, "\r[{:#<{}}{:.<{}}] {:3}% of {} {}", "", filled, "", kWidth - filled, percent, total_, unit_);
-  std::fflush(stderr);
+  say("\r[{:#<{}}{:.<{}}] {:3}% of {} {}", "", filled, "", kWidth - filled, percent, total_, unit_);
 }
 
 }  // namespace regard::cli

@@ -8,7 +8,10 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
+#include "cli/standard_streams.h"
+#include "engine/token_outputs.h"
 #include "regard/generation.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
@@ -41,11 +44,11 @@ class Stream {
       fmt::print("{}", token.text);
     else
       fmt::print("{}{}", std::exchange(begun_, true) ? "," : "", token.token);
-    std::fflush(stdout);
+    flush_output();
   }
   void finish() {
     fmt::print("\n");
-    std::fflush(stdout);
+    flush_output();
   }
 
  private:
@@ -109,7 +112,7 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
       fmt::format("; prefill {:.1f} tokens/s, decode {:.1f} tokens/s", prefill_rate(result), decode_rate(result));
   if (options.draft_length > 0)
     summary += fmt::format("; draft {} of {} tokens accepted", result.accepted_tokens, result.draft_tokens);
-  fmt::print(stderr, "[{}]\n", summary);
+  say("[{}]\n", summary);
 }
 
 Fields settings(const Options& options) {
@@ -135,38 +138,46 @@ bool run(const Options& options) {
   std::optional<Tokenizer> tokenizer;
   if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
-  // Settings are checked before the weights are loaded, and that what is to be saved can be.
-  if (!options.save_to.empty() && ranks.speaks()) const ReplacedFile probe(options.save_to);
-  (void)Sampler(options.sampler);
   ranks.check_agreement(checkpoint);
-  Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
-  const auto ends = end_tokens_of(checkpoint, model.spec().vocab_size);
-  watch_for_interrupt(ranks.ranks().size() > 1);
+  const ModelSpec spec = ModelSpec::from(checkpoint);
+  const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
   Stream stream(tokenizer.has_value());
-  bool stopped = false;
+  bool watching = false;
   const GenerationRequest request{.prompt = prompt,
                                   .max_tokens = options.max_tokens,
                                   .sampler = options.sampler,
                                   .on_token = [&](const GeneratedToken& token) {
+                                    // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends
+                                    // the process at once.
+                                    if (!watching) watch_for_interrupt();
+                                    watching = true;
                                     if (!options.json && ranks.speaks()) stream.write(token);
-                                    stopped = ranks.interrupted();
-                                    return !stopped;
+                                    return true;
                                   }};
-  const auto result = generate(model, request,
-                               {.tokenizer = tokenizer ? &*tokenizer : nullptr,
-                                .end_tokens = ends,
-                                .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
-                                .draft_length = options.draft_length,
-                                .restore_from = options.restore_from,
-                                .save_to = options.save_to},
-                               workspace);
+  const GenerateOptions settings{.tokenizer = tokenizer ? &*tokenizer : nullptr,
+                                 .end_tokens = ends,
+                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
+                                 .draft_length = options.draft_length,
+                                 .restore_from = options.restore_from,
+                                 .save_to = options.save_to,
+                                 .model_digest = digest_of(checkpoint),
+                                 .interrupted = interrupted};
+  // What is refused is refused before the weights are loaded, and where a sequence can't be saved, too.
+  check_generate(spec, request, settings);
+  if (options.tokens) check_outputs(spec, prompt);
+  if (!options.save_to.empty() && ranks.speaks()) {
+    check_output(checkpoint, "--save-cache", options.save_to);
+    const ReplacedFile probe(options.save_to);
+  }
+  Workspace workspace(ranks.threads(options.model.threads));
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
+  const auto result = generate(model, request, settings, workspace);
   if (ranks.speaks() && options.json) print_result(tokenizer.has_value(), prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  return !stopped;
+  return !result.interrupted;
 }
 
 }  // namespace

@@ -14,9 +14,10 @@ void note(int signal) {
 
 }  // namespace
 
-void watch_for_interrupt(bool terminate_too) {
+void watch_for_interrupt() {
   std::signal(SIGINT, note);
-  if (terminate_too) std::signal(SIGTERM, note);
+  std::signal(SIGTERM, note);
+  if (std::signal(SIGHUP, note) == SIG_IGN) std::signal(SIGHUP, SIG_IGN);
 }
 
 bool interrupted() { return noted != 0; }

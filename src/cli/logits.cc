@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "engine/token_outputs.h"
 #include "tensor/fail.h"
@@ -27,11 +28,16 @@ void run(const Options& options) {
                                            {"--kv-dtype", options.model.kv_dtype}});
   const auto tokens = parse_tokens(options.tokens);
   const auto checkpoint = ranks.open_model(options.model.model);
-  // That the file can be written is known before the weights are loaded.
-  if (ranks.speaks()) const ReplacedFile probe(options.output);
   ranks.check_agreement(checkpoint);
+  // What is refused is refused before the weights are loaded, and a file that can't be written, too.
+  const ModelSpec spec = ModelSpec::from(checkpoint);
+  check_outputs(spec, tokens);
+  if (ranks.speaks()) {
+    check_output(checkpoint, "--output", options.output);
+    const ReplacedFile probe(options.output);
+  }
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   TokenOutputs outputs;
   {
     ProgressBar bar(std::ssize(tokens));

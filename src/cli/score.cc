@@ -35,8 +35,10 @@ void run(const Options& options) {
   if (options.max_tokens > 0 && tokens.size() > static_cast<size_t>(options.max_tokens))
     tokens.resize(static_cast<size_t>(options.max_tokens));
   ranks.check_agreement(checkpoint, {{"the text's tokens", fmt::format("{}", fmt::join(tokens, " "))}});
+  const ModelSpec spec = ModelSpec::from(checkpoint);
+  check_score(spec, tokens);
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));

@@ -50,8 +50,8 @@ void add_shard(CLI::App& app) {
   command.add_option("-o,--output", options->folder, "The folder to write; it is made if it is not there")->required();
   command
       .add_option("--gqa", options->gqa,
-                  "How KV heads come to ranks where they do not divide evenly (default: the first); the second is for "
-                  "programs, generate and score do not take it")
+                  "How KV heads come to ranks where they do not divide evenly (default: the first; the second is for "
+                  "programs, generate and score do not take it)")
       ->check(CLI::IsMember(
           {std::string(name_of(GQA::REPLICATE_TO_TP_DEGREE)), std::string(name_of(GQA::CONVERT_TO_MHA))}));
   command.add_flag("--force", options->force, "Replace files in the folder that regard shard did not write");

@@ -137,6 +137,11 @@ bool run(const Options& options) {
   const auto tokens = options.tokens ? parse_tokens(*options.tokens)
                       : reference    ? reference->tokens()
                                      : made_up_tokens(spec);
+  check_outputs(spec, tokens);
+  const int64_t length = std::ssize(tokens);
+  if (reference)
+    check_reference(reference->states(), {std::ssize(spec.layers) + 1, length, spec.hidden_size},
+                    {length, spec.vocab_size});
   Workspace workspace(options.threads);
   const auto model = Model::load(checkpoint, spec, workspace.threads());
   const TokenOutputs outputs = outputs_of(model, tokens, {.hidden_states = true}, workspace);

@@ -31,7 +31,10 @@ int64_t most_tokens(const GenerationRequest& request, int64_t prompt_length, int
 
 Continuation::Continuation(GenerationRequest request, const TextEnds& ends, int64_t most_tokens)
     : request_(std::move(request)), ends_(ends), most_tokens_(most_tokens) {
-  if (ends_.tokenizer != nullptr) stream_.emplace(*ends_.tokenizer, std::move(request_.stop_texts));
+  if (ends_.tokenizer == nullptr) return;
+  stream_.emplace(*ends_.tokenizer, std::move(request_.stop_texts));
+  // Rows of the head without a token are never drawn.
+  if (request_.sampler.vocabulary == 0) request_.sampler.vocabulary = ends_.tokenizer->vocabulary_size();
 }
 
 std::optional<int32_t> Continuation::draw(std::span<const float> logits) {
@@ -49,6 +52,8 @@ std::optional<int32_t> Continuation::draw(std::span<const float> logits) {
 }
 
 void Continuation::note_log_probabilities(std::span<const float> logits, int32_t token) {
+  if (request_.sampler.vocabulary > 0)
+    logits = logits.first(std::min(logits.size(), static_cast<size_t>(request_.sampler.vocabulary)));
   text_.log_probabilities.push_back(
       {.drawn = log_probability(logits, token), .top = top_log_probabilities(logits, *request_.log_probabilities)});
 }

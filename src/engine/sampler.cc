@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -62,11 +63,14 @@ Sampler::Sampler(const SamplerConfig& config) : config_(config), generator_(conf
   require(config.temperature >= 0 && std::isfinite(config.temperature),
           "sampler: temperature is {}, expected 0 or more", config.temperature);
   require(config.top_k >= 0, "sampler: top_k is {}, expected 0 (off) or more", config.top_k);
+  require(config.vocabulary >= 0, "sampler: vocabulary is {}, expected 0 (off) or more", config.vocabulary);
   require(config.top_p > 0 && config.top_p <= 1, "sampler: top_p is {}, expected more than 0 and at most 1",
           config.top_p);
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
+  const FloatEnvironment environment;
+  if (config_.vocabulary > 0) logits = logits.first(std::min(logits.size(), static_cast<size_t>(config_.vocabulary)));
   require(!logits.empty(), "sampler: there are no logits");
   require(std::ranges::none_of(logits, [](float logit) { return std::isnan(logit); }), "sampler: the logits hold NaN");
   const float largest = *std::ranges::max_element(logits);
@@ -117,12 +121,14 @@ int32_t Sampler::sample(std::span<const float> logits) {
 }
 
 double log_probability(std::span<const float> logits, int32_t token) {
+  const FloatEnvironment environment;
   require(token >= 0 && static_cast<size_t>(token) < logits.size(),
           "log probability: token is {}, expected one of {} logits", token, logits.size());
   return static_cast<double>(logits[static_cast<size_t>(token)]) - log_sum(logits);
 }
 
 std::vector<TokenLogProbability> top_log_probabilities(std::span<const float> logits, int32_t count) {
+  const FloatEnvironment environment;
   const size_t kept = std::min(logits.size(), static_cast<size_t>(std::max(count, 0)));
   std::vector<TokenLogProbability> top;
   if (kept == 0) return top;

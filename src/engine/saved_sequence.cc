@@ -70,6 +70,11 @@ class SavedFile {
     require(value == expected, "saved sequence: {}: {} is \"{}\", expected \"{}\"", path_, name, printable(value),
             expected);
   }
+  void expect_model(std::string_view expected) const {
+    const std::string& value = field("model");
+    require(value == expected, "saved sequence: {} belongs to another model: its digest is {}, expected {}", path_,
+            printable(value), expected);
+  }
   [[nodiscard]] int64_t number(const std::string& name, int64_t least, int64_t most) const {
     const std::string& text = field(name);
     int64_t value = 0;
@@ -205,7 +210,7 @@ struct Rollback {
 }  // namespace
 
 void save_sequence(const std::string& path, std::span<const KvCache> layers, int64_t slot,
-                   std::span<const int32_t> tokens) {
+                   std::span<const int32_t> tokens, std::string_view model) {
   const int64_t length = common_length(layers, slot);
   const auto count = static_cast<int64_t>(tokens.size());
   require(count >= length, "saved sequence: {} tokens are given, but slot {} holds {}", count, slot, length);
@@ -214,6 +219,7 @@ void save_sequence(const std::string& path, std::span<const KvCache> layers, int
                      {"version", kVersion},
                      {"layers", std::to_string(layers.size())},
                      {"length", std::to_string(length)}};
+  if (!model.empty()) metadata["model"] = model;
   std::vector<NamedTensor> tensors = {{"tokens", ConstTensorView(tokens.data(), {count})}};
   std::vector<Tensor> owned;  // what the views of `tensors` show
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -237,9 +243,11 @@ void save_sequence(const std::string& path, std::span<const KvCache> layers, int
 
 std::vector<int32_t> saved_tokens(const std::string& path) { return SavedFile(path).tokens(); }
 
-std::vector<int32_t> restore_sequence(const std::string& path, std::span<KvCache> layers, int64_t slot) {
+std::vector<int32_t> restore_sequence(const std::string& path, std::span<KvCache> layers, int64_t slot,
+                                      std::string_view model) {
   const SavedFile file(path);
   file.expect("layers", std::to_string(layers.size()));
+  if (!model.empty()) file.expect_model(model);
   std::vector<int32_t> tokens = file.tokens();
   const int64_t length = file.number("length", 1, static_cast<int64_t>(tokens.size()));
   const auto saved = find_layers(file, layers, slot, length);

@@ -67,11 +67,11 @@ int64_t Scheduler::most_tokens(const GenerationRequest& request) const {
 
 void Scheduler::check(const GenerationRequest& request) const {
   const int64_t length = count_of(request.prompt);
-  check_length("the prompt", request.prompt.size(), 1, model_);
+  check_length("the prompt", request.prompt.size(), 1, model_.spec());
   require(length <= memory_tokens_, "the prompt has {} tokens, but the cache's memory holds {}", length,
           memory_tokens_);
   check_settings(request, ends_);
-  check_ids("token id of the prompt", request.prompt, model_);
+  check_ids("token id of the prompt", request.prompt, model_.spec());
 }
 
 void Scheduler::submit(int64_t number, GenerationRequest request) {

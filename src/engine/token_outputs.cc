@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/check_tokens.h"
+#include "parallel/same_values.h"
 
 namespace regard {
 namespace {
@@ -16,13 +17,16 @@ void copy_rows(ConstTensorView from, int64_t first, TensorView to) {
 
 }  // namespace
 
+void check_outputs(const ModelSpec& spec, std::span<const int32_t> tokens) {
+  check_length("the text", tokens.size(), 1, spec);
+  check_ids("token id", tokens, spec);
+}
+
 TokenOutputs outputs_of(const Model& model, std::span<const int32_t> tokens, const TokenOutputsOptions& options,
                         Workspace& workspace) {
   const ModelSpec& spec = model.spec();
   const auto length = static_cast<int64_t>(tokens.size());
-  check_length("the text", tokens.size(), 1, model);
-  // All of them before the first call, which may take long.
-  check_ids("token id", tokens, model);
+  check_outputs(spec, tokens);
   const int64_t states = std::ssize(spec.layers) + 1;
   TokenOutputs out{.logits = Tensor(DType::f32, {length, spec.vocab_size}), .hidden_states = {}};
   if (options.hidden_states) out.hidden_states = Tensor(DType::f32, {states, length, spec.hidden_size});
@@ -38,6 +42,9 @@ TokenOutputs outputs_of(const Model& model, std::span<const int32_t> tokens, con
     const ConstTensorView logits =
         model.forward(tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(span.count)), {&span, 1}, caches,
                       call, workspace);
+    require_same_bytes(model.ranks().world(),
+                       fmt::format("the checksum of the logits up to token {}", first + span.count),
+                       std::as_bytes(logits.elements<float>()));
     copy_rows(logits, first, out.logits);
     for (int64_t i = 0; i < states && options.hidden_states; ++i)
       copy_rows(hidden.view()[i], first, out.hidden_states.view()[i]);

@@ -24,5 +24,7 @@ struct TokenOutputsOptions {
 // more than the context holds, and for ids outside the vocabulary.
 [[nodiscard]] TokenOutputs outputs_of(const Model& model, std::span<const int32_t> tokens,
                                       const TokenOutputsOptions& options, Workspace& workspace);
+// The same refusals, without the weights.
+void check_outputs(const ModelSpec& spec, std::span<const int32_t> tokens);
 
 }  // namespace regard

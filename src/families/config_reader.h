@@ -58,6 +58,8 @@ class ConfigReader {
   [[nodiscard]] double eps(const std::string& key, double otherwise) const;
 
   [[nodiscard]] bool has(const std::string& key) const { return find(key) != nullptr; }
+  // Whether the key is there at all: where null means something else than absence.
+  [[nodiscard]] bool contains(const std::string& key) const { return object_->contains(key); }
   [[nodiscard]] bool is_object(const std::string& key) const;
   // A nested object, or an empty one where there is none.
   [[nodiscard]] ConfigReader object(const std::string& key) const;

@@ -38,7 +38,7 @@ ModelSpec from_config(const ConfigReader& config) {
   read_quantization(config, model);
   AttentionConfig attention = hugging_face::attention_of(config, kDefaults);
   attention.head_dim = config.size_or("head_dim", 64);
-  attention.num_key_value_heads = config.size_or("num_key_value_heads", 8);
+  if (!config.contains("num_key_value_heads")) attention.num_key_value_heads = 8;
   attention.qkv_bias = attention.o_bias = config.get<bool>("attention_bias", true);
   attention.learned_sinks_size = 1;
   const bool has_rotary = config.has("rope_parameters") || config.has("rope_scaling");

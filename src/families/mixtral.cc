@@ -13,7 +13,7 @@ constexpr RouterSpec kRouter{.scores = RouterScores::softmax_then_top_k, .normal
 ModelSpec from_config(const ConfigReader& config) {
   ModelSpec model = hugging_face::model_of(config, kDefaults);
   AttentionConfig attention = hugging_face::attention_of(config, kDefaults);
-  attention.num_key_value_heads = config.size_or("num_key_value_heads", 8);
+  if (!config.contains("num_key_value_heads")) attention.num_key_value_heads = 8;
   attention.rotary_emb = hugging_face::rotary_of(config, kDefaults);
   attention.sliding_window = config.optional_size("sliding_window").value_or(0);
   const DenseMlp expert{.width = config.size("intermediate_size"),

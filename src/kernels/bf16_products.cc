@@ -97,7 +97,7 @@ constexpr auto kPairKernels = pair_kernels(std::make_integer_sequence<int, kMost
 
 bool has_bf16_products() {
   static const bool supported = __builtin_cpu_supports("avx512bf16") != 0 && __builtin_cpu_supports("avx512bw") != 0;
-  return supported && target_name() == "AVX3";
+  return supported && target_name() == "AVX-512";
 }
 
 void multiply_bf16(const Bf16Rows& a, const PanelView& panel, int64_t tile_count, int64_t first, int64_t last, Sum mode,

@@ -83,7 +83,7 @@ double MachineProbe::fma_gflops() {
   threads_.for_each(threads_.count(), [&](int64_t, int) {
     float sink[2] = {0.999F, 1e-3F};
     const double done = HWY_DYNAMIC_DISPATCH(run_fmas)(kRounds, sink);
-    operations = operations + done + 0.0 * static_cast<double>(sink[0]);
+    operations.fetch_add(done + 0.0 * static_cast<double>(sink[0]));
   });
   return operations / std::chrono::duration<double>(Clock::now() - start).count() * 1e-9;
 }
@@ -94,7 +94,7 @@ double MachineProbe::read_gbs() {
   std::atomic<float> total = 0;
   const auto start = Clock::now();
   threads_.for_each(pieces, [&](int64_t piece, int) {
-    total = total + HWY_DYNAMIC_DISPATCH(sum_floats)(floats + piece * kPiece, kPiece);
+    total.fetch_add(HWY_DYNAMIC_DISPATCH(sum_floats)(floats + piece * kPiece, kPiece));
   });
   return static_cast<double>(memory_.size()) / std::chrono::duration<double>(Clock::now() - start).count() * 1e-9;
 }

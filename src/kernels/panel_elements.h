@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -55,6 +56,19 @@ class PanelElements {
   void put(const std::byte* bits, int64_t token, int64_t column) const {
     put_element(bits, row_of(token, column), row_bytes_, lane_of(token, column));
   }
+  /// All elements of a token, side by side.
+  void get_token(int64_t token, std::byte* bits) const {
+    const bool done = for_each_stretch(token, [&](std::byte* at, int64_t column, int64_t count, int64_t step) {
+      copy_elements(at, step, bits + column * bytes(), bytes(), count);
+    });
+    for (int64_t column = 0; column < width_ && !done; ++column) get(token, column, bits + column * bytes());
+  }
+  void put_token(const std::byte* bits, int64_t token) const {
+    const bool done = for_each_stretch(token, [&](std::byte* at, int64_t column, int64_t count, int64_t step) {
+      copy_elements(bits + column * bytes(), bytes(), at, step, count);
+    });
+    for (int64_t column = 0; column < width_ && !done; ++column) put(bits + column * bytes(), token, column);
+  }
   void copy_token(const PanelElements& from, int64_t from_token, int64_t to_token) const {
     std::byte bits[sizeof(float)];
     for (int64_t column = 0; column < width_; ++column) {
@@ -76,6 +90,28 @@ class PanelElements {
   }
 
  private:
+  // Calls visit(address, first column, count, bytes from one element to the next) for a token's elements that lie at
+  // even distances. Returns false where elements are halves of bytes.
+  template <class Visit>
+  [[nodiscard]] bool for_each_stretch(int64_t token, Visit visit) const {
+    if (row_bytes_ < kTile) return false;
+    const int64_t stretch = side_ == PanelSide::keys ? width_ : kTile;
+    for (int64_t column = 0; column < width_; column += stretch)
+      visit(row_of(token, column) + lane_of(token, column) * bytes(), column, std::min(stretch, width_ - column),
+            side_ == PanelSide::keys ? row_bytes_ : bytes());
+    return true;
+  }
+  void copy_elements(const std::byte* from, int64_t from_step, std::byte* to, int64_t to_step, int64_t count) const {
+    const auto copy = [&]<class Bits>(Bits bits) {
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(&bits, from + i * from_step, sizeof(Bits));
+        std::memcpy(to + i * to_step, &bits, sizeof(Bits));
+      }
+    };
+    if (bytes() == 4) return copy(uint32_t{});
+    if (bytes() == 2) return copy(uint16_t{});
+    copy(uint8_t{});
+  }
   [[nodiscard]] std::byte* row_of(int64_t token, int64_t column) const {
     const int64_t row =
         side_ == PanelSide::keys ? token / kTile * width_ + column : column / kTile * page_tokens_ + token;

@@ -26,8 +26,6 @@ struct Workspace::Memory {
     tail_value_scales,
     normed,
     ordered,
-    cos,
-    sin,
     hidden,
     own_hidden,
     all_hidden,
@@ -58,8 +56,6 @@ struct Workspace::Memory {
   std::vector<kernels::AttendSpan> spans;
   std::vector<Interval> visible;
   std::shared_ptr<StepMemory> step;  ///< Of the plans of steps: layers/step_plan.h
-  std::vector<int64_t> positions;
-  uint64_t angles_key = 0;  ///< Of what cos and sin hold: the next layer most often wants the same.
   std::vector<float> row;
   std::vector<Buffer> terms;  // of sums over trees, by level
 

@@ -8,6 +8,7 @@
 #include "kernels/workspace.h"
 #include "layers/span_rows.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -68,6 +69,7 @@ void check_spans(const AttendInput& input) {
 }  // namespace
 
 void attend(const AttendInput& input) {
+  const FloatEnvironment environment;
   check(input);
   check_spans(input);
   check_prefixes("attend", input.spans, input.mask.is_causal, input.active_masks);

@@ -5,6 +5,7 @@
 #include "layers/attention_shard.h"
 #include "layers/shared_tokens.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -28,6 +29,7 @@ std::vector<float> scales_of(const KvFormat& format, std::span<const int64_t> he
 
 Attention Attention::load(const AttentionWeights& weights, const AttentionConfig& config, const Threads& threads,
                           const Ranks& ranks) {
+  const FloatEnvironment environment;
   Attention attention;
   attention.config_ = config.validated();
   attention.ranks_ = ranks;

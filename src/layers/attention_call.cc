@@ -5,13 +5,14 @@
 #include <cstring>
 #include <limits>
 
-#include "cache/pieces.h"
 #include "kernels/rows.h"
+#include "layers/input_rows.h"
 #include "layers/ranked_call.h"
 #include "layers/shared_tokens.h"
 #include "layers/span_rows.h"
 #include "regard/block_table.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -30,7 +31,7 @@ Span implied_span(const Attention& attention, const AttentionInput& input) {
 }
 
 AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
-                             const RankPlace* place, StepPlan* plan)
+                             const RankPlace* place, StepPlan* plan, ContextExchange* exchange)
     : layer_(attention),
       shard_(shard),
       config_(shard.config),
@@ -40,7 +41,9 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
       workspace_(own_workspace_ ? *own_workspace_ : *input.workspace),
       memory_(workspace_.memory()),
       plan_(plan),
-      cache_(input.cache) {
+      exchange_(exchange),
+      hidden_states_(input.hidden_states),
+      cache_(exchange == nullptr ? input.cache : &exchange->context()) {
   check_input();
   if (plan_ == nullptr) make_plan();
   resolve_angles();
@@ -50,18 +53,25 @@ AttentionCall::AttentionCall(const Attention& attention, const AttentionShard& s
 
 AttentionOutput AttentionCall::run() {
   Piece piece{.first = 0, .count = 0};
-  const auto spans = plan_->spans();
-  for (TokenCursor at; at.run < spans.size(); piece.first += piece.count) {
-    piece.count = next_piece(spans, plan_->at_once(config_), at);
+  for (TokenCursor at; piece.first < plan_->tokens(); piece.first += piece.count) {
+    piece.count = piece_tokens(at, piece.first);
     run_piece(piece);
   }
+  if (exchange_ != nullptr) exchange_->finish([&](ElementRange tokens) { return project_keys_values(tokens); });
   hidden_output_->finish();
   if (place_ == nullptr) clear_skipped();
   return std::move(output_);
 }
 
+// In a context all keys are there, wherever pieces end.
+int64_t AttentionCall::piece_tokens(TokenCursor& at, int64_t first) const {
+  if (exchange_ != nullptr) return std::min(KvCache::kTokensAtOnce, plan_->tokens() - first);
+  return next_piece(plan_->spans(), plan_->at_once(config_), at);
+}
+
 void AttentionCall::make_plan() {
-  Step step{.tokens = input_.hidden_states.size(0),
+  const bool all = place_ == nullptr || place_->scattered;
+  Step step{.tokens = all ? input_.hidden_states.size(0) : place_->tokens.count_of(place_->stage.row),
             .spans = input_.spans,
             .has_cache = input_.cache != nullptr,
             .active_masks = input_.active_masks,
@@ -76,14 +86,6 @@ void AttentionCall::make_plan() {
     cache_ = &*own_cache_;
   }
   plan_->check(config_, *cache_);
-}
-
-void check_rmsnorm(const AttentionOptions& options, const AttentionConfig& config) {
-  if (options.rmsnorm.empty()) return;
-  require(config.rms_norm_eps.has_value(), "attention: rmsnorm is given, but rms_norm_eps is not set");
-  require(options.rmsnorm.shape() == Shape{config.input_size()}, "attention: rmsnorm has shape {}, expected [{}]",
-          options.rmsnorm.shape(), config.input_size());
-  (void)options.rmsnorm.elements<float>();
 }
 
 void AttentionCall::check_input() const {
@@ -139,7 +141,9 @@ void AttentionCall::make_outputs() {
         .key = Tensor(DType::f32, {tokens, config_.num_key_value_heads, config_.head_dim}),
         .value = Tensor(DType::f32, {tokens, config_.num_key_value_heads, config_.v_head_dim})};
   if (input_.lse) output_.lse = Tensor(DType::f32, {tokens, config_.num_attention_heads});
-  if (!input_.residual.empty()) output_.residual = convert(input_.residual, dtype);
+  if (input_.residual.empty()) return;
+  output_.residual = residual_of(input_.hidden_states, input_, workspace_.threads());
+  if (!input_.rmsnorm.empty()) hidden_states_ = output_.residual;
 }
 
 template <class Visit>
@@ -163,45 +167,60 @@ void AttentionCall::for_each_part(const Piece& piece, Visit visit) const {
 void AttentionCall::run_piece(const Piece& piece) {
   const auto& c = config_;
   const TensorView q = memory_.matrix(Memory::Piece::queries, piece.count, c.num_attention_heads * c.head_dim);
-  const TensorView k = memory_.matrix(Memory::Piece::keys, piece.count, c.num_key_value_heads * c.head_dim);
-  const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
   const TensorView attended =
       memory_.matrix(Memory::Piece::attended, piece.count, c.num_attention_heads * c.v_head_dim);
-  shard_.qkv.forward(normed_input(piece), q, k, v, workspace_);
-  prepare(piece, {.q = q, .k = k, .v = v});
-  append(piece, k, v);
+  if (exchange_ != nullptr) {
+    exchange_->bring(piece, [&](ElementRange tokens) { return project_keys_values(tokens); });
+    project(piece, {.q = q, .k = {}, .v = {}});
+  } else {
+    const TensorView k = memory_.matrix(Memory::Piece::keys, piece.count, c.num_key_value_heads * c.head_dim);
+    const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
+    project(piece, {.q = q, .k = k, .v = v});
+    append(piece, k, v);
+  }
   attend(piece, q, attended);
-  // The owner looks at what the last piece leaves; earlier ones have to make room for it.
-  const bool leave_trim = cache_->block_tables().owner_trims() && piece.first + piece.count == plan_->tokens();
-  for_each_part(piece, [&](size_t, int64_t, const Span& part) {
-    if (part.slot != -1 && !leave_trim) cache_->trim(part.slot);
-  });
+  if (exchange_ == nullptr) trim(piece);
   hidden_output_->write(piece.first, attended);
 }
 
-// The piece's rows as the projection reads them: with rmsnorm, residual added and normed in f32 [CFG-30], [OUT-6].
-ConstTensorView AttentionCall::normed_input(const Piece& piece) {
-  const ConstTensorView x = input_.hidden_states.slice(0, piece.first, piece.count);
-  if (input_.rmsnorm.empty()) return x;
-  const int64_t width = x.size(1);
-  const int64_t row_bytes = width * static_cast<int64_t>(size_of(x.dtype()));
-  const TensorView normed = memory_.matrix(Memory::Piece::normed, piece.count, width);
-  const float* gain = input_.rmsnorm.as<float>();
-  for (int64_t token = 0; token < piece.count; ++token) {
-    float* row = normed.as<float>() + token * width;
-    kernels::load_floats(x.data() + token * row_bytes, x.dtype(), width, row);
-    if (!input_.residual.empty()) {
-      std::byte* sum = output_.residual.view().data() + (piece.first + token) * row_bytes;
-      std::vector<float>& other = memory_.row;
-      other.resize(static_cast<size_t>(width));
-      kernels::load_floats(sum, x.dtype(), width, other.data());
-      for (int64_t i = 0; i < width; ++i) row[i] += other[static_cast<size_t>(i)];
-      kernels::store_floats(row, width, x.dtype(), sum);
-      kernels::load_floats(sum, x.dtype(), width, row);
-    }
-    kernels::rms_norm(row, gain, *config_.rms_norm_eps, width, row);
-  }
-  return normed;
+// The owner looks at what the last piece leaves; earlier ones have to make room for it.
+void AttentionCall::trim(const Piece& piece) {
+  if (cache_->block_tables().owner_trims() && piece.end() == plan_->tokens()) return;
+  for_each_part(piece, [&](size_t, int64_t, const Span& part) {
+    if (part.slot != -1) cache_->trim(part.slot);
+  });
+}
+
+// Of a call that all ranks see, this row's tokens.
+ConstTensorView AttentionCall::input_rows(const Piece& piece) {
+  const int64_t tokens = hidden_states_.size(0);
+  if (place_ == nullptr || place_->scattered || place_->tokens.count_of(place_->stage.row) == tokens)
+    return hidden_states_.slice(0, piece.first, piece.count);
+  const int64_t width = hidden_states_.size(1);
+  const auto bytes = static_cast<size_t>(width) * size_of(hidden_states_.dtype());
+  if (own_rows_.empty() || own_rows_.shape()[0] < piece.count)
+    own_rows_ = Tensor(hidden_states_.dtype(), {piece.count, width});
+  const auto of_row = std::span(place_->tokens.tokens_of(place_->stage.row))
+                          .subspan(static_cast<size_t>(piece.first), static_cast<size_t>(piece.count));
+  for (size_t i = 0; i < of_row.size(); ++i)
+    std::memcpy(own_rows_.view().data() + i * bytes, hidden_states_.data() + static_cast<size_t>(of_row[i]) * bytes,
+                bytes);
+  return own_rows_.view().slice(0, 0, piece.count);
+}
+
+void AttentionCall::project(const Piece& piece, const HeadRows& rows) {
+  shard_.qkv.forward(normed_rows(input_rows(piece), input_.rmsnorm, config_, workspace_), rows.q, rows.k, rows.v,
+                     workspace_);
+  prepare(piece, rows);
+}
+
+ContextExchange::KeysValues AttentionCall::project_keys_values(const Piece& piece) {
+  const auto& c = config_;
+  const TensorView k = memory_.matrix(Memory::Piece::keys, piece.count, c.num_key_value_heads * c.head_dim);
+  const TensorView v = memory_.matrix(Memory::Piece::values, piece.count, c.num_key_value_heads * c.v_head_dim);
+  project(piece, {.q = {}, .k = k, .v = v});
+  return {.keys = k.reshape({piece.count, c.num_key_value_heads, c.head_dim}),
+          .values = v.reshape({piece.count, c.num_key_value_heads, c.v_head_dim})};
 }
 
 void AttentionCall::prepare(const Piece& piece, const HeadRows& rows) {
@@ -299,12 +318,13 @@ void AttentionCall::clear_skipped() {
 
 void Attention::run(const AttentionInput& input, StepPlan* plan) const {
   if (plan == nullptr)
-    (void)forward(input);
+    (void)RankedCall(*this, input).run_agreed();
   else
     (void)AttentionCall(*this, *decode_, input, nullptr, plan).run();
 }
 
 AttentionOutput Attention::forward(const AttentionInput& input) const {
+  const FloatEnvironment environment;
   if (ranks_.size() == 1) return AttentionCall(*this, *decode_, input).run();
   return RankedCall(*this, input).run();
 }

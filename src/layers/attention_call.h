@@ -3,8 +3,10 @@
 #include <optional>
 #include <vector>
 
+#include "cache/pieces.h"
 #include "kernels/workspace.h"
 #include "layers/attention_shard.h"
+#include "layers/context_exchange.h"
 #include "layers/head_rows.h"
 #include "layers/hidden_output.h"
 #include "layers/step_plan.h"
@@ -20,19 +22,16 @@ namespace regard {
 // that scratch memory does not grow with the length of a prompt. Schedule invariance makes the pieces invisible.
 class AttentionCall {
  public:
-  // Over ranks `place` is given, and hidden states go to `input.output` as it says. `plan` is that of the step, in
-  // which the layer's cache was checked; where there is none, the call makes its own, and checks everything before
-  // anything changes.
+  // Over ranks `place` is given, hidden states come and go as it says, and input.output is there. `plan` is that of the
+  // step, in which the layer's cache was checked; where there is none, the call makes its own, and checks everything
+  // before anything changes. With an `exchange`, tokens attend to its context; then a plan is given.
   AttentionCall(const Attention& attention, const AttentionShard& shard, const AttentionInput& input,
-                const RankPlace* place = nullptr, StepPlan* plan = nullptr);
+                const RankPlace* place = nullptr, StepPlan* plan = nullptr, ContextExchange* exchange = nullptr);
   AttentionOutput run();
 
  private:
-  // Tokens first..first+count-1 of the packed tokens.
-  struct Piece {
-    int64_t first;
-    int64_t count;
-  };
+  // Of the packed tokens, or of those of this rank's row.
+  using Piece = ElementRange;
 
   void check_input() const;
   void make_plan();
@@ -41,10 +40,14 @@ class AttentionCall {
   void make_outputs();
 
   void run_piece(const Piece& piece);
-  [[nodiscard]] ConstTensorView normed_input(const Piece& piece);
+  [[nodiscard]] int64_t piece_tokens(TokenCursor& at, int64_t first) const;
+  [[nodiscard]] ConstTensorView input_rows(const Piece& piece);
+  void project(const Piece& piece, const HeadRows& rows);
+  [[nodiscard]] ContextExchange::KeysValues project_keys_values(const Piece& piece);
   void prepare(const Piece& piece, const HeadRows& rows);
   void append(const Piece& piece, TensorView k, TensorView v);
   void append_own(size_t index, const Span& part, TensorView keys, TensorView values);
+  void trim(const Piece& piece);
   void attend(const Piece& piece, ConstTensorView q, TensorView attended);
   void clear_skipped();
 
@@ -64,6 +67,9 @@ class AttentionCall {
   std::optional<Span> own_span_;
   std::optional<StepPlan> own_plan_;
   StepPlan* plan_;
+  ContextExchange* exchange_;
+  ConstTensorView hidden_states_;  // without a norm as they came, else with the residual added
+  Tensor own_rows_;                // of them a piece's
   std::optional<KvCache> own_cache_;
   KvCache* cache_ = nullptr;
   std::vector<std::optional<KvCache>> active_;  // by span: all tokens of a tree, where the cache has only a share
@@ -73,8 +79,5 @@ class AttentionCall {
   TensorView hidden_;  // where hidden states go
   std::optional<HiddenOutput> hidden_output_;
 };
-
-// Throws Error for a norm that does not fit the layer.
-void check_rmsnorm(const AttentionOptions& options, const AttentionConfig& config);
 
 }  // namespace regard

@@ -8,7 +8,7 @@
 
 namespace regard {
 
-// Projected tokens on their way to attention: f32 [tokens, heads * width] each, a row a token.
+// Projected tokens on their way to attention: f32 [tokens, heads * width] each, a row a token; or some of the three.
 struct HeadRows {
   TensorView q, k, v;
 };
@@ -19,15 +19,12 @@ struct HeadPlaces {
   ConstTensorView cos, sin;
 };
 
-// cos and sin of tokens at these positions, in the workspace's memory. It keeps the last ones, because the next layer
-// most often wants the same.
+// cos and sin of tokens at these positions.
 struct RowAngles {
   TensorView cos, sin;
 };
 void write_angles(const RotaryEmbedding& rotary, std::span<const int64_t> positions, const RowAngles& to,
                   const Threads& threads);
-[[nodiscard]] RowAngles angles_of(const RotaryEmbedding& rotary, std::span<const int64_t> positions,
-                                  Workspace& workspace);
 
 // Norms and rotation, in the order of [POS-1]; every norm on queries and keys follows qk_norm_placement [GAP-12]. Norms
 // over all heads are taken over those of all ranks of the row, which call this together.

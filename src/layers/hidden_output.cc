@@ -24,7 +24,6 @@ HiddenOutput::HiddenOutput(const AttentionShard& shard, const RankPlace* place, 
   if (place == nullptr) return;
   const int64_t tokens = place->tokens.count_of(place->stage.row);
   const int64_t width = shard.config.hidden_size;
-  if (way_ == Way::sum_then_rows) own_ = Tensor(hidden.dtype(), {tokens, width});
   if (way_ == Way::sum_then_parts)
     own_ = Tensor(hidden.dtype(), {part_of(tokens, shard.row->size(), place->stage.column).count, width});
   if (way_ == Way::rows_then_sum)
@@ -57,7 +56,7 @@ void HiddenOutput::write(int64_t first, ConstTensorView attended) {
     case Way::to_all_direct:
       return sums_->add(attended, hidden_.slice(0, first, attended.size(0)));
     case Way::sum_then_rows:
-      return sums_->add(attended, own_.view().slice(0, first, attended.size(0)));
+      return write_row(first, attended);
     case Way::to_own_part:
     case Way::sum_then_parts:
       return write_part(first, attended);
@@ -94,6 +93,27 @@ void HiddenOutput::write_part(int64_t first, ConstTensorView attended) {
   sums_->scatter(attended, parts, target.slice(0, own_first, own.count));
 }
 
+void HiddenOutput::write_row(int64_t first, ConstTensorView attended) {
+  StagedPiece& piece = staged_[static_cast<size_t>(pieces_++) % staged_.size()];
+  place(piece);
+  piece.first = first;
+  piece.count = attended.size(0);
+  if (piece.rows.empty() || piece.rows.shape()[0] < piece.count)
+    piece.rows = Tensor(hidden_.dtype(), {piece.count, hidden_.size(1)});
+  sums_->add(attended, piece.rows.view().slice(0, 0, piece.count));
+}
+
+void HiddenOutput::place(StagedPiece& piece) {
+  if (piece.count == 0) return;
+  place_rows(tokens_of(place_->stage.row, {piece.first, piece.count}), piece.rows.view().slice(0, 0, piece.count));
+  piece.count = 0;
+}
+
+std::span<const int64_t> HiddenOutput::tokens_of(int64_t row, ElementRange range) const {
+  return std::span(place_->tokens.tokens_of(row))
+      .subspan(static_cast<size_t>(range.first), static_cast<size_t>(range.count));
+}
+
 void HiddenOutput::write_partials(int64_t first, ConstTensorView attended) {
   const RowParallel& parallel = shard_.output_sum;
   const auto nodes = static_cast<int64_t>(parallel.sum().own_nodes().size());
@@ -111,18 +131,34 @@ void HiddenOutput::place_rows(std::span<const int64_t> tokens, ConstTensorView r
     std::memcpy(hidden_.slice(0, tokens[i], 1).data(), rows.data() + i * row_bytes, row_bytes);
 }
 
-// Each rank has its row's tokens and gets those of its column.
+// Each rank has its row's tokens and gets those of its column, a piece of each row's at a time.
 void HiddenOutput::gather_rows() {
+  for (StagedPiece& piece : staged_) place(piece);
   const StageTokens& tokens = place_->tokens;
-  std::vector<Tensor> rows;
-  std::vector<std::span<std::byte>> parts;
-  for (int64_t row = 0; row < tokens.rows(); ++row) {
-    rows.emplace_back(hidden_.dtype(), Shape{tokens.count_of(row), hidden_.size(1)});
-    parts.push_back(bytes_of(rows.back()));
+  const auto row_bytes = static_cast<size_t>(hidden_.size(1)) * size_of(hidden_.dtype());
+  int64_t most = 0;
+  for (int64_t row = 0; row < tokens.rows(); ++row) most = std::max(most, tokens.count_of(row));
+  for (int64_t first = 0; first < most && tokens.rows() > 1; first += KvCache::kTokensAtOnce) {
+    std::vector<std::span<const int64_t>> of_rows;
+    std::vector<Tensor> rows;
+    std::vector<std::span<std::byte>> parts;
+    for (int64_t row = 0; row < tokens.rows(); ++row) {
+      const int64_t start = std::min(first, tokens.count_of(row));
+      of_rows.push_back(tokens_of(row, {start, std::min(KvCache::kTokensAtOnce, tokens.count_of(row) - start)}));
+      rows.emplace_back(hidden_.dtype(), Shape{std::ssize(of_rows.back()), hidden_.size(1)});
+      parts.push_back(bytes_of(rows.back()));
+    }
+    const auto own = static_cast<size_t>(place_->stage.row);
+    const std::vector<std::byte> sent = [&] {
+      std::vector<std::byte> bytes(parts[own].size());
+      for (size_t i = 0; i < of_rows[own].size(); ++i)
+        std::memcpy(bytes.data() + i * row_bytes, hidden_.slice(0, of_rows[own][i], 1).data(), row_bytes);
+      return bytes;
+    }();
+    place_->stage.in_column->all_gather(sent, parts);
+    for (size_t row = 0; row < rows.size(); ++row)
+      if (row != own) place_rows(of_rows[row], rows[row].view());
   }
-  place_->stage.in_column->all_gather(bytes_of(own_), parts);
-  for (int64_t row = 0; row < tokens.rows(); ++row)
-    place_rows(tokens.tokens_of(row), rows[static_cast<size_t>(row)].view());
 }
 
 // Each rank has a part of its row's tokens and gets those of all ranks.

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "layers/attention_shard.h"
@@ -42,10 +44,19 @@ class HiddenOutput {
   [[nodiscard]] Way find_way() const;
   void write_alone(int64_t first, ConstTensorView attended);
   void write_part(int64_t first, ConstTensorView attended);
+  void write_row(int64_t first, ConstTensorView attended);
   void write_partials(int64_t first, ConstTensorView attended);
   void gather_rows();
   void gather_parts();
   void sum_gathered();
+  // Sums of a piece of this row's tokens, which may be under way.
+  struct StagedPiece {
+    int64_t first = 0;
+    int64_t count = 0;
+    Tensor rows;
+  };
+  void place(StagedPiece& piece);
+  [[nodiscard]] std::span<const int64_t> tokens_of(int64_t row, ElementRange range) const;
   // rows[i] is token tokens[i] of the call.
   void place_rows(std::span<const int64_t> tokens, ConstTensorView rows);
 
@@ -54,7 +65,9 @@ class HiddenOutput {
   TensorView hidden_;
   Workspace& workspace_;
   Way way_;
-  Tensor own_;                      // this row's tokens, or this rank's part of them
+  std::array<StagedPiece, 3> staged_;  // what a sum is told of a piece, the two before it may still need
+  int64_t pieces_ = 0;
+  Tensor own_;                      // this rank's part of the row's tokens, or all tokens
   Tensor partials_;                 // [nodes, tokens of the row, hidden_size], as partial sums travel
   std::optional<SummedRows> sums_;  // last, as what is under way uses the memory above
 };

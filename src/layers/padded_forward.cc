@@ -4,6 +4,7 @@
 
 #include "regard/attention.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 // The padded form is an adapter: real tokens are packed, computed as spans, and put back. Padding is never computed.
 namespace regard {
@@ -225,6 +226,9 @@ class PaddedCall {
 
 }  // namespace
 
-AttentionOutput Attention::forward(const PaddedAttentionInput& input) const { return PaddedCall(*this, input).run(); }
+AttentionOutput Attention::forward(const PaddedAttentionInput& input) const {
+  const FloatEnvironment environment;
+  return PaddedCall(*this, input).run();
+}
 
 }  // namespace regard

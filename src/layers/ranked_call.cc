@@ -4,9 +4,9 @@
 #include <cstring>
 #include <numeric>
 
-#include "kernels/rows.h"
 #include "layers/attention_call.h"
-#include "layers/context_call.h"
+#include "layers/context_exchange.h"
+#include "layers/input_rows.h"
 #include "layers/span_rows.h"
 #include "parallel/rank_order.h"
 #include "tensor/fail.h"
@@ -84,6 +84,7 @@ RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
       input_(input),
       parallel_(attention.ranks().config()),
       own_workspace_(input.workspace == nullptr ? std::optional<Workspace>(std::in_place) : std::nullopt),
+      workspace_(own_workspace_ ? *own_workspace_ : *input.workspace),
       spans_(input.spans),
       hidden_states_(input.hidden_states) {
   if (spans_.empty() && !parallel_.sequence_parallel_enabled && input.hidden_states.size(0) > 0) {
@@ -91,25 +92,28 @@ RankedCall::RankedCall(const Attention& attention, const AttentionInput& input)
     spans_ = own_spans_;
   }
   slots_a_row_ = slots_a_row(spans_, input.cache, attention.ranks().decode().degree);
-  check_spans();
+  tokens_ = check_spans(attention, spans_, input.active_masks);
   parts_ = parts_of(attention, spans_, input.active_masks, slots_a_row_);
   check_rows();
 }
 
-void RankedCall::check_spans() {
-  require(input_.active_masks.empty() || input_.active_masks.size() == spans_.size(),
-          "attention: {} active masks are given for {} spans, expected one each, or none", input_.active_masks.size(),
-          spans_.size());
+int64_t RankedCall::check_spans(const Attention& attention, std::span<const Span> spans,
+                                std::span<const ConstTensorView> active_masks) {
+  require(active_masks.empty() || active_masks.size() == spans.size(),
+          "attention: {} active masks are given for {} spans, expected one each, or none", active_masks.size(),
+          spans.size());
   constexpr int64_t kMost = int64_t{1} << 31;
-  for (const Span& span : spans_) {
-    require(span.count >= 1 && span.first_position >= 0 && span.count <= kMost - tokens_ &&
+  int64_t tokens = 0;
+  for (const Span& span : spans) {
+    require(span.count >= 1 && span.first_position >= 0 && span.count <= kMost - tokens &&
                 span.first_position <= kMost - span.count,
             "attention: a span has {} tokens from position {} on, expected 1 or more from 0 or later on", span.count,
             span.first_position);
-    tokens_ += span.count;
+    tokens += span.count;
   }
-  check_prefixes("attention", spans_, attention_.config().is_causal, input_.active_masks);
-  (void)make_trees("attention", spans_, input_.active_masks, attention_.config().is_causal);
+  check_prefixes("attention", spans, attention.config().is_causal, active_masks);
+  (void)make_trees("attention", spans, active_masks, attention.config().is_causal);
+  return tokens;
 }
 
 void RankedCall::check_rows() {
@@ -141,18 +145,21 @@ void RankedCall::check_rows() {
   hidden_ = input_.output.empty() ? output_.hidden_states.view() : input_.output;
 }
 
-// Rows of decode have sequences of their own, so that one may refuse what others accept: all hear of it before anybody
-// waits for somebody.
-void RankedCall::agree() const {
-  if (input_.cache == nullptr) return;
-  const Ranks& ranks = attention_.ranks();
+void RankedCall::agree(std::span<const Layer> layers, std::span<const Span> spans,
+                       std::span<const ConstTensorView> active_masks) {
   std::string refusal;
-  try {
-    check_cache();
-  } catch (const Error& error) {
-    refusal = error.what();
+  bool alone = false;  // others may see nothing wrong
+  for (const Layer& layer : layers) {
+    (void)check_spans(layer.attention, spans, active_masks);
+    if (layer.cache == nullptr) continue;
+    alone |= layer.attention.shares_sequences();
+    try {
+      if (refusal.empty()) check_cache(layer, spans, active_masks);
+    } catch (const Error& error) {
+      refusal = error.what();
+    }
   }
-  const bool alone = attention_.shares_sequences();  // others may see nothing wrong
+  const Ranks& ranks = layers.front().attention.ranks();
   const auto refusals = alone ? ranks.world().gather(static_cast<char>(!refusal.empty())) : std::vector<char>();
   const auto first = std::ranges::find(refusals, char{1});
   if (!refusal.empty()) fail("{}", refusal);
@@ -161,62 +168,56 @@ void RankedCall::agree() const {
 }
 
 // That this rank's cache can take all of the call.
-void RankedCall::check_cache() const {
-  const Ranks::Stage& stage = attention_.ranks().decode();
-  const TokenShare share = attention_.decode_->token_share();
-  const AttentionConfig& config = attention_.config();
+void RankedCall::check_cache(const Layer& layer, std::span<const Span> spans,
+                             std::span<const ConstTensorView> active_masks) {
+  const Ranks::Stage& stage = layer.attention.ranks().decode();
+  const AttentionShard& shard = *layer.attention.decode_;
+  const KvCache& cache = *layer.cache;
+  require(cache.num_key_value_heads() == shard.config.num_key_value_heads &&
+              cache.head_dim() == shard.config.head_dim && cache.v_head_dim() == shard.config.v_head_dim,
+          "attention: the cache has {} KV heads of {} and {}, but the layer has {} of {} and {} on this rank",
+          cache.num_key_value_heads(), cache.head_dim(), cache.v_head_dim(), shard.config.num_key_value_heads,
+          shard.config.head_dim, shard.config.v_head_dim);
+  const TokenShare share = shard.token_share();
+  const int64_t slots = cache.slots();
   std::vector<Span> own;
-  for (Span span : spans_) {
-    require(span.slot >= -1 && span.slot < slots_a_row_ * stage.degree, "attention: slot is {}, expected -1 to {}",
-            span.slot, slots_a_row_ * stage.degree - 1);
-    if (span.slot == -1 || span.slot / slots_a_row_ != stage.row) continue;
-    span.slot %= slots_a_row_;
-    require(share.count_below(span.first_position) <= input_.cache->length(span.slot),
+  int64_t tokens = 0;
+  for (Span span : spans) {
+    tokens += span.count;
+    require(span.slot >= -1 && span.slot < slots * stage.degree, "attention: slot is {}, expected -1 to {}", span.slot,
+            slots * stage.degree - 1);
+    if (span.slot == -1 || span.slot / slots != stage.row) continue;
+    span.slot %= slots;
+    require(share.count_below(span.first_position) <= cache.length(span.slot),
             "attention: a span begins at position {}, but its slot holds less", span.first_position);
     own.push_back(span);
   }
-  input_.cache->check(own_parts(share, own), tokens_at_once(config, !input_.active_masks.empty(), tokens_));
+  cache.check(own_parts(share, own), tokens_at_once(layer.attention.config(), !active_masks.empty(), tokens));
 }
 
 AttentionOutput RankedCall::run() {
-  agree();
-  add_residual();
+  const Layer layer{.attention = attention_, .cache = input_.cache};
+  agree({&layer, 1}, spans_, input_.active_masks);
+  return run_agreed();
+}
+
+AttentionOutput RankedCall::run_agreed() {
+  // Before rows travel, so that only their sum has to [OUT-6].
+  if (!input_.residual.empty()) {
+    output_.residual = residual_of(input_.hidden_states, input_, workspace_.threads());
+    if (!input_.rmsnorm.empty()) hidden_states_ = output_.residual;
+  }
   for (const Part& part : parts_) run_part(part);
   clear_skipped();
   return std::move(output_);
 }
 
-// Before rows travel, so that only their sum has to [OUT-6].
-void RankedCall::add_residual() {
-  if (input_.residual.empty()) return;
-  output_.residual = convert(input_.residual, input_.residual.dtype());
-  if (input_.rmsnorm.empty()) return;
-  const ConstTensorView x = input_.hidden_states;
-  std::vector<float> row(static_cast<size_t>(x.size(1)));
-  std::vector<float> other(row.size());
-  for (int64_t i = 0; i < x.size(0); ++i) {
-    std::byte* sum = row_at(output_.residual, i);
-    kernels::load_floats(x.data() + i * row_bytes(x), x.dtype(), x.size(1), row.data());
-    kernels::load_floats(sum, x.dtype(), x.size(1), other.data());
-    for (size_t k = 0; k < row.size(); ++k) row[k] += other[k];
-    kernels::store_floats(row.data(), x.size(1), x.dtype(), sum);
-  }
-  hidden_states_ = output_.residual.view();
-}
-
-// The hidden states of this row's tokens, in order.
+// The hidden states of the call, or, where ranks pass parts, of this row's tokens.
 ConstTensorView RankedCall::row_input(const Part& part) {
-  const auto& tokens = part.tokens.tokens_of(part.stage.row);
-  const auto count = static_cast<int64_t>(tokens.size());
+  if (!parallel_.sequence_parallel_enabled) return hidden_states_;
+  const int64_t count = part.tokens.count_of(part.stage.row);
   const int64_t bytes = row_bytes(hidden_states_);
-  if (!parallel_.sequence_parallel_enabled && count == tokens_) return hidden_states_;
   row_input_ = Tensor(hidden_states_.dtype(), {count, hidden_states_.size(1)});
-  if (!parallel_.sequence_parallel_enabled) {
-    for (int64_t i = 0; i < count; ++i)
-      std::memcpy(row_at(row_input_, i), hidden_states_.data() + tokens[static_cast<size_t>(i)] * bytes,
-                  static_cast<size_t>(bytes));
-    return row_input_;
-  }
   std::vector<std::span<std::byte>> parts;
   for (const ElementRange& of_rank : even_parts(count, part.stage.in_row->size()))
     parts.emplace_back(row_input_.view().data() + of_rank.first * bytes, static_cast<size_t>(of_rank.count * bytes));
@@ -233,26 +234,53 @@ void RankedCall::run_part(const Part& part) {
                         .tokens = part.tokens,
                         .scattered = scattered,
                         .dispatch = part.prefill ? OutputDispatch::AR_AG : parallel_.output_dispatch};
-  const TensorView target = scattered ? hidden_.slice(0, part.first_passed, part.passed) : hidden_;
   AttentionInput inner;
   inner.cache = input_.cache;
   inner.rmsnorm = input_.rmsnorm;
   inner.present_key_value = false;
   inner.angles = false;
-  inner.workspace = own_workspace_ ? &*own_workspace_ : input_.workspace;
+  inner.workspace = &workspace_;
   inner.hidden_states = row_input(part);
-  inner.output = target;
+  inner.output = scattered ? hidden_.slice(0, part.first_passed, part.passed) : hidden_;
   std::vector<int64_t> rotary;
   if (!input_.rotary_position_ids.empty())
     for (const int64_t token : part.tokens.tokens_of(part.stage.row))
       rotary.push_back(input_.rotary_position_ids[static_cast<size_t>(token)]);
   inner.rotary_position_ids = rotary;
-  if (part.prefill) {
-    inner.spans = spans_;
-    ContextCall(attention_, inner, part.spans, place, slots_a_row_).run();
-  } else {
+  if (part.prefill)
+    run_prefill(part, place, inner);
+  else
     run_decode(part, place, inner);
+}
+
+void RankedCall::run_prefill(const Part& part, const RankPlace& place, const AttentionInput& inner) {
+  const ParallelConfig& parallel = attention_.ranks().config();
+  const KvHolders holders(parallel, *attention_.prefill_, *attention_.decode_);
+  const RankMesh mesh(parallel.tp_degree, part.stage.degree, parallel.switch_cc);
+  const Mask mask = Mask::of(attention_.config());
+  std::vector<ContextSequence> sequences;
+  for (const size_t index : part.spans) {
+    const Span& span = spans_[index];
+    ContextSequence sequence{.span = span};
+    for (int64_t row = 0; row < mesh.rows(); ++row)
+      sequence.shares.push_back(SpanShare::of_row(index, span.count, mesh.rows(), row, parallel.context_split));
+    if (attention_.ranks().decode().degree > 1) sequence.keeping_row = std::max<int64_t>(0, span.slot) / slots_a_row_;
+    if (input_.cache == nullptr)
+      sequence.begin = span.first_position;
+    else if (span.slot != -1)
+      sequence.kept = {std::max(span.first_position, input_.cache->first_kept(span.first_position + span.count)),
+                       span.first_position + span.count - 1};
+    sequences.push_back(std::move(sequence));
   }
+  const ContextPlan context(std::move(sequences), mask, holders, mesh);
+  ContextExchange exchange(context, mask, part.shard, *attention_.decode_, place, input_.cache, slots_a_row_,
+                           workspace_);
+  StepPlan plan({.tokens = part.tokens.count_of(part.stage.row),
+                 .spans = exchange.spans(),
+                 .rotary_position_ids = inner.rotary_position_ids,
+                 .courses = exchange.courses()},
+                workspace_);
+  (void)AttentionCall(attention_, part.shard, inner, &place, &plan, &exchange).run();
 }
 
 void RankedCall::run_decode(const Part& part, const RankPlace& place, AttentionInput inner) {

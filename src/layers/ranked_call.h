@@ -14,7 +14,20 @@ namespace regard {
 class RankedCall {
  public:
   RankedCall(const Attention& attention, const AttentionInput& input);
+  // A call of this layer alone.
   AttentionOutput run();
+  // As a part of a step on which all layers have agreed.
+  AttentionOutput run_agreed();
+
+  // A layer of a step, and this rank's cache of it, or none.
+  struct Layer {
+    const Attention& attention;
+    const KvCache* cache;
+  };
+  // That all ranks take a step of these layers, before anything changes: rows of decode have sequences of their own, so
+  // that one may refuse what others accept, and all hear of it before anybody waits for somebody. Throws Error on each.
+  static void agree(std::span<const Layer> layers, std::span<const Span> spans,
+                    std::span<const ConstTensorView> active_masks);
 
   // The spans that are computed alike.
   struct Part {
@@ -34,13 +47,15 @@ class RankedCall {
                                                            int64_t rank);
 
  private:
-  void check_spans();
+  // Returns how many tokens the spans hold.
+  static int64_t check_spans(const Attention& attention, std::span<const Span> spans,
+                             std::span<const ConstTensorView> active_masks);
   void check_rows();
-  void agree() const;
-  void check_cache() const;
-  void add_residual();
+  static void check_cache(const Layer& layer, std::span<const Span> spans,
+                          std::span<const ConstTensorView> active_masks);
   [[nodiscard]] ConstTensorView row_input(const Part& part);
   void run_part(const Part& part);
+  void run_prefill(const Part& part, const RankPlace& place, const AttentionInput& inner);
   void run_decode(const Part& part, const RankPlace& place, AttentionInput inner);
   void clear_skipped();
 
@@ -48,6 +63,7 @@ class RankedCall {
   const AttentionInput& input_;
   const ParallelConfig& parallel_;
   std::optional<Workspace> own_workspace_;
+  Workspace& workspace_;
   std::vector<Span> own_spans_;
   std::span<const Span> spans_;
   int64_t tokens_ = 0;

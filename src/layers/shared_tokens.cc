@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "kernels/workspace.h"
-#include "layers/stored_parts.h"
 #include "parallel/messages.h"
 #include "tensor/fail.h"
 
@@ -132,11 +131,12 @@ void accept_shared(const AttentionShard& shard, KvCache& cache, int64_t slot, in
   require(std::ranges::count(complete, char{0}) == 0,
           "attention: tokens up to position {} of slot {} are to be accepted, but fewer are stored", end - 1, slot);
 
-  const KvCache::StoredTokens form = cache.read_stored(slot, 0, 0);
-  const auto parts = stored_parts(form);
   const int64_t heads = cache.num_key_value_heads();
-  int64_t token_bytes = 0;
-  for (const StoredPart& part : parts) token_bytes += part.bytes * heads;
+  const int64_t token_bytes = heads * cache.stored_bytes();
+  std::vector<std::byte> token(static_cast<size_t>(token_bytes));
+  const auto each_head = [&](auto&& visit) {
+    for (int64_t head = 0; head < heads; ++head) visit(head, token.data() + head * cache.stored_bytes());
+  };
   // Each accepted token goes from who keeps it to who keeps its new position: perhaps the same.
   const auto for_each_move = [&](auto&& visit) {
     for (int64_t i = 0; i < accepted; ++i) {
@@ -149,22 +149,21 @@ void accept_shared(const AttentionShard& shard, KvCache& cache, int64_t slot, in
   for_each_move([&](int64_t from, size_t giver, size_t taker) {
     if (taker == self) messages.expect(keepers.columns[giver], token_bytes);
     if (giver != self) return;
-    const KvCache::StoredTokens token = cache.read_stored(slot, own.count_below(from), 1);
-    for (const StoredPart& part : parts)
-      messages.send(keepers.columns[taker], part.at(token, 0, 0), part.bytes * heads);
+    each_head([&](int64_t head, std::byte* to) { cache.get_stored(slot, own.count_below(from), head, to); });
+    messages.send(keepers.columns[taker], token.data(), token_bytes);
   });
   messages.exchange(*shard.row);
   const int64_t place = own.count_below(first_position);
-  const KvCache::StoredTokens taken = stored_like(form, own.count_below(first_position + accepted) - place, heads);
-  int64_t index = 0;
+  cache.truncate(slot, place);
+  const int64_t length = own.count_below(first_position + accepted);
+  if (length > place) cache.extend(slot, place, length);
+  int64_t index = place;
   for_each_move([&](int64_t, size_t giver, size_t taker) {
     if (taker != self) return;
-    for (const StoredPart& part : parts)
-      messages.take(keepers.columns[giver], part.at(taken, index, 0), part.bytes * heads);
+    messages.take(keepers.columns[giver], token.data(), token_bytes);
+    each_head([&](int64_t head, const std::byte* from) { cache.put_stored(slot, index, head, from); });
     ++index;
   });
-  cache.truncate(slot, place);
-  if (index > 0) cache.append_stored({.slot = slot, .first_position = place, .count = index}, taken);
 }
 
 }  // namespace regard

@@ -14,14 +14,11 @@ namespace regard {
   return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
 }
 
-// What a span's token sees of its sequence of `length` tokens, in positions of the cache, whose position 0 stands for
-// `origin`.
+// What a span's token sees of its sequence of `length` tokens.
 [[nodiscard]] inline Interval visible_to(const Span& span, int64_t token, const TokenTree* tree, const Mask& mask,
-                                         int64_t length, int64_t origin = 0) {
-  const int64_t position = origin + span.first_position + (tree == nullptr ? token : tree->depth(token));
-  const Interval seen =
-      mask.visible(position, tree == nullptr ? origin + length : position + 1, origin + span.prefix_end());
-  return {std::max<int64_t>(0, seen.first - origin), seen.last - origin};
+                                         int64_t length) {
+  const int64_t position = span.first_position + (tree == nullptr ? token : tree->depth(token));
+  return mask.visible(position, tree == nullptr ? length : position + 1, span.prefix_end());
 }
 
 // Rows of one sequence in a kernel call, from first_token on. A slot of -1 has no keys. A tree's tails have to be

@@ -35,12 +35,7 @@ StageTokens StageTokens::of_prefill(std::span<const Span> spans, std::span<const
   std::vector<std::vector<SpanShare>> shares(static_cast<size_t>(rows));
   for (const size_t index : chosen)
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t tokens = spans[index].count;
-      const ElementRange run = part_of(tokens, rows, row);
-      const SpanShare share =
-          split == ContextSplit::contiguous
-              ? SpanShare{.span = index, .first = run.first, .stride = 1, .count = run.count}
-              : SpanShare{.span = index, .first = row, .stride = rows, .count = (tokens - row + rows - 1) / rows};
+      const SpanShare share = SpanShare::of_row(index, spans[index].count, rows, row, split);
       if (share.count > 0) shares[static_cast<size_t>(row)].push_back(share);
     }
   return {spans, std::move(shares)};

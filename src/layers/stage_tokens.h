@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "parallel/even_parts.h"
+#include "parallel/span_share.h"
 #include "parallel/token_share.h"
 #include "regard/cache.h"
 #include "regard/parallel.h"
@@ -12,20 +13,6 @@ namespace regard {
 
 // The spans as a rank sees them that has a share of each sequence's tokens.
 [[nodiscard]] std::vector<Span> own_parts(const TokenShare& share, std::span<const Span> spans);
-
-// Tokens first, first + stride, ... of a span: what one row of ranks computes of it.
-struct SpanShare {
-  size_t span;
-  int64_t first;
-  int64_t stride;
-  int64_t count;
-
-  [[nodiscard]] int64_t last() const { return first + (count - 1) * stride; }
-  // The first of them that is not before `token`; past the last one where there is none.
-  [[nodiscard]] int64_t from(int64_t token) const {
-    return token <= first ? first : first + (token - first + stride - 1) / stride * stride;
-  }
-};
 
 // Which rows of ranks compute which tokens of a call, in one stage.
 class StageTokens {

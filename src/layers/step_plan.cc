@@ -36,6 +36,7 @@ StepPlan::StepPlan(const Step& step, Workspace& workspace)
     : step_(step), workspace_(workspace), memory_(memory_of(workspace)) {
   memory_.masks = memory_.rotations = 0;
   check_spans();
+  find_courses();
   begin_sequences();
   // A mask that is not causal is refused layer by layer.
   trees_ = make_trees("attention", step_.spans, step_.active_masks, true, step_.share);
@@ -58,13 +59,21 @@ void StepPlan::check_spans() const {
           step_.tokens);
 }
 
+void StepPlan::find_courses() {
+  memory_.courses.assign(step_.courses.begin(), step_.courses.end());
+  if (!step_.courses.empty()) return;
+  for (const Span& span : step_.spans)
+    memory_.courses.push_back({.origin = step_.has_cache ? 0 : span.first_position,
+                               .first = span.first_position,
+                               .end = span.first_position + span.count,
+                               .prefix_end = span.prefix_end()});
+}
+
 void StepPlan::begin_sequences() {
-  memory_.origins.assign(step_.spans.size(), 0);
   if (step_.has_cache) return;
   memory_.spans.assign(step_.spans.begin(), step_.spans.end());
   for (size_t i = 0; i < memory_.spans.size(); ++i) {
     Span& span = memory_.spans[i];
-    memory_.origins[i] = span.first_position;
     span.first_position = 0;
     if (span.slot != -1) span.slot = static_cast<int64_t>(i);
   }
@@ -75,11 +84,9 @@ void StepPlan::find_positions() {
   memory_.positions.clear();
   for (size_t i = 0; i < step_.spans.size(); ++i)
     for (int64_t token = 0; token < step_.spans[i].count; ++token)
-      memory_.positions.push_back(memory_.origins[i] + step_.spans[i].first_position +
-                                  (has_tree(i) ? trees_[i]->depth(token) : token));
+      memory_.positions.push_back(memory_.courses[i].first +
+                                  memory_.courses[i].stride * (has_tree(i) ? trees_[i]->depth(token) : token));
 }
-
-int64_t StepPlan::origin(size_t span) const { return memory_.origins[span]; }
 
 int64_t StepPlan::longest() const {
   int64_t most = 1;
@@ -127,12 +134,14 @@ const Interval* StepPlan::visible(const Mask& mask) {
   seen.mask = mask;
   seen.intervals.clear();
   for (size_t i = 0; i < step_.spans.size(); ++i) {
-    const Span& span = step_.spans[i];
-    const int64_t length = span.first_position + span.count;
-    for (int64_t token = 0; token < span.count; ++token)
-      seen.intervals.push_back(
-          span.slot == -1 ? Interval{}
-                          : visible_to(span, token, has_tree(i) ? &*trees_[i] : nullptr, mask, length, origin(i)));
+    const SpanCourse& course = memory_.courses[i];
+    for (int64_t token = 0; token < step_.spans[i].count; ++token) {
+      const int64_t position = memory_.positions[seen.intervals.size()];
+      const Interval all = mask.visible(position, has_tree(i) ? position + 1 : course.end, course.prefix_end);
+      seen.intervals.push_back(step_.spans[i].slot == -1 ? Interval{}
+                                                         : Interval{std::max<int64_t>(0, all.first - course.origin),
+                                                                    all.last - course.origin});
+    }
   }
   return seen.intervals.data();
 }

@@ -18,6 +18,15 @@ namespace regard {
 // How many of a call's tokens are appended to the cache at once, before any of them is attended to.
 [[nodiscard]] int64_t tokens_at_once(const AttentionConfig& config, bool has_trees, int64_t tokens);
 
+// Where the tokens of a span stand in their sequence, and what of it its cache has.
+struct SpanCourse {
+  int64_t origin = 0;  // the position that the cache's position 0 stands for
+  int64_t first = 0;   // tokens first, first + stride, ...
+  int64_t stride = 1;
+  int64_t end = 0;         // of the sequence
+  int64_t prefix_end = 0;  // of its prefix
+};
+
 // The packed tokens of a step: what all of its layers have in common.
 struct Step {
   int64_t tokens = 0;
@@ -25,7 +34,8 @@ struct Step {
   bool has_cache = true;
   std::span<const ConstTensorView> active_masks = {};
   std::span<const int64_t> rotary_position_ids = {};
-  TokenShare share = {};  // of the sequences' tokens those that the caches have
+  TokenShare share = {};                     // of the sequences' tokens those that the caches have
+  std::span<const SpanCourse> courses = {};  // of spans whose tokens are not all of a sequence's; none: as spans say
 };
 
 // What a step needs to know, and no layer finds out again: spans that are checked, trees, positions, and for each kind
@@ -41,9 +51,8 @@ class StepPlan {
   void check(const AttentionConfig& config, const KvCache& cache) const;
 
   [[nodiscard]] int64_t tokens() const { return step_.tokens; }
-  // Without a cache each is a sequence of its own: slot i from position 0 on, which stands for position origin(i).
+  // Without a cache each is a sequence of its own: slot i from position 0 on.
   [[nodiscard]] std::span<const Span> spans() const { return step_.spans; }
-  [[nodiscard]] int64_t origin(size_t span) const;
   // The tokens of the longest span.
   [[nodiscard]] int64_t longest() const;
   [[nodiscard]] const TokenShare& share() const { return step_.share; }
@@ -65,6 +74,7 @@ class StepPlan {
 
  private:
   void begin_sequences();
+  void find_courses();
   void find_positions();
   void check_spans() const;
   void check_reach(const Mask& mask, const KvCache& cache) const;
@@ -89,7 +99,7 @@ struct StepMemory {
   };
 
   std::vector<Span> spans;
-  std::vector<int64_t> origins;
+  std::vector<SpanCourse> courses;
   std::vector<int64_t> positions;
   std::vector<Seen> seen;        // the first `masks` are the step's
   std::vector<Rotated> rotated;  // the first `rotations` are the step's

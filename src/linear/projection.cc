@@ -124,11 +124,17 @@ QkvProjection QkvProjection::load(const QkvWeights& weights, const AttentionConf
 }
 
 void QkvProjection::forward(ConstTensorView x, TensorView q, TensorView k, TensorView v, Workspace& workspace) const {
-  const std::array<const Linear*, 3> layers = {&q_, &k_, &v_};
-  const std::array<TensorView, 3> outs = {q, k, v};
-  apply(layers, x, outs, workspace);
+  std::array<const Linear*, 3> layers = {};
+  std::array<TensorView, 3> outs;
+  size_t count = 0;
+  for (const auto& [layer, out] : {std::pair{&q_, q}, {&k_, k}, {&v_, v}}) {
+    if (out.empty()) continue;
+    layers[count] = layer;
+    outs[count++] = out;
+  }
+  apply(std::span(layers).first(count), x, std::span(outs).first(count), workspace);
   if (!clip_) return;
-  for (const TensorView& out : outs) clamp_all(out, *clip_);
+  for (const TensorView& out : std::span(outs).first(count)) clamp_all(out, *clip_);
 }
 
 OutputProjection OutputProjection::load(const StoredMatrix& weight, std::span<const float> bias,

@@ -10,11 +10,13 @@
 #include "layers/for_each_row.h"
 #include "layers/mlp.h"
 #include "layers/norm.h"
+#include "layers/ranked_call.h"
 #include "layers/row_split.h"
 #include "layers/step_plan.h"
 #include "model/layer_weights.h"
 #include "regard/block_table.h"
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -74,6 +76,7 @@ Model Model::load(const Checkpoint& checkpoint, const Threads& threads, const Ra
 }
 
 Model Model::load(const Checkpoint& checkpoint, const ModelSpec& spec, const Threads& threads, const Ranks& ranks) {
+  const FloatEnvironment environment;
   check_shard(checkpoint, ranks);
   Model model;
   model.spec_ = spec;
@@ -93,6 +96,7 @@ Model Model::load(const Checkpoint& checkpoint, const ModelSpec& spec, const Thr
     checkpoint.release_pages();
   }
   reader.require_all_read();
+  checkpoint.check_sizes();
   return model;
 }
 
@@ -209,6 +213,7 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
 
 ConstTensorView Model::forward(std::span<const int32_t> tokens, std::span<const Span> spans, std::span<KvCache> caches,
                                const ForwardOptions& options, Workspace& workspace) const {
+  const FloatEnvironment environment;
   check_call(tokens, caches, options);
   const auto count = static_cast<int64_t>(tokens.size());
   const TensorView hidden = workspace.memory().matrix(Memory::Piece::hidden, count, spec_.hidden_size);
@@ -230,11 +235,16 @@ void Model::check_call(std::span<const int32_t> tokens, std::span<KvCache> cache
           name_of(hidden.dtype()), all);
 }
 
-// No layer's cache changes when a later one's can't. Over ranks each layer makes plans of its own, and all have the
-// same room.
+// No layer's cache changes when a later one's can't. Over ranks layers make plans of their own: each has spread the
+// tokens in its way.
 std::optional<StepPlan> Model::plan_step(int64_t tokens, std::span<const Span> spans, std::span<KvCache> caches,
                                          const ForwardOptions& options, Workspace& workspace) const {
-  if (ranks_.size() > 1) return std::nullopt;
+  if (ranks_.size() > 1) {
+    std::vector<RankedCall::Layer> step;
+    for (size_t i = 0; i < layers_.size(); ++i) step.push_back({layers_[i]->attention, &caches[i]});
+    RankedCall::agree(step, spans, options.active_masks);
+    return std::nullopt;
+  }
   std::optional<StepPlan> plan(std::in_place,
                                Step{.tokens = tokens, .spans = spans, .active_masks = options.active_masks}, workspace);
   for (size_t i = 0; i < layers_.size(); ++i) plan->check(layers_[i]->attention.config(), caches[i]);

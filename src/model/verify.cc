@@ -251,12 +251,18 @@ std::vector<PartError> verify_parts(const Model& model, const Checkpoint& checkp
   return parts;
 }
 
-std::vector<PartError> compare_states(const ModelStates& ours, const ModelStates& reference) {
-  const auto check = [](const char* name, ConstTensorView own, ConstTensorView other) {
-    require(other.shape() == own.shape() && (other.dtype() == DType::f32 || other.dtype() == DType::f64),
-            "reference: {} have shape {} and dtype {}, expected {} and f32 or f64", name, other.shape(),
-            name_of(other.dtype()), own.shape());
+void check_reference(const ModelStates& reference, const Shape& hidden, const Shape& logits) {
+  const auto check = [](const char* name, ConstTensorView states, const Shape& expected) {
+    require(states.shape() == expected && (states.dtype() == DType::f32 || states.dtype() == DType::f64),
+            "reference: {} have shape {} and dtype {}, expected {} and f32 or f64", name, states.shape(),
+            name_of(states.dtype()), expected);
   };
+  if (!reference.hidden.empty()) check("hidden states", reference.hidden, hidden);
+  check("logits", reference.logits, logits);
+}
+
+std::vector<PartError> compare_states(const ModelStates& ours, const ModelStates& reference) {
+  check_reference(reference, ours.hidden.shape(), ours.logits.shape());
   const auto compared = [](std::string name, ConstTensorView own, ConstTensorView other) {
     return PartError{.name = std::move(name),
                      .error = difference(matrix_of(own), matrix_of(other)),
@@ -264,11 +270,9 @@ std::vector<PartError> compare_states(const ModelStates& ours, const ModelStates
   };
   std::vector<PartError> parts;
   if (!reference.hidden.empty()) {
-    check("hidden states", ours.hidden, reference.hidden);
     for (int64_t state = 0; state < ours.hidden.size(0); ++state)
       parts.push_back(compared(name_of_state(state), ours.hidden[state], reference.hidden[state]));
   }
-  check("logits", ours.logits, reference.logits);
   parts.push_back(compared("logits", ours.logits, reference.logits));
   return parts;
 }

@@ -44,6 +44,9 @@ struct ModelStates {
                                                   std::span<const int32_t> tokens, const ModelStates& ours,
                                                   const Threads& threads, const std::function<void(int64_t)>& progress);
 
+// Throws Error unless a reference has these shapes, of f32 or f64; its hidden states may be left out.
+void check_reference(const ModelStates& reference, const Shape& hidden, const Shape& logits);
+
 // What `ours` differs from `reference` (f32 or f64; without hidden states, the logits alone), layer by layer, with what
 // layers before have left in it. Allowed is kReferenceTolerance in the root mean square, and ten times that for a
 // single number. Throws Error for other shapes or types.

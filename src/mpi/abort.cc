@@ -63,7 +63,9 @@ void print_line(int rank, std::string_view message) {
   for (char& c : line)
     if ((c >= 0 && c < ' ') || c == '\x7F') c = ' ';
   std::fflush(nullptr);
-  fmt::print(stderr, "{}\n", line);
+  line += '\n';
+  // Not fmt::print, which throws where standard error is gone.
+  (void)std::fputs(line.c_str(), stderr);
 }
 
 }  // namespace

@@ -68,10 +68,10 @@ void RankSum::start(Pending& pending, std::span<const ElementRange> parts) const
   for (const ElementRange& part : parts) {
     if (direct) {
       send.emplace_back(reinterpret_cast<const std::byte*>(partials + part.first),
-                        static_cast<size_t>(part.count * size));
+                        static_cast<size_t>(bytes_of(1, part.count, wire_)));
       continue;
     }
-    send.emplace_back(packed, static_cast<size_t>(own_nodes * part.count * size));
+    send.emplace_back(packed, static_cast<size_t>(bytes_of(own_nodes, part.count, wire_)));
     for (int64_t node = 0; part.count > 0 && node < own_nodes; ++node, packed += part.count * size) {
       const float* from = partials + node * pending.elements_ + part.first;
       if (wire_ == DType::f32)
@@ -83,7 +83,7 @@ void RankSum::start(Pending& pending, std::span<const ElementRange> parts) const
   pending.own_count_ = parts[static_cast<size_t>(group_->rank())].count;
   std::byte* received = grown(pending.received_, static_cast<int64_t>(given_.size()) * pending.own_count_ * size);
   for (const auto& of_rank : nodes_) {
-    const auto bytes = static_cast<int64_t>(of_rank.size()) * pending.own_count_ * size;
+    const int64_t bytes = bytes_of(std::ssize(of_rank), pending.own_count_, wire_);
     receive.emplace_back(received, static_cast<size_t>(bytes));
     received += bytes;
   }

@@ -22,6 +22,11 @@ class RankSum {
   RankSum(std::shared_ptr<Communicator> group, const SumTree& tree, std::vector<std::vector<SumTree::Node>> nodes,
           DType wire);
 
+  // What a rank sends of `elements` numbers of the sums of so many nodes.
+  [[nodiscard]] static int64_t bytes_of(int64_t nodes, int64_t elements, DType wire) {
+    return nodes * elements * static_cast<int64_t>(size_of(wire));
+  }
+
   [[nodiscard]] Communicator& group() const { return *group_; }
   [[nodiscard]] const std::vector<SumTree::Node>& own_nodes() const {
     return nodes_[static_cast<size_t>(group_->rank())];

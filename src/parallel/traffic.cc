@@ -1,14 +1,15 @@
-// What ranks send, formula by formula. Words: a stage has d rows of T ranks; n tokens of the call belong to a row; H is
-// the hidden size. An exchange is one round in which a rank sends to all others of its group.
+// What ranks send. Keys and values are counted move by move, from the plan by which ranks exchange them; hidden states
+// and their sums exchange by exchange. A stage has d rows of T ranks; H is the hidden size.
 
 #include "parallel/traffic.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cache/pieces.h"
-#include "parallel/kv_traffic.h"
-#include "parallel/traffic_stage.h"
-#include "regard/cache.h"
+#include "parallel/context_plan.h"
+#include "parallel/rank_sum.h"
+#include "parallel/row_heads.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -17,85 +18,253 @@ namespace {
 // Bounds that keep every product of this file inside int64.
 constexpr int64_t kMostRanks = int64_t{1} << 14;
 constexpr int64_t kMostTokens = int64_t{1} << 24;
+constexpr int64_t kMostWidth = int64_t{1} << 20;
 
-RowHeads heads_of(const LayerShape& shape, const ParallelConfig& config, const RankMesh& mesh,
-                  std::span<const int64_t> order) {
-  return RowHeads::of({.heads = shape.num_attention_heads, .kv_heads = shape.num_key_value_heads}, shape.mask, config,
-                      mesh, 0, order);
-}
+int64_t bytes_of(DType dtype) { return static_cast<int64_t>(size_of(dtype)); }
+int64_t part_size(int64_t count, int64_t parts, int64_t index) { return part_of(count, parts, index).count; }
 
 // Who has what of a layer in both stages.
 struct Heads {
-  Heads(const LayerShape& shape, const ParallelConfig& config)
+  Heads(const AttentionConfig& attention, const ParallelConfig& config)
       : prefill_mesh(config.tp_degree, config.cp_degree, config.switch_cc),
-        decode_mesh(config.tp_degree, config.attention_dp_degree, config.switch_cc),
-        orders(orders_of(config, shape.num_key_value_heads)),
-        prefill(heads_of(shape, config, prefill_mesh, orders.prefill)),
-        decode(heads_of(shape, config, decode_mesh, orders.decode)) {}
+        decode_mesh(config.tp_degree, config.attention_dp_degree, config.switch_cc) {
+    const RankOrders orders = orders_of(config, attention.num_key_value_heads);
+    const auto of = [&](const RankMesh& mesh, std::span<const int64_t> order) {
+      return RowHeads::of({.heads = attention.num_attention_heads, .kv_heads = attention.num_key_value_heads},
+                          Mask::of(attention), config, mesh, 0, order);
+    };
+    prefill = of(prefill_mesh, orders.prefill);
+    decode = of(decode_mesh, orders.decode);
+  }
+  // Where the stages are spread alike, prefill is computed as decode is.
+  [[nodiscard]] bool differ() const {
+    return prefill_mesh.rows() > 1 || decode_mesh.rows() > 1 || !decode.token_share_of(0).is_all();
+  }
 
   RankMesh prefill_mesh, decode_mesh;
-  RankOrders orders;
   RowHeads prefill, decode;
 };
 
-std::vector<TokenRun> runs_of_row(const LayerCall& call, int64_t row) {
-  std::vector<TokenRun> runs;
-  for (const TokenRun& run : call.runs)
-    if (run.row == row) runs.push_back(run);
-  return runs;
-}
+// The tokens of each row, in the pieces in which they go through a layer.
+using RowPieces = std::vector<std::vector<int64_t>>;
 
-// A row's tokens go through the layer `most` at a time, but prefixes are not cut.
-Pieces cut(const std::vector<TokenRun>& runs, int64_t most) {
-  Pieces pieces;
-  for (TokenCursor at; at.run < runs.size();) pieces.add(next_piece(runs, most, at), 1);
-  return pieces;
-}
+int64_t sum_of(const std::vector<int64_t>& pieces) { return std::accumulate(pieces.begin(), pieces.end(), int64_t{0}); }
 
-// The last key that any token of a row's tokens first..first+count-1 sees; -1: none.
-int64_t last_key_of(const LayerCall& call, const std::vector<TokenRun>& runs, int64_t first, int64_t count) {
-  int64_t last = -1;
-  int64_t before = 0;
-  for (const TokenRun& run : runs) {
-    const int64_t end = std::min(first + count, before + run.count);
-    if (!run.is_skipped && std::max(first, before) < end)
-      last = std::max(
-          last,
-          call.shape.mask.visible(run.first + end - before - 1, run.first + run.count, run.first + run.prefix).last);
-    before += run.count;
+// One stage of one call while what its ranks send is counted.
+class TrafficCount {
+ public:
+  TrafficCount(const LayerCall& call, const ParallelConfig& config, const RankMesh& mesh, const RowHeads& heads,
+               RowPieces pieces)
+      : call_(call),
+        config_(config),
+        mesh_(mesh),
+        heads_(heads),
+        wire_(config.rpl_reduce_dtype.value_or(DType::f32)),
+        pieces_(std::move(pieces)) {
+    const SumTree tree = heads.sum_tree(config.deterministic);
+    for (const ElementRange& leaves : heads.sum_leaves(config.deterministic))
+      nodes_.push_back(std::ssize(tree.cover(leaves.first, leaves.end())));
+    traffic_.ranks.resize(static_cast<size_t>(config.tp_degree));
   }
-  return last;
-}
 
-// The g ranks with copies of a KV head share its tokens: each sends its queries to the g - 1 others, and to each of
-// them its part of attention for that rank's heads: values, largest score, sum of weights, in f32. In deterministic
-// mode it sends those of each run of keys that it keeps by themselves.
-void flash_decoding(TrafficStage& stage, const LayerCall& call, const ParallelConfig& config) {
-  const int64_t group = stage.heads().token_share_of(0).ranks;
-  if (call.kept == KeptTokens::none || group == 1) return;
-  const int64_t per_token = stage.heads().sharding.local_heads() * bytes_of(DType::f32) * (group - 1);
-  stage.exchange(group, stage.pieces(), [&](int64_t row, int64_t, RankTraffic& rank) {
-    rank.queries += stage.row_tokens(row) * per_token * call.shape.head_dim;
-  });
-  stage.exchange(group, stage.pieces(), [&](int64_t row, int64_t column, RankTraffic& rank) {
-    const int64_t tokens = stage.row_tokens(row);
-    int64_t sets = tokens;  // times tokens
-    if (config.deterministic) {
-      const TokenShare share = stage.heads().token_share_of(column);
-      const std::vector<TokenRun> runs = runs_of_row(call, row);
-      sets = 0;
-      int64_t before = 0;
-      stage.pieces_of_row(row).for_each([&](int64_t count) {
-        sets += count * pieces_of(share.count_below(last_key_of(call, runs, before, count) + 1), TokenShare::kRun);
-        before += count;
-      });
+  [[nodiscard]] LayerTraffic traffic() && { return std::move(traffic_); }
+  [[nodiscard]] int64_t rows() const { return mesh_.rows(); }
+
+  // Rounds among `group` ranks; add(row, column, traffic) adds what a rank sends in all of them.
+  template <class Add>
+  void exchange(int64_t group, int64_t rounds, const Add& add) {
+    if (group == 1) return;
+    count_rounds(rounds, group - 1);
+    for (int64_t row = 0; row < rows(); ++row)
+      for (int64_t column = 0; column < columns(); ++column)
+        add(row, column, traffic_.ranks[static_cast<size_t>(mesh_.rank_at(row, column))]);
+  }
+
+  // One round in which keys and values move.
+  void move(const std::vector<KvMove>& moves, int64_t messages, int64_t RankTraffic::*part) {
+    count_rounds(1, messages);
+    for (const KvMove& move : moves)
+      if (move.giver != move.taker)
+        traffic_.ranks[static_cast<size_t>(move.giver)].*part += move.tokens() * move.heads * stored_bytes();
+  }
+
+  // Pieces of the row that has most.
+  [[nodiscard]] int64_t most_pieces() const {
+    int64_t most = 1;
+    for (const auto& of_row : pieces_) most = std::max(most, std::ssize(of_row));
+    return most;
+  }
+
+  // Rounds in which rows hand out 512 tokens each.
+  [[nodiscard]] int64_t most_rounds() const {
+    int64_t most = 1;
+    for (int64_t row = 0; row < rows(); ++row)
+      most = std::max(most, (row_tokens(row) + KvCache::kTokensAtOnce - 1) / KvCache::kTokensAtOnce);
+    return most;
+  }
+
+  // Each rank has its part of the row's tokens, in the input's type, and sends it to the T - 1 others.
+  void gather_hidden() {
+    exchange(columns(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
+      rank.entry += own_part(row, column) * call_.attention.input_size() * bytes_of(call_.hidden) * (columns() - 1);
+    });
+  }
+
+  // For a norm over all heads, each rank sends the others a sum in f64 for each of its heads; the mean comes first.
+  void add_norms() {
+    const auto rounds_of = [](const std::optional<QKNorm>& norm) -> int64_t {
+      if (!norm || norm->width != NormWidth::all) return 0;
+      return norm->kind == NormKind::layer_norm ? 2 : 1;
+    };
+    const int64_t of_queries = rounds_of(call_.attention.q_layernorm);
+    const int64_t of_keys = rounds_of(call_.attention.k_layernorm) + rounds_of(call_.attention.v_norm);
+    const int64_t sums = of_queries * heads_.sharding.local_heads() + of_keys * heads_.sharding.local_kv_heads();
+    exchange(columns(), (of_queries + of_keys) * most_pieces(), [&](int64_t row, int64_t, RankTraffic& rank) {
+      rank.norms += row_tokens(row) * sums * static_cast<int64_t>(sizeof(double)) * (columns() - 1);
+    });
+  }
+
+  // The g ranks with copies of a KV head share its tokens: each sends its queries to the g - 1 others, and to each of
+  // them its part of attention for that rank's heads: values, largest score, sum of weights, in f32. In deterministic
+  // mode it sends those of each run of keys that it keeps by themselves.
+  void share_tokens() {
+    const int64_t group = heads_.token_share_of(0).ranks;
+    if (call_.kept == KeptTokens::none || group == 1) return;
+    const int64_t per_token = heads_.sharding.local_heads() * bytes_of(DType::f32) * (group - 1);
+    exchange(group, most_pieces(), [&](int64_t row, int64_t, RankTraffic& rank) {
+      rank.queries += row_tokens(row) * per_token * call_.attention.head_dim;
+    });
+    exchange(group, most_pieces(), [&](int64_t row, int64_t column, RankTraffic& rank) {
+      rank.partials += partial_sets(row, column) * per_token * (call_.attention.v_head_dim + 2);
+    });
+  }
+
+  // Each rank sends every other one of the row that rank's part of its own sums. Parts are whole tokens.
+  void reduce_scatter() {
+    exchange(columns(), most_pieces(), [&](int64_t row, int64_t column, RankTraffic& rank) {
+      const int64_t others = row_tokens(row) - own_part(row, column);
+      rank.sums += sum_bytes(column, others * call_.attention.hidden_size);
+    });
+  }
+
+  // Each rank sends the tokens whose sums it has to all ranks of all rows.
+  void gather_all_parts() {
+    exchange(rows() * columns(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
+      rank.output += own_part(row, column) * hidden_bytes() * (rows() * columns() - 1);
+    });
+  }
+
+  // Each rank sends its row's tokens to the d - 1 others of its column.
+  void sum_then_gather_rows() {
+    all_reduce(
+        [&](int64_t row) -> const auto& { return pieces_[static_cast<size_t>(row)]; }, most_pieces());
+    exchange(rows(), most_rounds(), [&](int64_t row, int64_t, RankTraffic& rank) {
+      rank.output += row_tokens(row) * hidden_bytes() * (rows() - 1);
+    });
+  }
+
+  // The same with partial sums; then each row sums the tokens of all, in one piece.
+  void gather_rows_then_sum() {
+    exchange(rows(), 1, [&](int64_t row, int64_t column, RankTraffic& rank) {
+      rank.output += sum_bytes(column, row_tokens(row) * call_.attention.hidden_size) * (rows() - 1);
+    });
+    std::vector<int64_t> all{0};
+    for (int64_t row = 0; row < rows(); ++row) all.front() += row_tokens(row);
+    all_reduce(
+        [&](int64_t) -> const auto& { return all; }, 1);
+  }
+
+ private:
+  void count_rounds(int64_t rounds, int64_t messages) {
+    traffic_.rounds += rounds;
+    traffic_.messages += rounds * messages;
+  }
+  [[nodiscard]] int64_t columns() const { return mesh_.columns(); }
+  [[nodiscard]] int64_t row_tokens(int64_t row) const { return sum_of(pieces_[static_cast<size_t>(row)]); }
+  [[nodiscard]] int64_t own_part(int64_t row, int64_t column) const {
+    return part_size(row_tokens(row), columns(), column);
+  }
+  // Of a token's finished hidden state.
+  [[nodiscard]] int64_t hidden_bytes() const { return call_.attention.hidden_size * bytes_of(call_.hidden); }
+  [[nodiscard]] int64_t sum_bytes(int64_t column, int64_t elements) const {
+    return RankSum::bytes_of(nodes_[static_cast<size_t>(column)], elements, wire_);
+  }
+
+  // A token of a head as a cache stores it; without a cache as f32.
+  [[nodiscard]] int64_t stored_bytes() const {
+    const DType cache = call_.kept == KeptTokens::none ? DType::f32 : call_.cache;
+    const bool plain = cache == DType::f32 || cache == DType::bf16 || cache == DType::f16;
+    const int64_t scales = plain ? 0 : 2 * bytes_of(DType::f32);
+    return (call_.attention.head_dim + call_.attention.v_head_dim) * bytes_of(plain ? cache : DType::u8) + scales;
+  }
+
+  // How many partial results of a token a rank makes, summed over the row's tokens.
+  [[nodiscard]] int64_t partial_sets(int64_t row, int64_t column) const {
+    if (!config_.deterministic) return row_tokens(row);
+    const TokenShare share = heads_.token_share_of(column);
+    int64_t sets = 0;
+    int64_t before = 0;
+    for (const int64_t count : pieces_[static_cast<size_t>(row)]) {
+      const int64_t keys = share.count_below(last_key_of(row, {before, before + count - 1}) + 1);
+      sets += count * ((keys + TokenShare::kRun - 1) / TokenShare::kRun);
+      before += count;
     }
-    rank.partials += sets * per_token * (call.shape.v_head_dim + 2);
-  });
-}
+    return sets;
+  }
 
-void check(const LayerCall& call, const ParallelConfig& config) {
-  call.shape.check();
+  // The last key that any of a row's tokens sees; -1: none.
+  [[nodiscard]] int64_t last_key_of(int64_t row, Interval tokens) const {
+    const Mask mask = Mask::of(call_.attention);
+    int64_t last = -1;
+    int64_t before = 0;
+    for (const TokenRun& run : call_.runs) {
+      if (run.row != row) continue;
+      const Interval own = tokens.intersect({before, before + run.count - 1});
+      if (!run.is_skipped && !own.empty())
+        last = std::max(
+            last, mask.visible(run.first + own.last - before, run.first + run.count, run.first + run.prefix).last);
+      before += run.count;
+    }
+    return last;
+  }
+
+  // A sum over the row that every rank of it gets: the numbers of a piece are cut in T flat parts, which are exchanged
+  // before they are summed and after.
+  template <class PiecesOf>
+  void all_reduce(const PiecesOf& pieces_of, int64_t rounds) {
+    const auto own = [&](int64_t row, int64_t column) {
+      int64_t numbers = 0;
+      for (const int64_t tokens : pieces_of(row))
+        numbers += part_size(tokens * call_.attention.hidden_size, columns(), column);
+      return numbers;
+    };
+    exchange(columns(), rounds, [&](int64_t row, int64_t column, RankTraffic& rank) {
+      const int64_t all = sum_of(pieces_of(row)) * call_.attention.hidden_size;
+      rank.sums += sum_bytes(column, all - own(row, column));
+    });
+    exchange(columns(), rounds, [&](int64_t row, int64_t column, RankTraffic& rank) {
+      rank.output += own(row, column) * bytes_of(call_.hidden) * (columns() - 1);
+    });
+  }
+
+  const LayerCall& call_;
+  const ParallelConfig& config_;
+  const RankMesh& mesh_;
+  const RowHeads& heads_;
+  DType wire_;
+  RowPieces pieces_;
+  std::vector<int64_t> nodes_;  // by column: of the tree of sums, those that a rank has
+  LayerTraffic traffic_;
+};
+
+LayerCall checked(const LayerCall& call, const ParallelConfig& config) {
+  LayerCall valid = call;
+  valid.attention = call.attention.validated();
+  const AttentionConfig& c = valid.attention;
+  for (const auto& [name, value] : {std::pair{"hidden_size", c.hidden_size},
+                                    {"the width of all query heads", c.num_attention_heads * c.head_dim},
+                                    {"the width of all value heads", c.num_attention_heads * c.v_head_dim}})
+    require(value <= kMostWidth, "traffic: {} is {}, expected {} at most", name, value, kMostWidth);
   require(config.tp_degree <= kMostRanks, "traffic: tp_degree is {}, expected {} at most", config.tp_degree,
           kMostRanks);
   int64_t tokens = 0;
@@ -110,11 +279,80 @@ void check(const LayerCall& call, const ParallelConfig& config) {
     tokens += run.count;
     require(tokens <= kMostTokens, "traffic: the call has more than {} tokens", kMostTokens);
   }
+  return valid;
 }
 
-// Where the stages are spread alike, prefill is computed as decode is.
-bool spreads_stages_differently(const Heads& heads) {
-  return heads.prefill_mesh.rows() > 1 || heads.decode_mesh.rows() > 1 || !heads.decode.token_share_of(0).is_all();
+// The positions of a run that caches keep.
+Interval kept_of(const LayerCall& call, const TokenRun& run) {
+  if (call.kept == KeptTokens::none || run.is_skipped) return {};
+  const int64_t end = run.first + run.count;
+  const int64_t seen =
+      call.kept == KeptTokens::all ? 0 : Mask::of(call.attention).first_seen(end) / call.page_size * call.page_size;
+  return {std::max(run.first, seen), end - 1};
+}
+
+std::vector<ContextSequence> sequences_of(const LayerCall& call, const ParallelConfig& config) {
+  std::vector<ContextSequence> sequences;
+  for (const TokenRun& run : call.runs) {
+    ContextSequence sequence{.span = {.slot = run.is_skipped ? -1 : 0,
+                                      .first_position = run.first,
+                                      .count = run.count,
+                                      .prefix = run.prefix},
+                             .begin = call.kept == KeptTokens::none ? run.first : 0,
+                             .keeping_row = run.row,
+                             .kept = kept_of(call, run)};
+    for (int64_t row = 0; row < config.cp_degree; ++row)
+      sequence.shares.push_back(
+          SpanShare::of_row(sequences.size(), run.count, config.cp_degree, row, config.context_split));
+    sequences.push_back(std::move(sequence));
+  }
+  return sequences;
+}
+
+RowPieces prefill_pieces(const std::vector<ContextSequence>& sequences, int64_t rows) {
+  RowPieces pieces(static_cast<size_t>(rows));
+  for (size_t row = 0; row < pieces.size(); ++row) {
+    int64_t tokens = 0;
+    for (const ContextSequence& sequence : sequences) tokens += sequence.shares[row].count;
+    for (; tokens > 0; tokens -= pieces[row].back()) pieces[row].push_back(std::min(tokens, KvCache::kTokensAtOnce));
+  }
+  return pieces;
+}
+
+// A row's tokens go through the layer so many at a time, but prefixes are not cut; where queries see later tokens, all
+// go at once.
+RowPieces decode_pieces(const LayerCall& call, int64_t rows) {
+  const int64_t asked = call.attention.inference.windowed_context_encoding_size;
+  const int64_t at_once = asked > 0 ? std::min(asked, KvCache::kTokensAtOnce) : KvCache::kTokensAtOnce;
+  RowPieces pieces(static_cast<size_t>(rows));
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<TokenRun> runs;
+    for (const TokenRun& run : call.runs)
+      if (run.row == row && run.count > 0) runs.push_back(run);
+    for (TokenCursor at; at.run < runs.size();)
+      pieces[static_cast<size_t>(row)].push_back(
+          next_piece(runs, call.attention.is_causal ? at_once : kMostTokens, at));
+  }
+  return pieces;
+}
+
+void count_keys_values(TrafficCount& count, const LayerCall& call, const ParallelConfig& config, const Heads& heads,
+                       std::vector<ContextSequence> sequences) {
+  const KvHolders holders(config, heads.prefill, heads.decode);
+  const ContextPlan plan(std::move(sequences), Mask::of(call.attention), holders, heads.prefill_mesh);
+  const int64_t others = config.tp_degree - 1;
+  constexpr int64_t kAll = ContextPlan::kAllRanks;
+  if (call.kept != KeptTokens::none)
+    for (const Interval& window : plan.prior_windows())
+      count.move(plan.prior(kAll, window), others, &RankTraffic::prior);
+  if (count.rows() > 1) {
+    count.move(plan.computed(kAll, {0, kMostTokens}), count.rows() - 1, &RankTraffic::keys_values);
+    // The other rounds: their bytes are counted.
+    for (int64_t round = 1; round < count.most_rounds(); ++round) count.move({}, count.rows() - 1, nullptr);
+  }
+  if (!holders.keeps_what_it_computes())
+    for (const Interval& window : plan.kept_windows())
+      count.move(plan.missing(kAll, window), others, &RankTraffic::keys_values);
 }
 
 }  // namespace
@@ -131,57 +369,42 @@ int64_t LayerTraffic::most_of_a_rank() const {
   return most;
 }
 
-LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config) {
-  check(call, config);
-  const Heads heads(call.shape, config);
-  if (!spreads_stages_differently(heads)) return decode_traffic(call, config);
-  const KvHolders holders(config, heads.prefill, heads.decode);
-  TrafficStage stage(call, config, heads.prefill_mesh, heads.prefill);
-  for (int64_t row = 0; row < stage.rows(); ++row) {
-    int64_t tokens = 0;
-    for (const TokenRun& run : call.runs)
-      tokens += RowsOfRun(run, config.cp_degree, config.context_split).tokens_of(row);
-    stage.set_pieces(row, {tokens, KvCache::kTokensAtOnce});
-  }
-  if (config.sequence_parallel_enabled) stage.gather_hidden();
-  fetch_prior(stage, call, config, holders);
-  stage.add_norms();
-  if (config.kv_exchange == KvExchange::ring && stage.rows() > 1 && !call.shape.mask.reach())
-    pass_keys_values_round(stage, call, config);
-  else
-    exchange_keys_values(stage, call, config, holders);
-  fetch_missing_heads(stage, call, holders);
+LayerTraffic prefill_traffic(const LayerCall& asked, const ParallelConfig& config) {
+  const LayerCall call = checked(asked, config);
+  const Heads heads(call.attention, config);
+  if (!heads.differ()) return decode_traffic(call, config);
+  std::vector<ContextSequence> sequences = sequences_of(call, config);
+  TrafficCount count(call, config, heads.prefill_mesh, heads.prefill, prefill_pieces(sequences, config.cp_degree));
+  if (config.sequence_parallel_enabled) count.gather_hidden();
+  count.add_norms();
+  count_keys_values(count, call, config, heads, std::move(sequences));
   if (config.sequence_parallel_enabled)
-    stage.reduce_scatter();
+    count.reduce_scatter();
   else
-    stage.sum_then_gather_rows();
-  return std::move(stage).traffic();
+    count.sum_then_gather_rows();
+  return std::move(count).traffic();
 }
 
-LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config) {
-  check(call, config);
-  const Heads heads(call.shape, config);
-  // Where queries see later tokens, all go at once.
-  const int64_t asked = call.shape.windowed_context_encoding_size;
-  const int64_t piece = !call.shape.mask.is_causal ? kMostTokens : asked > 0 ? asked : KvCache::kTokensAtOnce;
-  TrafficStage stage(call, config, heads.decode_mesh, heads.decode);
-  for (int64_t row = 0; row < stage.rows(); ++row) stage.set_pieces(row, cut(runs_of_row(call, row), piece));
-  if (config.sequence_parallel_enabled) stage.gather_hidden();
-  stage.add_norms();
-  if (config.flash_decoding_enabled) flash_decoding(stage, call, config);
+LayerTraffic decode_traffic(const LayerCall& asked, const ParallelConfig& config) {
+  const LayerCall call = checked(asked, config);
+  const Heads heads(call.attention, config);
+  TrafficCount count(call, config, heads.decode_mesh, heads.decode, decode_pieces(call, heads.decode_mesh.rows()));
+  if (config.sequence_parallel_enabled) count.gather_hidden();
+  count.add_norms();
+  if (config.flash_decoding_enabled) count.share_tokens();
   // With one row the three are the same sum.
-  const auto dispatch = stage.rows() == 1 ? OutputDispatch::AR_AG : config.output_dispatch;
+  const auto dispatch = count.rows() == 1 ? OutputDispatch::AR_AG : config.output_dispatch;
   if (config.sequence_parallel_enabled) {
-    stage.reduce_scatter();
+    count.reduce_scatter();
   } else if (dispatch == OutputDispatch::AR_AG) {
-    stage.sum_then_gather_rows();
+    count.sum_then_gather_rows();
   } else if (dispatch == OutputDispatch::RS_AG) {
-    stage.reduce_scatter();
-    stage.gather_all_parts();
+    count.reduce_scatter();
+    count.gather_all_parts();
   } else {
-    stage.gather_rows_then_sum();
+    count.gather_rows_then_sum();
   }
-  return std::move(stage).traffic();
+  return std::move(count).traffic();
 }
 
 }  // namespace regard

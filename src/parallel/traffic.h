@@ -3,37 +3,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "regard/attention_config.h"
 #include "regard/dtype.h"
-#include "regard/mask.h"
 #include "regard/parallel.h"
 
 namespace regard {
-
-/// What decides how much an attention layer computes, stores and sends.
-struct LayerShape {
-  int64_t hidden_size = 0;
-  int64_t num_attention_heads = 0;
-  int64_t num_key_value_heads = 0;
-  int64_t head_dim = 0;
-  int64_t v_head_dim = 0;
-  Mask mask;
-  int64_t input_size = 0;  ///< Of the hidden states that come in; 0: hidden_size.
-  /// Sums over all heads that norms of queries, keys and values need: 0, 1 for an RMS norm over all heads, 2 for a
-  /// layer norm.
-  int64_t query_totals = 0;
-  int64_t key_totals = 0;
-  int64_t value_totals = 0;
-  int64_t windowed_context_encoding_size = 0;  ///< Tokens that decode takes at a time; 0: 512.
-
-  /// Of a validated config.
-  [[nodiscard]] static LayerShape of(const AttentionConfig& config);
-  /// Throws Error for sizes below 1 or so large that no model has them, and for KV heads that do not divide the heads.
-  void check() const;
-  /// Numbers that a token's key and value have in one KV head.
-  [[nodiscard]] int64_t kv_width() const { return head_dim + v_head_dim; }
-
-  friend bool operator==(const LayerShape&, const LayerShape&) = default;
-};
 
 /// Consecutive tokens of one sequence.
 struct TokenRun {
@@ -53,7 +27,7 @@ enum class KeptTokens : uint8_t {
 
 /// One call of a layer, as far as it matters for what ranks send. Its tokens do not branch.
 struct LayerCall {
-  LayerShape shape;
+  AttentionConfig attention;
   std::vector<TokenRun> runs;
   DType hidden = DType::f32;  ///< Type of the hidden states.
   DType cache = DType::f32;   ///< Type of the cached keys and values; 8-bit and 4-bit ones with a scale per token.
@@ -87,11 +61,11 @@ struct LayerTraffic {
   [[nodiscard]] int64_t most_of_a_rank() const;
 };
 
-/// What ranks send in a call of prefill, or of decode, by the formulas in src/parallel/traffic.cc: what
-/// Communicator::bytes_sent counts in a call of Attention::forward, byte for byte (but for one byte to each other rank
-/// by which ranks that share sequences agree that they take a call). A call's spans of ParallelConfig::prefill_tokens
-/// and more are prefill, where the config spreads the two differently; the bytes of both add up. Throws Error for
-/// shapes that check() refuses, degrees that do not divide tp_degree, or runs out of range.
+/// What ranks send in a call of prefill, or of decode: what Communicator::bytes_sent counts in a call of
+/// Attention::forward, byte for byte (but for one byte to each other rank by which ranks that share sequences agree
+/// that they take a call). A call's spans of ParallelConfig::prefill_tokens and more are prefill, where the config
+/// spreads the two differently; the bytes of both add up. Throws Error for a config that AttentionConfig::validated
+/// refuses or that is so large that no model has it, degrees that do not divide tp_degree, or runs out of range.
 [[nodiscard]] LayerTraffic prefill_traffic(const LayerCall& call, const ParallelConfig& config);
 [[nodiscard]] LayerTraffic decode_traffic(const LayerCall& call, const ParallelConfig& config);
 

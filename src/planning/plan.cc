@@ -9,6 +9,7 @@
 #include "parallel/gqa_sharding.h"
 #include "parallel/rank_order.h"
 #include "parallel/traffic.h"
+#include "regard/mask.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -38,28 +39,30 @@ double cached_bytes(DType dtype, int64_t width) {
 
 // The heads of a layer on one rank of a row.
 struct LocalHeads {
-  LocalHeads(const LayerShape& shape, int64_t row_size, GQA gqa)
+  LocalHeads(const AttentionConfig& shape, int64_t row_size, GQA gqa)
       : sharding(shape.num_attention_heads, shape.num_key_value_heads, row_size, gqa),
         queries(sharding.local_heads()),
         keys(sharding.local_kv_heads()) {}
 
   // Weights of both projections.
-  [[nodiscard]] double qkv_weights(const LayerShape& s) const {
-    return real(s.hidden_size) * real(queries * s.head_dim + keys * s.kv_width());
+  [[nodiscard]] double qkv_weights(const AttentionConfig& s) const {
+    return real(s.hidden_size) * real(queries * s.head_dim + keys * (s.head_dim + s.v_head_dim));
   }
-  [[nodiscard]] double output_weights(const LayerShape& s) const {
+  [[nodiscard]] double output_weights(const AttentionConfig& s) const {
     return real(s.hidden_size) * real(queries * s.v_head_dim);
   }
-  [[nodiscard]] double weights(const LayerShape& s) const { return qkv_weights(s) + output_weights(s); }
+  [[nodiscard]] double weights(const AttentionConfig& s) const { return qkv_weights(s) + output_weights(s); }
   // Operations for a query and a key, for all heads of the rank.
-  [[nodiscard]] double pair_flops(const LayerShape& s) const { return 2 * real(queries * s.kv_width()); }
+  [[nodiscard]] double pair_flops(const AttentionConfig& s) const {
+    return 2 * real(queries * (s.head_dim + s.v_head_dim));
+  }
   // Bytes of a cached token.
-  [[nodiscard]] double token_bytes(const LayerShape& s, DType cache) const {
+  [[nodiscard]] double token_bytes(const AttentionConfig& s, DType cache) const {
     return real(keys) * (cached_bytes(cache, s.head_dim) + cached_bytes(cache, s.v_head_dim));
   }
   // Ranks that share the tokens of a KV head: windows and chunks are kept whole.
-  [[nodiscard]] int64_t sharing(const LayerShape& s, const ParallelConfig& config) const {
-    return config.flash_decoding_enabled && !s.mask.reach() ? sharding.kv_copies() : 1;
+  [[nodiscard]] int64_t sharing(const AttentionConfig& s, const ParallelConfig& config) const {
+    return config.flash_decoding_enabled && !Mask::of(s).reach() ? sharding.kv_copies() : 1;
   }
 
   GqaSharding sharding;
@@ -69,7 +72,7 @@ struct LocalHeads {
 
 // What a layer computes with, and how many layers are like it.
 struct LayerSizes {
-  LayerShape attention;
+  AttentionConfig attention;
   double expert = 0;  // weights of one expert, or of the whole MLP
   int64_t experts = 1;
   int64_t experts_per_token = 1;
@@ -79,8 +82,7 @@ struct LayerSizes {
 
 LayerSizes sizes_of(const LayerSpec& spec, int64_t count) {
   const int64_t hidden = spec.attention.hidden_size;
-  LayerSizes sizes{.attention = LayerShape::of(spec.attention.validated()), .count = count};
-  sizes.attention.check();
+  LayerSizes sizes{.attention = spec.attention.validated(), .count = count};
   if (const auto* dense = std::get_if<DenseMlp>(&spec.mlp)) {
     sizes.expert = real(dense->weights(hidden));
     return sizes;
@@ -278,7 +280,7 @@ RankMemory rank_memory(const ModelSpec& model, const Workload& workload, const P
   RankMemory memory;
   double attention = 0;  // weights that all ranks together have once
   for (const LayerSizes& same : sizes_of(model)) {
-    const LayerShape& shape = same.attention;
+    const AttentionConfig& shape = same.attention;
     const double layers = real(same.count);
     const int64_t rows = config.attention_dp_degree;
     const LocalHeads decode(shape, config.tp_degree / rows, config.gqa);
@@ -286,7 +288,7 @@ RankMemory rank_memory(const ModelSpec& model, const Workload& workload, const P
     if (config.cp_degree != rows)
       weights += LocalHeads(shape, config.tp_degree / config.cp_degree, config.gqa).weights(shape);
     memory.attention_weights += layers * weights * model.bytes_per_weight.attention;
-    const int64_t tokens = ceil_div(keys_seen(shape.mask, workload), decode.sharing(shape, config));
+    const int64_t tokens = ceil_div(keys_seen(Mask::of(shape), workload), decode.sharing(shape, config));
     memory.cache +=
         layers * real(ceil_div(workload.sequences, rows)) * real(tokens) * decode.token_bytes(shape, workload.cache);
     attention += layers * LocalHeads(shape, 1, config.gqa).weights(shape) * model.bytes_per_weight.attention;
@@ -301,17 +303,17 @@ StageCost prefill_cost(const ModelSpec& model, const Workload& workload, const R
   speed.check();
   StageCost cost;
   for (const LayerSizes& same : sizes_of(model)) {
-    const LayerShape& shape = same.attention;
+    const AttentionConfig& shape = same.attention;
     const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / config.cp_degree, config.gqa);
-    const RowWork work = prefill_work(shape.mask, workload.prompt, config);
+    const RowWork work = prefill_work(Mask::of(shape), workload.prompt, config);
     const double keys_read = real(workload.prompt) * heads.token_bytes(shape, workload.cache);
     const double layer = product(speed, work.tokens, heads.qkv_weights(shape), model.bytes_per_weight.attention) +
                          phase(speed, work.pairs * heads.pair_flops(shape), keys_read) +
                          product(speed, work.tokens, heads.output_weights(shape), model.bytes_per_weight.attention);
     cost.compute += layers * layer;
     const LayerCall call{
-        .shape = shape, .runs = {{0, workload.prompt}}, .hidden = workload.hidden, .cache = workload.cache};
+        .attention = shape, .runs = {{0, workload.prompt}}, .hidden = workload.hidden, .cache = workload.cache};
     add_traffic(cost, prefill_traffic(call, config), layers, speed);
   }
   cost.layer_bytes = cost.step_bytes / real(std::ssize(model.layers));
@@ -328,11 +330,11 @@ StageCost decode_cost(const ModelSpec& model, const Workload& workload, const Ra
   const int64_t rows = config.attention_dp_degree;
   const double sequences = real(ceil_div(workload.sequences, rows));
   for (const LayerSizes& same : sizes_of(model)) {
-    const LayerShape& shape = same.attention;
+    const AttentionConfig& shape = same.attention;
     const double layers = real(same.count);
     const LocalHeads heads(shape, config.tp_degree / rows, config.gqa);
     const int64_t sharing = heads.sharing(shape, config);
-    const double keys = real(ceil_div(keys_seen(shape.mask, workload), sharing));
+    const double keys = real(ceil_div(keys_seen(Mask::of(shape), workload), sharing));
     // Ranks that share the tokens of a head each do all queries of the group.
     const double flops = sequences * keys * heads.pair_flops(shape) * real(sharing);
     const double bytes = sequences * keys * heads.token_bytes(shape, workload.cache);
@@ -341,7 +343,7 @@ StageCost decode_cost(const ModelSpec& model, const Workload& workload, const Ra
                          product(speed, sequences, heads.output_weights(shape), model.bytes_per_weight.attention);
     cost.compute += layers * layer;
     const LayerCall call{
-        .shape = shape, .runs = decode_runs(workload, rows), .hidden = workload.hidden, .cache = workload.cache};
+        .attention = shape, .runs = decode_runs(workload, rows), .hidden = workload.hidden, .cache = workload.cache};
     add_traffic(cost, decode_traffic(call, config), layers, speed);
   }
   cost.layer_bytes = cost.step_bytes / real(std::ssize(model.layers));

@@ -1,7 +1,10 @@
 #include "tensor/replaced_file.h"
 
-#include <fcntl.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 #include "tensor/fail.h"
 
@@ -9,15 +12,6 @@ namespace regard {
 namespace {
 
 namespace fs = std::filesystem;
-
-// fsync, so that the name never stands for less than the whole file.
-bool sync(const fs::path& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) return false;
-  const bool synced = fsync(file) == 0;
-  close(file);
-  return synced;
-}
 
 // Whether a path is, or leads to, a name of an open file, as /dev/stdout does: what that stands for belongs to others.
 bool names_open_file(fs::path path) {
@@ -33,6 +27,30 @@ bool names_open_file(fs::path path) {
   return false;
 }
 
+fs::path temporary_of(const fs::path& target, std::string_view process) {
+  fs::path temporary = target;
+  temporary += fmt::format(".{}.tmp", process);
+  return temporary;
+}
+
+// Removes the temporary files of programs that were killed. Nobody has their locks; where the file system knows none,
+// the files stay.
+void remove_leftovers(const fs::path& target) {
+  constexpr std::string_view kDigits = "0123456789";
+  const std::string name = target.filename().string() + ".";
+  std::error_code error;
+  const fs::path folder = target.has_parent_path() ? target.parent_path() : fs::path(".");
+  for (fs::directory_iterator entries(folder, error); !error && entries != fs::directory_iterator();
+       entries.increment(error)) {
+    const fs::path& path = entries->path();
+    const std::string process = path.stem().extension().string();
+    if (process.size() < 2 || process.find_first_not_of(kDigits, 1) != std::string::npos) continue;
+    if (path.filename() != temporary_of(target, process.substr(1)).filename()) continue;
+    std::error_code ignored;
+    if (entries->is_regular_file(ignored) && FileLock(path).held()) fs::remove(path, ignored);
+  }
+}
+
 }  // namespace
 
 ReplacedFile::ReplacedFile(const fs::path& path) : path_(path), target_(path) {
@@ -44,10 +62,12 @@ ReplacedFile::ReplacedFile(const fs::path& path) : path_(path), target_(path) {
     target_ = fs::canonical(path, error);
     require(!error, "{} can't be written: {}", path.string(), error.message());
   }
-  temporary_ = target_;
-  temporary_ += fmt::format(".{}.tmp", getpid());
+  remove_leftovers(target_);
+  temporary_ = temporary_of(target_, fmt::to_string(getpid()));
+  lock_ = FileLock(temporary_, true);
+  require(lock_.open(), "\"{}\" can't be written: {}", path.string(), std::strerror(errno));
+  require(!lock_.busy(), "\"{}\" can't be written: another program writes \"{}\"", path.string(), temporary_.string());
   out_.open(temporary_, std::ios::binary | std::ios::trunc);
-  require(out_.is_open(), "\"{}\" can't be written", path.string());
   if (fs::exists(status)) fs::permissions(temporary_, status.permissions(), error);
 }
 
@@ -56,13 +76,18 @@ ReplacedFile::~ReplacedFile() {
   if (!committed_) fs::remove(temporary_, ignored);
 }
 
-void ReplacedFile::commit() {
+FileLock ReplacedFile::commit() {
+  errno = 0;
   out_.close();
-  require(out_.good() && sync(temporary_), "{} can't be written: the disk may be full", path_.string());
+  // On the disk first, so that the name never stands for less than the whole file. A write that failed earlier has left
+  // no reason; a disk is seldom short of anything but room.
+  require(out_.good() && lock_.sync(), "{} can't be written: {}", path_.string(),
+          errno == 0 ? "the disk may be full" : std::strerror(errno));
   std::error_code error;
   fs::rename(temporary_, target_, error);
   require(!error, "{} can't be written: {}", path_.string(), error.message());
   committed_ = true;
+  return std::move(lock_);
 }
 
 }  // namespace regard

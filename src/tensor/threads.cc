@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tensor/fail.h"
+#include "tensor/float_environment.h"
 
 namespace regard {
 namespace {
@@ -87,7 +88,9 @@ class Threads::Team {
     }
   }
 
+  // The helper has the environment of the thread that made it, and that one had its own reasons.
   void help(int thread) {
+    FloatEnvironment::set_default();
     int spins = 0;
     while (!ending_) {
       const uint32_t signal = signal_.load();
@@ -135,6 +138,7 @@ Threads Threads::for_work(int64_t operations) const {
 }
 
 void Threads::run(int64_t tasks, Call call, void* callable) const {
+  const FloatEnvironment environment;
   if (team_ != nullptr && tasks > 1) return team_->run(tasks, call, callable);
   for (int64_t task = 0; task < tasks; ++task) call(callable, task, 0);
 }

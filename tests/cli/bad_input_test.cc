@@ -9,6 +9,7 @@
 #include "regard/checkpoint.h"
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
+#include "support/gguf_builder.h"
 #include "support/safetensors_builder.h"
 
 namespace regard::test {
@@ -35,6 +36,9 @@ TEST(BadInput, WrongOptionsAreRefused) {
   expect_complaint({"generate", "-m", folder.gguf}, "--prompt");
   expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--loud"}, "--loud");
   expect_complaint({"score", "-m", folder.gguf}, "--file");
+  // Unknown before missing: the one may be the other, misspelt.
+  expect_complaint({"generate", "--modle", folder.gguf}, "--modle");
+  expect_complaint({"score", "-m", folder.gguf, "--flie", text}, "--flie");
   expect_complaint({"inspect"}, "model");
   const auto generate = [&](const std::string& option, const std::string& value, std::string_view part) {
     // One token, so that a value that is not refused fails fast.
@@ -54,6 +58,31 @@ TEST(BadInput, WrongOptionsAreRefused) {
   expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--system", "b"}, "--chat");
   expect_complaint({"generate", "-m", folder.gguf, "-p", "a", "--chat"}, "chat template");
   expect_complaint({"score", "-m", folder.gguf, "-f", text, "--max-tokens", "1"}, "--max-tokens");
+}
+
+TEST(BadInput, NumbersAreDecimalAndNeverEmpty) {
+  const ModelFolder folder;
+  const std::string in = folder.write("in.jsonl", "");
+  const auto generate = [&](const std::string& option, const std::string& value, std::string_view part) {
+    expect_complaint({"generate", "-m", folder.gguf, "-p", "a", option, value}, part);
+  };
+  for (const char* option : {"--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--draft", "--threads",
+                             "--tp", "--cp", "--dp"}) {
+    generate(option, "", option);
+    generate(option, "", "the value is empty");
+    for (const char* value : {"010", "0x10", "-010", "0b1"}) generate(option, value, "expected a decimal number");
+  }
+  for (const char* value : {"", "010K", "0x10"})
+    expect_complaint({"batch", "-m", folder.gguf, "-i", in, "-o", folder.file("out"), "--kv-memory", value},
+                     "--kv-memory");
+  expect_complaint({"plan", "-m", folder.gguf, "--ranks", "02", "--context", "64"}, "--ranks");
+  expect_complaint({"plan", "-m", folder.gguf, "--ranks", "2", "--context", ""}, "--context");
+  expect_complaint({"attend", "-m", folder.gguf, "--layer", "", "--input", in, "--output", folder.file("out")},
+                   "--layer");
+  // A number alone may be 0, and what is no number may begin with it.
+  const std::vector<std::string> good = {"generate", "-m", folder.gguf, "-p", "010",           "-n", "1",
+                                         "--top-k",  "0",  "--seed",    "0",  "--temperature", "0.5"};
+  EXPECT_EQ(run_command(good).exit_code, 0);
 }
 
 TEST(BadInput, TokensThatAreNoIdsAreRefused) {
@@ -84,9 +113,10 @@ TEST(BadInput, TokensThatAreNoIdsAreRefused) {
     SCOPED_TRACE(file);
     expect_complaint({"score", "-m", folder.gguf, "--tokens", folder.write("ids.json", file)}, part);
   };
-  for (const char* file :
-       {"", "5", "{}", "[5, 17", "[5, -1]", "[5, 1.5]", "[5, \"6\"]", "[[5, 6]]", "[5, 2147483648]", "null", "5,17"})
+  for (const char* file : {"", "5", "{}", "[5, 17", "[5, -1]", "[5, 1.5]", "[5, \"6\"]", "[[5, 6]]", "[5, 6] 7",
+                           "[5, 2147483648]", "null", "5,17"})
     score(file, "expected a JSON list of token ids, as [5, 17, 9]");
+  score(std::string_view("[5, 6]\0[7]", 10), "expected a JSON list of token ids");
   score("[]", "the text has 0 tokens, expected 2 to 64");
   score("[5]", "the text has 1 tokens, expected 2 to 64");
   score("[5, 267]", "token id is 267, expected 0 to 266");
@@ -153,6 +183,13 @@ TEST(BadInput, SavedSequencesThatDoNotFitAreRefused) {
   folder.write("text.safetensors", bytes);
   expect_complaint({"generate", "-m", other.gguf, "-n", "1", "--restore-cache", cache},
                    "layers is \"2\", expected \"3\"");
+  // Of the same shapes, with other numbers.
+  const ModelFolder twin(TinyLlama{.seed = 2});
+  expect_complaint({"generate", "-m", twin.gguf, "-n", "1", "--restore-cache", cache}, "belongs to another model");
+  // The name of the model's file does not matter.
+  std::filesystem::rename(folder.gguf, folder.file("renamed.gguf"));
+  EXPECT_EQ(run_command({"generate", "-m", folder.file("renamed.gguf"), "-n", "1", "--restore-cache", cache}).exit_code,
+            0);
 }
 
 TEST(BadInput, ModelsThatAreNotThereAreRefusedByEveryCommand) {
@@ -168,6 +205,70 @@ TEST(BadInput, ModelsThatAreNotThereAreRefusedByEveryCommand) {
                      "checkpoint: ");
   }
   EXPECT_FALSE(std::filesystem::exists(folder.file("out")));
+}
+
+TEST(BadInput, FilesOfOtherKindsAreNeitherGgufNorSafetensors) {
+  const TempFolder folder;
+  for (const char* name : {"README.md", "pytorch_model.bin", "model.gguf", "tokenizer.model"})
+    for (const std::string& bytes : {std::string("# A text of some length, in Markdown.\n"), std::string("PK\3\4"),
+                                     std::string("\x80\2}q\0X", 6) + std::string(100, 'x')})
+      expect_complaint({"inspect", folder.write(name, bytes)}, "is neither GGUF nor safetensors");
+}
+
+// A model of which only what needs no weights can be read: what is wrong besides is said first.
+TEST(BadInput, WhatNeedsNoWeightsIsCheckedBeforeTheyAreLoaded) {
+  const TempFolder folder;
+  GgufBuilder file = TinyLlama().gguf();  // a vocabulary of 267, a context of 64
+  file.tensor("blk.0.ffn_down.weight").name = "blk.0.other.weight";
+  const std::string model = folder.write("model.gguf", file.build());
+  const std::string out = folder.file("out.safetensors");
+  const std::string nowhere = folder.file("none/out.safetensors");
+  const auto refused = [&](std::vector<std::string> arguments, std::string_view part) {
+    arguments.insert(arguments.begin() + 1, {"-m", model});
+    expect_complaint(arguments, part);
+  };
+  refused({"generate", "-p", "the"}, "ffn_down");
+  refused({"generate", "-p", std::string(65, 'q')}, "65 tokens, expected 1 to 64");
+  refused({"generate", "--tokens", "5,267"}, "token id is 267");
+  refused({"generate", "-p", "the", "--temperature", "-1"}, "temperature is -1");
+  refused({"generate", "-p", "the", "--save-cache", nowhere}, "can't be written: No such file or directory");
+  refused({"score", "-f", folder.write("text.txt", "q")}, "the text has 1 tokens");
+  refused({"score", "--tokens", folder.write("ids.json", "[5, 267]")}, "token id is 267");
+  refused({"logits", "--tokens", "5,267", "-o", out}, "token id is 267");
+  refused({"logits", "--tokens", "5", "-o", nowhere}, "can't be written: No such file or directory");
+  refused({"verify", "--tokens", "5,267"}, "token id is 267");
+  const std::vector<int32_t> ids = {5, 17};
+  const std::vector<float> logits(2 * 266);
+  save_safetensors(out, std::array<NamedTensor, 2>{{{"tokens", ConstTensorView(ids.data(), {2})},
+                                                    {"logits", ConstTensorView(logits.data(), {2, 266})}}});
+  refused({"verify", "--reference", out}, "logits have shape [2, 266]");
+  refused({"batch", "-i", folder.write("requests.jsonl", "{\"id\": \"a\", \"prompt\": \"the\"}"), "-o", nowhere},
+          "can't be written: No such file or directory");
+}
+
+TEST(BadInput, AttendChecksItsFilesBeforeTheWeights) {
+  const TempFolder folder;
+  GgufBuilder file = TinyLlama().gguf();
+  file.tensor("blk.0.attn_output.weight").name = "blk.0.other.weight";
+  const std::string model = folder.write("model.gguf", file.build());
+  const std::string in = folder.file("in.safetensors");
+  const auto refused = [&](const Tensor& tensor, const char* name, const std::string& out, std::string_view part) {
+    save_safetensors(in, std::array<NamedTensor, 1>{{{name, tensor}}});
+    expect_complaint({"attend", "-m", model, "--layer", "0", "--input", in, "--output", out}, part);
+  };
+  const Tensor x(DType::f32, {1, 2, 32});
+  refused(x, "hidden_states", folder.file("out"), "attn_output");
+  refused(x, "hidden", folder.file("out"), "no tensor \"hidden_states\"");
+  refused(x, "hidden_states", folder.file("none/out"), "can't be written: No such file or directory");
+}
+
+TEST(BadInput, MessagesKeepQuotesAndGiveReasons) {
+  const ModelFolder folder;
+  expect_complaint({"generate", "-m", folder.gguf, "--tokens", "\"5\""}, "--tokens is \"\"5\"\", expected");
+  expect_complaint({"score", "-m", folder.gguf, "-f", folder.file("none")},
+                   "can't be opened: No such file or directory");
+  expect_complaint({"score", "-m", folder.gguf, "-f", folder.path()}, "can't be read: Is a directory");
+  expect_complaint({"logits", "-m", folder.gguf, "--tokens", "5", "-o", "/proc/out"}, "can't be written: ");
 }
 
 TEST(BadInput, BrokenModelFilesAreRefusedWithTheReason) {
@@ -257,6 +358,7 @@ TEST(BadInput, AttendRefusesWhatIsNoInputOfTheLayer) {
                                    {.name = name, .dtype = dtype, .shape = std::move(shape), .data = std::move(data)}};
   };
   const auto two = [](int64_t first, int64_t second) { return bytes_of(first) + bytes_of(second); };
+  attend("0", with("position_idz", "I64", {1, 2}, two(0, 1)), "no tensor is called \"position_idz\", expected hidden_");
   attend("0", with("attention_mask", "I64", {1, 3}, two(1, 1) + bytes_of(int64_t{1})), "attention_mask has shape");
   attend("0", with("attention_mask", "F32", {1, 2}, std::string(8, '\0')), "f32");
   attend("0", with("position_ids", "I64", {2}, two(0, 1)), "position_ids has shape");

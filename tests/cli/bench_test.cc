@@ -23,5 +23,20 @@ TEST(BenchCommand, CountsTheBytesOfEveryCacheType) {
   }
 }
 
+TEST(BenchCommand, AModelThatNoSuiteReadsIsRefused) {
+  const std::vector<std::vector<std::string>> commands = {
+      {"bench", "-m", "/nonexistent"},
+      {"bench", "-m", ""},
+      {"bench", "--suite", "layer", "-m", "/nonexistent"},
+      {"bench", "--shape", "decode:f32:b1:h2:d16:l64", "-m", "x"},
+      {"bench", "--suite", "decoder", "-m", "/nonexistent"},
+      {"bench", "--shape", "decode:f32:b1:h2:d16:l64", "--filter", "x"}};
+  for (const auto& command : commands) {
+    const Finished result = run_command(command);
+    EXPECT_EQ(result.exit_code, 2) << command.back();
+    EXPECT_EQ(result.out, "") << command.back();
+  }
+}
+
 }  // namespace
 }  // namespace regard::test

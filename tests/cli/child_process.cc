@@ -34,6 +34,16 @@ void close_end(int& end) {
   end = -1;
 }
 
+// Standard output or error of the child: a pipe's end, a file, or nothing.
+void set_stream(posix_spawn_file_actions_t& actions, int stream, const char* file, const Pipe& pipe) {
+  if (file == nullptr)
+    posix_spawn_file_actions_adddup2(&actions, pipe.write_end, stream);
+  else if (file == std::string_view(ChildProcess::kClosed))
+    posix_spawn_file_actions_addclose(&actions, stream);
+  else
+    posix_spawn_file_actions_addopen(&actions, stream, file, O_WRONLY, 0);
+}
+
 // Appends what can be read now; closes the end where there is nothing more to come.
 void drain(int& end, std::string& text) {
   std::array<char, 65536> buffer{};
@@ -46,7 +56,7 @@ void drain(int& end, std::string& text) {
 
 }  // namespace
 
-ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const char* output) {
+ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const char* output, const char* error) {
   // A child that ends before it has read its input must not end the test.
   std::signal(SIGPIPE, SIG_IGN);
   Pipe in = make_pipe();
@@ -55,17 +65,23 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const char
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in.read_end, STDIN_FILENO);
-  if (output == nullptr)
-    posix_spawn_file_actions_adddup2(&actions, out.write_end, STDOUT_FILENO);
-  else
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, output, O_WRONLY, 0);
-  posix_spawn_file_actions_adddup2(&actions, err.write_end, STDERR_FILENO);
+  set_stream(actions, STDOUT_FILENO, output, out);
+  set_stream(actions, STDERR_FILENO, error, err);
+  // The child has the signals of a shell's child, not those of the test.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t pipe_signal;
+  sigemptyset(&pipe_signal);
+  sigaddset(&pipe_signal, SIGPIPE);
+  posix_spawnattr_setsigdefault(&attributes, &pipe_signal);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
   std::string command = REGARD_COMMAND;
   std::vector<std::string> words = arguments;
   std::vector<char*> argv = {command.data()};
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
-  const int error = posix_spawn(&child_, command.c_str(), &actions, nullptr, argv.data(), environ);
+  const int failure = posix_spawn(&child_, command.c_str(), &actions, &attributes, argv.data(), environ);
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   close(in.read_end);
   close(out.write_end);
@@ -73,7 +89,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments, const char
   in_ = in.write_end;
   out_ = out.read_end;
   err_ = err.read_end;
-  if (error != 0) throw std::runtime_error("the command can't be started");
+  if (failure != 0) throw std::runtime_error("the command can't be started");
 }
 
 ChildProcess::~ChildProcess() {
@@ -101,6 +117,9 @@ bool ChildProcess::pump(std::string_view& input) {
   return out_ >= 0 || err_ >= 0;
 }
 
+void ChildProcess::abandon_output() { close_end(out_); }
+void ChildProcess::abandon_error() { close_end(err_); }
+
 void ChildProcess::wait_for_output(size_t bytes) {
   std::string_view nothing;
   while (result_.out.size() < bytes && pump(nothing)) {
@@ -114,6 +133,19 @@ void ChildProcess::wait_until_it_catches(int signal) const {
     for (std::string line; std::getline(status, line);)
       if (line.starts_with("SigCgt:") && (std::stoull(line.substr(7), nullptr, 16) >> (signal - 1) & 1) != 0) return;
   }
+}
+
+void ChildProcess::wait_until_it_maps(const std::string& file) const {
+  using namespace std::chrono_literals;
+  const std::string process = "/proc/" + std::to_string(child_);
+  const auto holds = [&](const char* name, const std::string& text) {
+    std::ifstream lines(process + name);
+    for (std::string line; std::getline(lines, line);)
+      if (line.find(text) != std::string::npos) return true;
+    return false;
+  };
+  for (int i = 0; i < 3000; ++i, std::this_thread::sleep_for(10ms))
+    if (holds("/maps", file) && holds("/status", "State:\tS")) return;
 }
 
 void ChildProcess::send_signal(int signal) const { kill(child_, signal); }

@@ -18,18 +18,27 @@ struct Finished {
 // The `regard` command (REGARD_COMMAND) as a child process, its input and its outputs pipes.
 class ChildProcess {
  public:
-  // `output`: a file that standard output goes to instead of the pipe.
-  explicit ChildProcess(const std::vector<std::string>& arguments, const char* output = nullptr);
+  // `output`, `error`: files that standard output and standard error go to instead of the pipes, or kClosed.
+  explicit ChildProcess(const std::vector<std::string>& arguments, const char* output = nullptr,
+                        const char* error = nullptr);
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
   ~ChildProcess();
 
+  static constexpr const char* kClosed = "";
+
+  // Stops reading: the child's next write meets a pipe without a reader.
+  void abandon_output();
+  void abandon_error();
   // Waits until at least `bytes` bytes have come on standard output.
   void wait_for_output(size_t bytes);
   // What has come so far.
   [[nodiscard]] const std::string& output() const { return result_.out; }
   // Waits until the child handles a signal by itself, as Linux tells, for half a minute at most.
   void wait_until_it_catches(int signal) const;
+  // Waits until the child has mapped a file and sleeps, as it does when it waits for its input; for half a minute at
+  // most.
+  void wait_until_it_maps(const std::string& file) const;
   void send_signal(int signal) const;
   // Gives `input` to the child, reads both outputs and waits for its end.
   [[nodiscard]] Finished finish(std::string_view input = {});

@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <sstream>
+
 #include "cli/child_process.h"
 
 namespace regard::test {
@@ -23,6 +26,42 @@ TEST(HelpText, EverySubcommandHasAnExampleThatStartsWithItself) {
     EXPECT_NE(result.out.find("Example"), std::string::npos) << name;
     EXPECT_NE(result.out.find("  regard " + name + " "), std::string::npos) << name;
   }
+}
+
+TEST(HelpText, WrapsAtTheWidthOfTheTerminalAndTellsNoRangesOfTypes) {
+  setenv("COLUMNS", "64", 1);
+  for (const char* name : {"", "generate", "batch", "score", "inspect", "attend", "shard", "logits", "verify", "bench",
+                           "plan", "show-config"}) {
+    SCOPED_TRACE(name);
+    const Finished result = *name == '\0' ? run_command({"--help"}) : run_command({name, "--help"});
+    EXPECT_EQ(result.exit_code, 0);
+    std::istringstream lines(result.out);
+    for (std::string line; std::getline(lines, line);) {
+      // Examples can be copied only as they are.
+      if (!line.starts_with("  regard ") && !line.starts_with("  echo ") && !line.starts_with("  cat ") &&
+          !line.starts_with("  REGARD_") && !line.starts_with("  mpirun "))
+        EXPECT_LE(line.size(), 64U) << line;
+    }
+    for (const char* part : {" in [", "INT:", "TEXT:", "REQUIRED"})
+      EXPECT_EQ(result.out.find(part), std::string::npos) << result.out;
+  }
+  unsetenv("COLUMNS");
+}
+
+TEST(HelpText, SaysWhatIsRequiredAndWhatCanBeChosen) {
+  setenv("COLUMNS", "200", 1);
+  const std::string help = run_command({"generate", "--help"}).out;
+  unsetenv("COLUMNS");
+  EXPECT_NE(help.find("a Hugging Face folder (required)"), std::string::npos) << help;
+  EXPECT_NE(help.find("(default: f32): f32, bf16, f16, int8"), std::string::npos) << help;
+  EXPECT_NE(help.find("--threads INT"), std::string::npos) << help;
+}
+
+TEST(HelpText, VersionIsPrinted) {
+  const Finished result = run_command({"--version"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, "regard " REGARD_VERSION "\n");
+  EXPECT_EQ(result.err, "");
 }
 
 }  // namespace

@@ -1,28 +1,12 @@
 // A GGUF file of any bytes is read or refused; what is read is run as a model where it is one.
-#include <fmt/format.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "checkpoint/parsed_file.h"
+#include "fuzz/memory_file.h"
 #include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 
 namespace regard {
 namespace {
-
-// The bytes as a file that has a path.
-class MemoryFile {
- public:
-  explicit MemoryFile(std::span<const std::byte> bytes) : file_(memfd_create("fuzz", MFD_CLOEXEC)) {
-    if (file_ < 0 || write(file_, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) std::abort();
-  }
-  ~MemoryFile() { close(file_); }
-  [[nodiscard]] std::string path() const { return fmt::format("/proc/self/fd/{}", file_); }
-
- private:
-  int file_;
-};
 
 void run_model(std::span<const std::byte> bytes) {
   const MemoryFile file(bytes);

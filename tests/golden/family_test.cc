@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <functional>
@@ -154,6 +155,26 @@ KvCacheOptions cache_options(const Golden& golden) {
   return {.slots = 2, .capacity = golden.values("tokens").size(0), .dtype = DType::f32, .page_size = 16};
 }
 
+bool has_window(const Model& model, size_t layer) { return model.spec().layers[layer].attention.sliding_window > 0; }
+
+bool has_windows(const Model& model) {
+  for (size_t i = 0; i < model.spec().layers.size(); ++i)
+    if (has_window(model, i)) return true;
+  return false;
+}
+
+// One cache a layer that gives no token back, whatever its window.
+std::vector<KvCache> contiguous_caches(const Model& model, const KvCacheOptions& options) {
+  std::vector<KvCache> caches;
+  for (int64_t i = 0; i < std::ssize(model.spec().layers); ++i)
+    caches.push_back(model.attention(i).make_cache(KvStorage::contiguous, options));
+  return caches;
+}
+
+bool have_same_bits(ConstTensorView a, ConstTensorView b) {
+  return std::ranges::equal(std::as_bytes(a.elements<float>()), std::as_bytes(b.elements<float>()));
+}
+
 void expect_schedules(const Model& model, const Golden& golden, const std::function<std::vector<KvCache>()>& caches) {
   for (const Schedule& schedule : schedules()) {
     if (testing::Test::HasFailure()) return;
@@ -197,6 +218,32 @@ TEST_P(FamilyGolden, EveryLayerEqualsTransformersInEveryScheduleAndCache) {
     constexpr int64_t kBytes = int64_t{4} << 20;
     expect_schedules(model, golden, [&] { return model.make_paged_caches(cache_options(golden), kBytes); });
   }
+  if (has_windows(model)) {
+    SCOPED_TRACE("memory that holds every token");
+    expect_schedules(model, golden, [&] { return contiguous_caches(model, cache_options(golden)); });
+  }
+}
+
+// The promise about bits, over schedules: also where experts get the tokens of several sequences at once.
+TEST_P(FamilyGolden, LogitsHaveTheSameBitsInEverySchedule) {
+  const Golden golden = golden_values();
+  const Model model = Model::load(Checkpoint::open(path()), Threads(2));
+  const auto run_of = [&](const Calls& calls) {
+    return run(model, golden, calls, model.make_caches(cache_options(golden)));
+  };
+  const auto whole = [&](int64_t slot, const char* name) {
+    return Span{.slot = slot, .first_position = 0, .count = golden.values(name).size(0)};
+  };
+  const Outputs alone = run_of({{whole(0, "tokens")}, {whole(1, "other_tokens")}});
+  const Outputs together = run_of({{whole(1, "other_tokens"), whole(0, "tokens")}});
+  EXPECT_TRUE(have_same_bits(together.logits, alone.logits));
+  EXPECT_TRUE(have_same_bits(together.other_logits, alone.other_logits));
+  for (const Schedule& schedule : schedules()) {
+    const Outputs out = run_of(schedule.calls);
+    EXPECT_TRUE(have_same_bits(out.logits, alone.logits)) << schedule.name;
+    if (!schedule.has_other) continue;
+    EXPECT_TRUE(have_same_bits(out.other_logits, alone.other_logits)) << schedule.name;
+  }
 }
 
 TEST_P(FamilyGolden, EveryLayerEqualsTransformersOverTwoRanks) {
@@ -234,6 +281,49 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, FamilyGolden, testing::ValuesIn(checkpoint
   std::ranges::replace(name, '.', '_');
   return name;
 });
+
+// 1200 tokens of two sequences, of which the second is some behind.
+std::vector<std::vector<float>> logits_of_long_texts(const Model& model, std::vector<KvCache>& caches) {
+  std::vector<int32_t> text;
+  for (int64_t i = 0; i < 1200; ++i) text.push_back(static_cast<int32_t>(i * i * 7 % model.spec().vocab_size));
+  std::vector<std::vector<float>> all;
+  std::array<int64_t, 2> lengths{};
+  Workspace workspace(2);
+  for (const auto& counts :
+       std::vector<std::array<int64_t, 2>>{{300, 0}, {512, 100}, {1, 1}, {2, 600}, {385, 1}, {0, 498}}) {
+    std::vector<Span> spans;
+    std::vector<int32_t> tokens;
+    for (size_t slot = 0; slot < counts.size(); ++slot) {
+      if (counts[slot] == 0) continue;
+      spans.push_back({.slot = static_cast<int64_t>(slot), .first_position = lengths[slot], .count = counts[slot]});
+      const auto first = text.begin() + lengths[slot];
+      tokens.insert(tokens.end(), first, first + counts[slot]);
+      lengths[slot] += counts[slot];
+    }
+    const auto logits = model.forward(tokens, spans, caches, {.logits = Model::Logits::all}, workspace);
+    all.emplace_back(logits.elements<float>().begin(), logits.elements<float>().end());
+  }
+  return all;
+}
+
+// A ring has room for its window and the 512 tokens that a call appends at once, so that longer texts wrap around.
+TEST(FamilyGolden, RingsThatWrapAroundGiveTheBitsOfCachesThatHoldEveryToken) {
+  for (const char* name : {"gemma3", "gemma3_mixed", "gpt_oss", "mixtral_windows", "qwen3_windows"}) {
+    SCOPED_TRACE(name);
+    const Model model =
+        Model::load(Checkpoint::open(std::filesystem::path(golden::path("families")) / name), Threads(2));
+    const KvCacheOptions options{.slots = 2, .capacity = 1200, .dtype = DType::f32};
+    auto rings = model.make_caches(options);
+    auto contiguous = contiguous_caches(model, options);
+    EXPECT_TRUE(has_windows(model));
+    EXPECT_EQ(logits_of_long_texts(model, rings), logits_of_long_texts(model, contiguous));
+    for (size_t layer = 0; layer < rings.size(); ++layer)
+      for (int64_t slot = 0; slot < 2; ++slot) {
+        EXPECT_EQ(rings[layer].first_held(slot) > 0, has_window(model, layer)) << "layer " << layer;
+        EXPECT_EQ(contiguous[layer].first_held(slot), 0) << "layer " << layer;
+      }
+  }
+}
 
 // A text, or rather a cache, that the trained length holds takes the other list of factors.
 TEST(FamilyGolden, LongropeTakesItsShortFactorsWhereTheContextIsDeclaredShort) {

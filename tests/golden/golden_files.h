@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-// Files beside the golden tests, and the model that some of them need.
+// Files beside the golden tests, and the models that some of them need.
 namespace regard::golden {
 
 inline std::string path(const std::string& name) { return std::string(REGARD_TEST_DATA) + "/golden/" + name; }
@@ -21,8 +21,15 @@ inline nlohmann::json read_json(const std::string& name) { return nlohmann::json
 // The SmolLM2 file, or nullptr where the environment does not name it.
 inline const char* model_path() { return std::getenv("REGARD_MODEL"); }
 
+// The file of Gemma 3 270M, or nullptr.
+inline const char* gemma3_path() { return std::getenv("REGARD_GEMMA3"); }
+
 }  // namespace regard::golden
 
 #define REGARD_REQUIRE_MODEL()                 \
   if (regard::golden::model_path() == nullptr) \
   GTEST_SKIP() << "REGARD_MODEL does not name the SmolLM2 file; ./run --model prints its path"
+
+#define REGARD_REQUIRE_GEMMA3()                 \
+  if (regard::golden::gemma3_path() == nullptr) \
+  GTEST_SKIP() << "REGARD_GEMMA3 does not name the file; ./run --model gemma3 prints its path"

@@ -508,7 +508,7 @@ def make(variant, out):
             break
     else:
         raise ValueError(f"{variant.name}: no seed gives every expert tokens and clear decisions")
-    plain = PlainModel(folder)
+    plain = PlainModel.of_folder(folder)
     hidden, logits = golden_of(model, plain, tokens)
     golden = {"tokens": tokens, "hidden": hidden, "logits": logits, "other_tokens": other}
     golden["other_logits"] = golden_of(model, plain, other)[1]

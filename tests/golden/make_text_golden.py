@@ -13,6 +13,7 @@ transformers (llama_plain.py); the run fails if the two disagree.
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,27 @@ from prompts import PROMPTS
 
 GENERATED = 48
 MIN_PROMPT = 32
-NLL_TEXTS = ["GPL-3", "MPL-2.0", "Artistic"]
 NLL_FOLDER = Path("/usr/share/common-licenses")
 NLL_LIMIT = 8192
 NLL_PREFIXES = [256, 512, 1024, 2048, 4096]
-LOGIT_SLICE = 256  # rows of logits held at once: 256 x 49152 x 8 bytes = 100 MB
+LOGIT_SLICE_BYTES = 256 * 49152 * 8  # of the logits held at once
 
 # float32 and float64 agree far better than this; a wrong rope base or a swapped head would not.
 MAX_LOGIT_DIFFERENCE = 2e-3
 MAX_NLL_DIFFERENCE = 1e-4
+
+
+@dataclass
+class Setup:
+    """A model in float32 and in float64, and the texts that it is asked about."""
+
+    name: str  # of the files: NAME_greedy.json and NAME_nll.json
+    model: transformers.PreTrainedModel
+    plain: object  # hidden(tokens) and logits(hidden), in float64
+    tokenizer: tokenizers.Tokenizer
+    bos: str
+    prompts: list[tuple[str, str]]
+    nll_texts: list[str]
 
 
 def load_model(path: Path):
@@ -66,7 +79,7 @@ def greedy(model, ids: list[int], eos: int) -> dict:
     return result
 
 
-def check_greedy(plain: PlainLlama, case: dict) -> tuple[float, float]:
+def check_greedy(plain, case: dict) -> tuple[float, float]:
     """Replays a case in float64: same tokens, same margins. Returns the largest deviation and the smallest margin."""
     steps = len(case["tokens"])
     hidden = plain.hidden(case["prompt_tokens"] + case["tokens"][:-1])
@@ -82,8 +95,9 @@ def check_greedy(plain: PlainLlama, case: dict) -> tuple[float, float]:
 def token_nll(hidden, logits_of, ids) -> np.ndarray:
     """-log p(ids[t] | ids[:t]) for t = 1..n-1, in float64 from the given logits."""
     out = []
-    for start in range(0, len(ids) - 1, LOGIT_SLICE):
-        end = min(len(ids) - 1, start + LOGIT_SLICE)
+    rows = LOGIT_SLICE_BYTES // (logits_of(hidden[:1]).shape[-1] * 8)
+    for start in range(0, len(ids) - 1, rows):
+        end = min(len(ids) - 1, start + rows)
         logits = np.asarray(logits_of(hidden[start:end]), dtype=np.float64)
         top = logits.max(axis=-1, keepdims=True)
         lse = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
@@ -91,13 +105,13 @@ def token_nll(hidden, logits_of, ids) -> np.ndarray:
     return np.concatenate(out)
 
 
-def nll_case(model, plain: PlainLlama, tokenizer, name: str) -> dict:
+def nll_case(setup: Setup, name: str) -> dict:
     text = (NLL_FOLDER / name).read_bytes().decode("utf-8")
-    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    whole = setup.tokenizer.encode(text).ids
     ids = whole[:NLL_LIMIT]
-    hidden = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
-    nll = token_nll(hidden, model.lm_head, ids)
-    exact = token_nll(plain.hidden(ids), plain.logits, ids)
+    hidden = setup.model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+    nll = token_nll(hidden, setup.model.lm_head, ids)
+    exact = token_nll(setup.plain.hidden(ids), setup.plain.logits, ids)
     if abs(nll.mean() - exact.mean()) > MAX_NLL_DIFFERENCE:
         raise SystemExit(f"{name}: mean NLL {nll.mean()} in float32, {exact.mean()} in float64")
     return {
@@ -120,8 +134,43 @@ def write_json(path: Path, header: dict, cases: list[dict]) -> None:
     write(path, body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_greedy(setup: Setup, header: dict, out: Path) -> None:
+    prompt_ids = {name: setup.tokenizer.encode(prompt).ids for name, prompt in setup.prompts}
+    for name, ids in prompt_ids.items():
+        if len(ids) < MIN_PROMPT:
+            raise SystemExit(f"{name}: prompt has {len(ids)} tokens, expected at least {MIN_PROMPT}")
+
+    eos = setup.model.config.eos_token_id
+    cases, worst, closest = [], 0.0, math.inf
+    for name, prompt in setup.prompts:
+        ids = prompt_ids[name]
+        case = {"name": name, "prompt": prompt, "prompt_tokens": ids, **greedy(setup.model, ids, eos)}
+        case["text"] = setup.tokenizer.decode(case["tokens"], skip_special_tokens=False)
+        deviation, margin = check_greedy(setup.plain, case)
+        worst, closest = max(worst, deviation), min(closest, margin)
+        case["min_margin"] = min(case["margin"])
+        cases.append(case)
+        print(f"{name}: {len(ids)} + {len(case['tokens'])} tokens, min margin {margin:.4f}, "
+              f"float64 deviation {deviation:.1e}: {case['text'][:60]!r}", flush=True)
+    write_json(out / f"{setup.name}_greedy.json",
+               {**header, "eos_token_id": eos, "max_generated": GENERATED,
+                "margin": "logit of the chosen token minus logit of the runner-up, at each step",
+                "largest_margin_deviation_from_float64": worst, "smallest_margin": closest}, cases)
+
+
+def make_nll(setup: Setup, header: dict, out: Path) -> None:
+    cases = []
+    for name in setup.nll_texts:
+        cases.append(nll_case(setup, name))
+        print(cases[-1], flush=True)
+    write_json(out / f"{setup.name}_nll.json",
+               {**header, "mean_nll": "mean of -log p(token t | tokens before it), t = 1..tokens-1, in nats; "
+                                      "log-softmax and mean in float64"}, cases)
+
+
+def run(description: str, setup_of) -> None:
+    """The command of a script: `setup_of` makes the Setup of a GGUF file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the GGUF file")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder to write to")
     parser.add_argument("--threads", type=int, default=2)
@@ -131,45 +180,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     torch.set_grad_enabled(False)
-    model, plain, tokenizer = load_model(args.model), PlainLlama(args.model), tokenizer_from_gguf(args.model)
-    eos = model.config.eos_token_id
+    setup = setup_of(args.model)
     header = {
         "model": args.model.name,
         "model_sha256": file_sha256(args.model),
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__,
                       "tokenizers": tokenizers.__version__, "numpy": np.__version__},
-        "arithmetic": "weights unpacked to float32, float32 throughout, attention sdpa, no BOS token added",
+        "arithmetic": f"weights unpacked to float32, float32 throughout, attention sdpa, {setup.bos}",
     }
+    make_greedy(setup, header, args.out)
+    make_nll(setup, header, args.out)
 
-    prompt_ids = {name: tokenizer.encode(prompt, add_special_tokens=False).ids for name, prompt in PROMPTS}
-    for name, ids in prompt_ids.items():
-        if len(ids) < MIN_PROMPT:
-            raise SystemExit(f"{name}: prompt has {len(ids)} tokens, expected at least {MIN_PROMPT}")
 
-    cases, worst, closest = [], 0.0, math.inf
-    for name, prompt in PROMPTS:
-        ids = prompt_ids[name]
-        case = {"name": name, "prompt": prompt, "prompt_tokens": ids, **greedy(model, ids, eos)}
-        case["text"] = tokenizer.decode(case["tokens"], skip_special_tokens=False)
-        deviation, margin = check_greedy(plain, case)
-        worst, closest = max(worst, deviation), min(closest, margin)
-        case["min_margin"] = min(case["margin"])
-        cases.append(case)
-        print(f"{name}: {len(ids)} + {len(case['tokens'])} tokens, min margin {margin:.4f}, "
-              f"float64 deviation {deviation:.1e}: {case['text'][:60]!r}", flush=True)
-    write_json(args.out / "smollm2_greedy.json",
-               {**header, "eos_token_id": eos, "max_generated": GENERATED,
-                "margin": "logit of the chosen token minus logit of the runner-up, at each step",
-                "largest_margin_deviation_from_float64": worst, "smallest_margin": closest}, cases)
-
-    cases = []
-    for name in NLL_TEXTS:
-        cases.append(nll_case(model, plain, tokenizer, name))
-        print(cases[-1], flush=True)
-    write_json(args.out / "smollm2_nll.json",
-               {**header, "mean_nll": "mean of -log p(token t | tokens before it), t = 1..tokens-1, in nats; "
-                                      "log-softmax and mean in float64"}, cases)
+def smollm2(path: Path) -> Setup:
+    return Setup(name="smollm2", model=load_model(path), plain=PlainLlama(path),
+                 tokenizer=tokenizer_from_gguf(path), bos="no BOS token added", prompts=PROMPTS,
+                 nll_texts=["GPL-3", "MPL-2.0", "Artistic"])
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, smollm2)

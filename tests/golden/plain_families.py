@@ -1,7 +1,7 @@
 """Forward passes of llama, qwen3, gemma3, gpt_oss, olmo2 and mixtral in plain numpy float64.
 
-Straight from config.json and the tensors of a Hugging Face folder, one token and one head at a time. It shares nothing
-with transformers, so that the two check each other in make_family_golden.py.
+Straight from the keys of config.json and the tensors of a Hugging Face folder, one token and one head at a time. It
+shares nothing with transformers, so that the two check each other in make_family_golden.py and make_gemma3_golden.py.
 """
 
 import json
@@ -13,10 +13,9 @@ from safetensors import safe_open
 
 
 class PlainModel:
-    def __init__(self, folder: Path):
-        self.config = json.loads((folder / "config.json").read_text())
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            self.tensors = {name: file.get_tensor(name).double().numpy() for name in file.keys()}
+    def __init__(self, config: dict, tensors: dict):
+        self.config = config
+        self.tensors = tensors
         self.family = self.config["model_type"]
         self.eps = self.config["rms_norm_eps"]
         self.heads = self.config["num_attention_heads"]
@@ -24,9 +23,30 @@ class PlainModel:
         self.head_dim = self.config.get("head_dim") or self.config["hidden_size"] // self.heads
         self.layers = [self._weights(f"model.layers.{i}.") for i in range(self.config["num_hidden_layers"])]
 
+    @classmethod
+    def of_folder(cls, folder: Path):
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name).double().numpy() for name in file.keys()}
+        return cls(json.loads((folder / "config.json").read_text()), tensors)
+
     def run(self, tokens):
         """hidden [layers + 1, tokens, hidden_size]: the embedding rows, and what each layer leaves (before the final
         norm); logits [tokens, vocab_size]."""
+        outputs = self._layer_outputs(tokens)
+        return outputs, self.logits(self._final_norm(outputs[-1]))
+
+    def hidden(self, tokens):
+        """Final, normalised hidden states [tokens, hidden_size]."""
+        return self._final_norm(self._layer_outputs(tokens)[-1])
+
+    def logits(self, hidden):
+        """[tokens, vocab_size], from final, normalised hidden states."""
+        head = self.tensors.get("lm_head.weight", self.tensors["model.embed_tokens.weight"])
+        logits = hidden @ head.T
+        cap = self.config.get("final_logit_softcapping")
+        return cap * np.tanh(logits / cap) if cap else logits
+
+    def _layer_outputs(self, tokens):
         x = self.tensors["model.embed_tokens.weight"][np.asarray(tokens)]
         if self.family == "gemma3_text":
             x = x * math.sqrt(self.config["hidden_size"])
@@ -34,11 +54,10 @@ class PlainModel:
         for index, weights in enumerate(self.layers):
             x = self._layer(x, weights, self._window(index), self._rope(index))
             hidden.append(x)
-        head = self.tensors.get("lm_head.weight", self.tensors["model.embed_tokens.weight"])
-        logits = self._norm(x, self.tensors["model.norm.weight"]) @ head.T
-        if cap := self.config.get("final_logit_softcapping"):
-            logits = cap * np.tanh(logits / cap)
-        return np.stack(hidden), logits
+        return np.stack(hidden)
+
+    def _final_norm(self, x):
+        return self._norm(x, self.tensors["model.norm.weight"])
 
     def _weights(self, prefix):
         return {name.removeprefix(prefix): w for name, w in self.tensors.items() if name.startswith(prefix)}

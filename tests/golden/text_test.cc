@@ -1,4 +1,4 @@
-// SmolLM2 against transformers on the same weights; see make_text_golden.py.
+// SmolLM2 and Gemma 3 270M against transformers on the same weights; see make_text_golden.py, make_gemma3_golden.py.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,25 +16,24 @@ namespace regard {
 namespace {
 
 struct TestModel {
-  const Checkpoint checkpoint = Checkpoint::open(golden::model_path());
-  const Tokenizer tokenizer = Tokenizer::from(checkpoint);
-  Workspace workspace;
-  const Model decoder = Model::load(checkpoint, workspace.threads());
+  explicit TestModel(const char* path) : checkpoint(Checkpoint::open(path)) {}
 
   double mean_nll(std::span<const int32_t> tokens, DType cache_dtype = DType::f32) {
     const auto ignore = [](int64_t) {};
     return score(decoder, tokens, workspace, ignore, cache_dtype).mean_nll;
   }
+
+  const Checkpoint checkpoint;
+  const Tokenizer tokenizer = Tokenizer::from(checkpoint);
+  Workspace workspace;
+  const Model decoder = Model::load(checkpoint, workspace.threads());
 };
 
-TEST(TextGolden, GreedyTokensEqualTransformers) {
-  REGARD_REQUIRE_MODEL();
-  TestModel model;
-  const auto golden = golden::read_json("smollm2_greedy.json");
-  ASSERT_GE(golden["cases"].size(), 20U);
-  const size_t count = test::kSanitized ? 2 : golden["cases"].size();
+void expect_greedy_tokens_of(const nlohmann::json& cases, const char* path) {
+  TestModel model(path);
+  const size_t count = test::kSanitized ? 2 : cases.size();
   for (size_t index = 0; index < count; ++index) {
-    const auto& test = golden["cases"][index];
+    const auto& test = cases[index];
     SCOPED_TRACE(test["name"].get<std::string>());
     const auto prompt = model.tokenizer.encode(test["prompt"].get<std::string>());
     EXPECT_EQ(prompt, test["prompt_tokens"].get<std::vector<int32_t>>());
@@ -51,13 +50,9 @@ TEST(TextGolden, GreedyTokensEqualTransformers) {
   }
 }
 
-TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
-  REGARD_REQUIRE_MODEL();
-  if (test::kSanitized) GTEST_SKIP() << "24,000 tokens take an hour under a sanitizer";
-  TestModel model;
-  const auto golden = golden::read_json("smollm2_nll.json");
-  ASSERT_EQ(golden["cases"].size(), 3U);
-  for (const auto& test : golden["cases"]) {
+void expect_mean_nll_of(const nlohmann::json& cases, const char* path) {
+  TestModel model(path);
+  for (const auto& test : cases) {
     SCOPED_TRACE(test["file"].get<std::string>());
     auto tokens = model.tokenizer.encode(golden::read_file(test["file"].get<std::string>()));
     tokens.resize(std::min<size_t>(tokens.size(), 8192));
@@ -66,11 +61,41 @@ TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
   }
 }
 
+TEST(TextGolden, GreedyTokensEqualTransformers) {
+  REGARD_REQUIRE_MODEL();
+  const auto golden = golden::read_json("smollm2_greedy.json");
+  ASSERT_GE(golden["cases"].size(), 20U);
+  expect_greedy_tokens_of(golden["cases"], golden::model_path());
+}
+
+TEST(TextGolden, MeanNegativeLogLikelihoodEqualsTransformers) {
+  REGARD_REQUIRE_MODEL();
+  if (test::kSanitized) GTEST_SKIP() << "24,000 tokens take an hour under a sanitizer";
+  const auto golden = golden::read_json("smollm2_nll.json");
+  ASSERT_EQ(golden["cases"].size(), 3U);
+  expect_mean_nll_of(golden["cases"], golden::model_path());
+}
+
+TEST(TextGolden, GreedyTokensOfGemma3EqualTransformers) {
+  REGARD_REQUIRE_GEMMA3();
+  const auto golden = golden::read_json("gemma3_greedy.json");
+  ASSERT_GE(golden["cases"].size(), 10U);
+  expect_greedy_tokens_of(golden["cases"], golden::gemma3_path());
+}
+
+TEST(TextGolden, MeanNegativeLogLikelihoodOfGemma3EqualsTransformers) {
+  REGARD_REQUIRE_GEMMA3();
+  if (test::kSanitized) GTEST_SKIP() << "5,000 tokens take half an hour under a sanitizer";
+  const auto golden = golden::read_json("gemma3_nll.json");
+  ASSERT_EQ(golden["cases"].size(), 2U);
+  expect_mean_nll_of(golden["cases"], golden::gemma3_path());
+}
+
 // How much worse a text is predicted with a cache of narrow numbers (docs/numerics.md).
 TEST(TextGolden, CachesOfNarrowTypesCostLittle) {
   REGARD_REQUIRE_MODEL();
   if (test::kSanitized) GTEST_SKIP() << "the numbers are the same under a sanitizer";
-  TestModel model;
+  TestModel model(golden::model_path());
   auto tokens = model.tokenizer.encode(golden::read_file("/usr/share/common-licenses/GPL-3"));
   tokens.resize(2048);
   const double exact = model.mean_nll(tokens);

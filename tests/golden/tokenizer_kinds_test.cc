@@ -147,9 +147,8 @@ TEST(TokenizerKinds, UnigramGgufGivesTheSameIds) {
 }
 
 TEST(TokenizerKinds, Gemma3FromGgufGivesTheIdsOfTheOriginal) {
-  const char* path = std::getenv("REGARD_GEMMA3");
-  if (path == nullptr) GTEST_SKIP() << "REGARD_GEMMA3 does not name the file; ./run --model gemma3 prints its path";
-  const auto tokenizer = Tokenizer::from(Checkpoint::open(path));
+  REGARD_REQUIRE_GEMMA3();
+  const auto tokenizer = Tokenizer::from(Checkpoint::open(golden::gemma3_path()));
   expect_golden_ids(tokenizer, "gemma3");
   EXPECT_EQ(Ids(tokenizer.end_tokens().begin(), tokenizer.end_tokens().end()), (Ids{1, 106}));
 }

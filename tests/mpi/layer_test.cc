@@ -66,7 +66,6 @@ std::vector<ParallelConfig> configs_of(int64_t ranks) {
   const auto sp = [](ParallelConfig& c) { c.sequence_parallel_enabled = true; };
   const auto flash = [](ParallelConfig& c) { c.flash_decoding_enabled = true; };
   const auto strided = [](ParallelConfig& c) { c.context_split = ContextSplit::strided; };
-  const auto ring = [](ParallelConfig& c) { c.kv_exchange = KvExchange::ring; };
   const auto bf16 = [](ParallelConfig& c) { c.rpl_reduce_dtype = DType::bf16; };
   add(tp, sp);
   add(tp, flash);
@@ -76,11 +75,10 @@ std::vector<ParallelConfig> configs_of(int64_t ranks) {
     const auto dp = [&](ParallelConfig& c) { c.attention_dp_degree = degree; };
     add(tp, cp);
     add(tp, cp, strided);
-    add(tp, cp, ring);
     for (const auto dispatch : {OutputDispatch::AR_AG, OutputDispatch::RS_AG, OutputDispatch::AG_AR})
       add(tp, dp, [&](ParallelConfig& c) { c.output_dispatch = dispatch; });
     add(tp, cp, dp, sp, strided);
-    add(tp, cp, flash, ring);
+    add(tp, cp, flash, strided);
     add(tp, dp, flash, sp);
     add(tp, dp, [&](ParallelConfig& c) { c.cp_degree = ranks; });
   }

@@ -1,4 +1,4 @@
-// What a layer over ranks sends is what the formulas of regard/traffic.h say, byte for byte.
+// What a layer over ranks sends is what parallel/traffic.h counts, byte for byte.
 #include "parallel/traffic.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +38,7 @@ int64_t slots_a_row(const RankScene& scene, const std::vector<Span>& spans) {
 
 // By rank.
 std::vector<RankTraffic> formula_of(const RankScene& scene, const Layer& layer, const std::vector<Span>& spans) {
-  LayerCall prefill{.shape = LayerShape::of(layer.config()),
+  LayerCall prefill{.attention = layer.config(),
                     .runs = {},
                     .hidden = layer.hidden_dtype(),
                     .cache = layer.cache_dtype(),

@@ -29,7 +29,6 @@ ParallelConfig any_parallel(const RankWishes& wishes) {
   p.deterministic = one_in(2);
   if (!p.flash_decoding_enabled && one_in(4)) p.gqa = GQA::CONVERT_TO_MHA;
   if (p.cp_degree > 1 && one_in(2)) p.context_split = ContextSplit::strided;
-  p.kv_exchange = *rc::gen::element(KvExchange::all_gather, KvExchange::ring);
   p.output_dispatch = *rc::gen::element(OutputDispatch::AR_AG, OutputDispatch::RS_AG, OutputDispatch::AG_AR);
   if (!p.deterministic && one_in(4)) p.rpl_reduce_dtype = DType::bf16;
   p.prefill_tokens = *rc::gen::element<int64_t>(2, 8, 32);
@@ -123,10 +122,10 @@ std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
   out << p.tp_degree << " ranks, cp " << p.cp_degree << ", dp " << p.attention_dp_degree
       << (p.sequence_parallel_enabled ? ", sp" : "") << (p.flash_decoding_enabled ? ", flash" : "")
       << (p.deterministic ? ", deterministic" : "") << ", strategy " << name_of(p.gqa)
-      << (p.context_split == ContextSplit::strided ? ", strided" : "")
-      << (p.kv_exchange == KvExchange::ring ? ", ring" : "") << ", dispatch " << static_cast<int>(p.output_dispatch)
-      << (p.rpl_reduce_dtype ? ", sums in bf16" : "") << ", prefill from " << p.prefill_tokens << " on"
-      << (scene.with_cache ? "" : ", no cache") << (scene.with_norm ? ", norm and residual" : "");
+      << (p.context_split == ContextSplit::strided ? ", strided" : "") << ", dispatch "
+      << static_cast<int>(p.output_dispatch) << (p.rpl_reduce_dtype ? ", sums in bf16" : "") << ", prefill from "
+      << p.prefill_tokens << " on" << (scene.with_cache ? "" : ", no cache")
+      << (scene.with_norm ? ", norm and residual" : "");
   if (const int64_t piece = scene.layer.config.inference.windowed_context_encoding_size; piece > 0)
     out << ", decode in pieces of " << piece;
   out << "; " << scene.slots << " slots;";

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "regard/checkpoint.h"
+#include "regard/model.h"
 #include "support/expect_error.h"
 #include "support/gguf_builder.h"
 #include "support/safetensors_builder.h"
@@ -21,6 +22,25 @@ constexpr const char* kIndex = "model.safetensors.index.json";
 
 std::string shard(const std::string& tensor) {
   return test::safetensors_bytes({{.name = tensor, .dtype = "F32", .shape = {1}, .data = "1234"}});
+}
+
+TEST(CheckpointFolder, AFileThatHasBecomeShorterIsNoModel) {
+  const TempFolder folder;
+  const std::string file = folder.write("model.gguf", TinyLlama().gguf().build());
+  const auto checkpoint = Checkpoint::open(file);
+  checkpoint.check_sizes();
+  // Less than a page: all of the mapping can be read, the end as zeros.
+  std::filesystem::resize_file(file, std::filesystem::file_size(file) - 1);
+  EXPECT_ERROR(checkpoint.check_sizes(), "bytes when it was opened and has");
+  EXPECT_ERROR(Model::load(checkpoint, Threads(1)), file);
+}
+
+TEST(CheckpointFolder, FilesAreAllThatIsRead) {
+  const TempFolder folder;
+  TinyLlama().write_hugging_face(folder.path(), 2);
+  const auto files = Checkpoint::open(folder.path()).files();
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+    EXPECT_EQ(std::ranges::count(files, entry.path()), 1) << entry.path();
 }
 
 TEST(CheckpointFolder, ShardsOfAnIndexAreOneCheckpoint) {

@@ -1,12 +1,15 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "checkpoint/parsed_file.h"
 #include "regard/checkpoint.h"
 #include "support/broken_files.h"
 #include "support/byte_writer.h"
 #include "support/expect_error.h"
 #include "support/gguf_builder.h"
+#include "support/sanitized.h"
 #include "support/temp_folder.h"
 
 namespace regard {
@@ -68,6 +71,19 @@ TEST(Gguf, EveryKindOfValueIsReadFromVersions2And3) {
     EXPECT_EQ(value<std::vector<double>>(parsed, "test.floats"), std::vector<double>{1.5});
     EXPECT_EQ(value<std::vector<bool>>(parsed, "test.bools"), (std::vector<bool>{true, false}));
   }
+}
+
+TEST(Gguf, ArraysOfMillionsOfNumbersTakeEightBytesEachAndAreReadWhole) {
+  constexpr int64_t kValues = test::kSanitized ? 1'000'000 : 9'000'000;
+  GgufBuilder file = small_gguf();
+  file.add_raw("test.long", test::gguf::array,
+               test::array_bytes(test::gguf::i8, kValues, std::string(kValues, '\xFE')));
+  const std::string bytes = file.build();
+  const ParsedFile parsed = parse_gguf(as_bytes(bytes), "file.gguf");
+  const auto& values = std::get<std::vector<int64_t>>(parsed.metadata.at("test.long"));
+  ASSERT_EQ(std::ssize(values), kValues);
+  EXPECT_EQ(values.capacity(), values.size());
+  EXPECT_TRUE(std::ranges::all_of(values, [](int64_t value) { return value == -2; }));
 }
 
 TEST(Gguf, TensorsHaveTheirOutermostAxisFirstAndTheirOwnBytes) {

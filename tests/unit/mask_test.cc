@@ -393,7 +393,7 @@ void expect_every_path_follows(const AttentionConfig& mask, int64_t length, int6
     using enum ContextSplit;
     for (const ContextSplit split : {contiguous, strided})
       EXPECT_EQ(call.over_ranks({.tp_degree = 2, .cp_degree = 2, .context_split = split}, storage), expected);
-    EXPECT_EQ(call.over_ranks({.tp_degree = 3, .cp_degree = 3, .kv_exchange = KvExchange::ring}, storage), expected);
+    EXPECT_EQ(call.over_ranks({.tp_degree = 3, .cp_degree = 3, .context_split = strided}, storage), expected);
     EXPECT_EQ(call.over_ranks({.tp_degree = 2}, storage), expected);
     EXPECT_EQ(call.over_ranks({.tp_degree = 2, .flash_decoding_enabled = true, .prefill_tokens = 100}, storage),
               expected);

@@ -245,6 +245,7 @@ TEST(ModelSpec, MixtralHasExpertsAndOneWindowForAllLayers) {
   EXPECT_EQ(std::get<ExpertsMlp>(spec.layers[5].mlp), expected);
   const AttentionConfig& attention = spec.layers[5].attention;
   EXPECT_FALSE(attention.qkv_bias || attention.o_bias);
+  // [CFG-97]
   EXPECT_EQ(windows_of(spec_of(small("mixtral", {{"sliding_window", 9}}))), std::vector<int64_t>(6, 9));
   EXPECT_EQ(windows_of(spec_of(small("mixtral", {{"sliding_window", nullptr}}))), std::vector<int64_t>(6));
   const ModelSpec relu = spec_of(small("mixtral", {{"hidden_act", "relu"}}));
@@ -267,6 +268,18 @@ TEST(ModelSpec, MixtralsDefaults) {
   const auto& mlp = std::get<ExpertsMlp>(spec.layers[0].mlp);
   EXPECT_EQ(mlp.experts, 8);
   EXPECT_EQ(mlp.experts_per_token, 2);
+}
+
+// [CFG-97], as __post_init__ of both classes says; an absent key stands for 8.
+TEST(ModelSpec, NullKeyValueHeadsAreTheQueryHeads) {
+  for (const char* family : {"mixtral", "gpt_oss"}) {
+    SCOPED_TRACE(family);
+    Json config = small(family, {{"num_attention_heads", 16}, {"num_local_experts", 8}});
+    config["num_key_value_heads"] = nullptr;
+    EXPECT_EQ(spec_of(config).layers[0].attention.num_key_value_heads, 16);
+    config.erase("num_key_value_heads");
+    EXPECT_EQ(spec_of(config).layers[0].attention.num_key_value_heads, 8);
+  }
 }
 
 TEST(ModelSpec, MixtralsKeysThatMakeNoSenseAreRefused) {

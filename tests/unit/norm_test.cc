@@ -1,4 +1,6 @@
 // Norms against plain double code, alone and where a layer applies them.
+#include "layers/norm.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -85,6 +87,33 @@ TEST(Norm, MayWorkInPlace) {
   std::vector<float> x = {3, -4};
   kernels::rms_norm(x.data(), nullptr, 3.5, 2, x.data());
   EXPECT_EQ(x, (std::vector<float>{0.75F, -1.0F}));
+}
+
+// The norms of the residual stream: chosen rows of a matrix.
+TEST(Norm, RowsOfAMatrixAreNormedWithGainAndBias) {
+  constexpr int64_t kColumns = 37;
+  test::Numbers numbers(54);
+  const Tensor x = numbers.tensor({5, kColumns});
+  const auto weight = numbers.floats(kColumns);
+  const std::vector<int64_t> rows = {3, 0, 3};
+  for (const NormKind kind : {NormKind::rms, NormKind::rms_plus_one, NormKind::layer_norm})
+    for (const bool has_bias : {false, true}) {
+      if (has_bias && kind != NormKind::layer_norm) continue;
+      SCOPED_TRACE(::testing::Message() << static_cast<int>(kind) << has_bias);
+      const auto bias = has_bias ? numbers.floats(kColumns) : std::vector<float>();
+      const NormSpec spec{.kind = kind, .eps = 1e-5, .has_bias = has_bias};
+      const Tensor out(DType::f32, {std::ssize(rows), kColumns});
+      Norm(spec, weight, bias).apply(x, out.view(), Threads(1), rows);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const auto row = test::floats_of(x.view()[rows[i]]);
+        expect_near(test::floats_of(out.view()[static_cast<int64_t>(i)]),
+                    plain_norm(kind, 1e-5, widened(weight), widened(bias), widened(row)), tolerance(kColumns));
+      }
+    }
+  EXPECT_THAT(test::error_of([&] { Norm({.kind = NormKind::layer_norm, .has_bias = true}, weight, {}); }),
+              HasSubstr("a bias is missing"));
+  EXPECT_THAT(test::error_of([&] { Norm({.kind = NormKind::layer_norm}, weight, weight); }),
+              HasSubstr("a bias is given"));
 }
 
 // What a layer with two query heads and two KV heads of 4 does to one token at position 1.

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "parallel/traffic.h"
+#include "regard/mask.h"
 #include "support/expect_error.h"
 
 namespace regard {
@@ -110,8 +111,7 @@ TEST(StageCost, TrafficTakesTheLinkAndItsRounds) {
   const RankSpeed speed{.flops = kFast, .bandwidth = kFast, .link = 10, .latency = 100, .per_message = 1};
   const ParallelConfig config{.tp_degree = 4};
   const StageCost cost = decode_cost(small(3), kWork, speed, config);
-  const LayerTraffic traffic =
-      decode_traffic({.shape = LayerShape::of(small().layers[0].attention), .runs = {{9, 4}}}, config);
+  const LayerTraffic traffic = decode_traffic({.attention = small().layers[0].attention, .runs = {{9, 4}}}, config);
   EXPECT_DOUBLE_EQ(cost.layer_bytes, static_cast<double>(traffic.most_of_a_rank()));
   EXPECT_DOUBLE_EQ(cost.step_bytes, 3 * cost.layer_bytes);
   EXPECT_DOUBLE_EQ(cost.link, cost.step_bytes / 10);

@@ -3,9 +3,13 @@
 #include <gtest/gtest.h>
 
 #include "regard/attention.h"
+#include "regard/checkpoint.h"
+#include "regard/model.h"
 #include "support/error_of.h"
+#include "support/temp_folder.h"
 #include "support/test_layer.h"
 #include "support/thread_ranks.h"
+#include "support/tiny_llama.h"
 
 namespace regard {
 namespace {
@@ -49,6 +53,25 @@ TEST(CallOverRanks, AFullCacheOfOneRowIsRefusedByAll) {
     const auto slot = test::error_of([&] { decode(layer, cache, {{2, 0, 1}}); });
     EXPECT_THAT(slot, HasSubstr("slot is 2, expected -1 to 1"));
   });
+}
+
+// Of a model's step all layers' caches are looked at before one changes, on every rank.
+TEST(CallOverRanks, ALayerWithoutRoomStopsAStepBeforeAnyCacheChanges) {
+  const test::TempFolder folder;
+  const auto file = folder.write("model.gguf", test::TinyLlama().gguf().build());
+  for (const int64_t rows : {1, 2})
+    test::run_ranks(2, [&](const std::shared_ptr<Communicator>& world) {
+      Workspace workspace(1);
+      const Ranks ranks(world, {.tp_degree = 2, .attention_dp_degree = rows, .prefill_tokens = 100});
+      const auto model = Model::load(Checkpoint::open(file), workspace.threads(), ranks);
+      auto caches = model.make_caches({.slots = 2, .capacity = 8});
+      caches[1] = model.attention(1).make_cache(KvStorage::contiguous, {.slots = 2, .capacity = 4});
+      const std::vector<int32_t> tokens(6, 3);
+      const std::vector<Span> spans = {{.slot = 1, .first_position = 0, .count = 6}};
+      const auto error = test::error_of([&] { (void)model.forward(tokens, spans, caches, {}, workspace); });
+      EXPECT_THAT(error, AnyOf(HasSubstr("capacity"), HasSubstr("rank 1 refuses the call")));
+      for (int64_t slot = 0; slot < caches[0].slots(); ++slot) EXPECT_EQ(caches[0].length(slot), 0);
+    });
 }
 
 // With shared tokens only who should keep one knows that it is missing.

@@ -7,6 +7,7 @@
 #include "support/byte_writer.h"
 #include "support/expect_error.h"
 #include "support/safetensors_builder.h"
+#include "support/sanitized.h"
 #include "support/temp_folder.h"
 
 namespace regard {
@@ -52,6 +53,17 @@ TEST(Safetensors, TensorsHaveTheirTypesShapesAndBytes) {
 
 TEST(Safetensors, MetadataIsRead) {
   EXPECT_EQ(parse(safetensors_bytes(R"({"__metadata__":{"format":"pt"}})", "")).strings.at("format"), "pt");
+}
+
+// Time that grows with the square of their number would be hours here, and the test run would end it.
+TEST(Safetensors, AHeaderOfManyTensorsIsReadInLinearTime) {
+  constexpr int kTensors = test::kSanitized ? 20'000 : 200'000;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i)
+    header +=
+        fmt::format(R"({}"{}":{{"dtype":"U8","shape":[1],"data_offsets":[{},{}]}})", i > 0 ? "," : "", i, i, i + 1);
+  const std::string file = safetensors_bytes(header + "}", std::string(kTensors, 'x'));
+  EXPECT_EQ(parse(file).tensors.size(), size_t{kTensors});
 }
 
 TEST(Safetensors, TruncatedAnywhereIsRefused) {

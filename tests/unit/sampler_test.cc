@@ -102,6 +102,25 @@ TEST(Sampler, ExtremeLogitsAndTemperaturesStayFinite) {
   expect_shares(shares({.temperature = 1e-45F}, {5, 5, 4}), {0.5, 0.5, 0});
 }
 
+// The ids beyond are as if they were not there, in every setting; even where they are no numbers.
+TEST(Sampler, OnlyIdsBelowTheVocabularyAreDrawn) {
+  const std::vector<float> few = {0.5F, 2.0F, -1.0F, 1.5F};
+  for (const float beyond : {9.0F, kInf, std::numeric_limits<float>::quiet_NaN()}) {
+    std::vector<float> padded = few;
+    padded.insert(padded.end(), 3, beyond);
+    for (const SamplerConfig& config : {SamplerConfig{}, SamplerConfig{.temperature = 1},
+                                        SamplerConfig{.temperature = 1, .top_k = 3, .top_p = 0.8F, .seed = 3}}) {
+      SamplerConfig limited = config;
+      limited.vocabulary = 4;
+      Sampler expected(config);
+      Sampler actual(limited);
+      for (int i = 0; i < 200; ++i) ASSERT_EQ(actual.sample(padded), expected.sample(few));
+    }
+  }
+  Sampler large(SamplerConfig{.vocabulary = 100});
+  EXPECT_EQ(large.sample(few), 1);
+}
+
 TEST(Sampler, ASeedRepeatsItsDrawsAndAnotherDoesNot) {
   const auto logits = test::Numbers(111).floats(1000);
   const auto draws = [&](uint64_t seed) {

@@ -181,6 +181,35 @@ TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
     EXPECT_EQ(wrong_with(model, requests[static_cast<size_t>(i)], machine, server.result(i)), "") << i;
 }
 
+// The second sequence makes room for the first, which takes nearly all memory; then it computes more tokens again than
+// a step has.
+TEST(Scheduler, EachTokenIsReportedOnceAndFalseEndsTheText) {
+  const TestModel model(TinyLlama{.context = 1024, .has_end_token = false});
+  Random random(2);
+  Server server(model, {.slots = 2, .pages = 32});
+  constexpr size_t kEnd = 300;
+  std::array<Ids, 2> reported;
+  std::array<Request, 2> requests = {Request{.prompt = random_tokens(random, 32), .max_tokens = 900, .sampler = {}},
+                                     Request{.prompt = random_tokens(random, 550), .max_tokens = 400, .sampler = {}}};
+  for (size_t i = 0; i < requests.size(); ++i) {
+    requests[i].on_token = [&tokens = reported[i], i](const GeneratedToken& token) {
+      tokens.push_back(token.token);
+      return i == 0 || tokens.size() < kEnd;
+    };
+    server.submit(requests[i]);
+  }
+  server.finish();
+  EXPECT_GT(server.scheduler().stats().preemptions, 0);
+  EXPECT_EQ(server.result(0).finish, Finish::length);
+  EXPECT_EQ(server.result(1).finish, Finish::cancelled);
+  for (Request& request : requests) request.on_token = {};
+  EXPECT_EQ(server.result(0).tokens, model.text_of(requests[0]).tokens);
+  Ids alone = model.text_of(requests[1]).tokens;
+  alone.resize(kEnd);
+  EXPECT_EQ(server.result(1).tokens, alone);
+  for (size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(reported[i], server.result(static_cast<int64_t>(i)).tokens);
+}
+
 TEST(Scheduler, ASequenceWaitsForTheMemoryOfItsPromptButNotForAll) {
   const TestModel model(TinyLlama{.context = 256, .has_end_token = false});
   Random random(8);

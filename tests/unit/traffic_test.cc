@@ -6,19 +6,22 @@
 #include <numeric>
 
 #include "parallel/rank_order.h"
+#include "regard/mask.h"
 #include "support/expect_error.h"
 
 namespace regard {
 namespace {
 
 // 4 query heads, 2 KV heads, keys of 8 and values of 6 numbers.
-LayerShape small(int64_t hidden_size = 5, const Mask& mask = {}) {
+AttentionConfig small(int64_t hidden_size = 5, const Mask& mask = {}) {
   return {.hidden_size = hidden_size,
           .num_attention_heads = 4,
           .num_key_value_heads = 2,
           .head_dim = 8,
           .v_head_dim = 6,
-          .mask = mask};
+          .is_causal = mask.is_causal,
+          .sliding_window = mask.sliding_window,
+          .attention_chunk_size = mask.attention_chunk_size};
 }
 
 std::vector<int64_t> of_ranks(const LayerTraffic& traffic, int64_t RankTraffic::*part) {
@@ -30,7 +33,7 @@ std::vector<int64_t> of_ranks(const LayerTraffic& traffic, int64_t RankTraffic::
 using Bytes = std::vector<int64_t>;
 
 TEST(Traffic, OneRankSendsNothing) {
-  const LayerCall call{.shape = small(), .runs = {{0, 100}}};
+  const LayerCall call{.attention = small(), .runs = {{0, 100}}};
   for (const LayerTraffic& traffic : {prefill_traffic(call, {}), decode_traffic(call, {})}) {
     EXPECT_EQ(traffic.ranks, std::vector<RankTraffic>(1));
     EXPECT_EQ(traffic.rounds, 0);
@@ -40,20 +43,20 @@ TEST(Traffic, OneRankSendsNothing) {
 
 // 3 tokens of 5 numbers are 15 numbers: parts of 3, 4, 4, 4 for four ranks.
 TEST(Traffic, ASumIsPartsForOthersAndThenTheOwnPartForAll) {
-  const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 3}}}, {.tp_degree = 4});
+  const LayerTraffic traffic = prefill_traffic({.attention = small(), .runs = {{0, 3}}}, {.tp_degree = 4});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{12 * 4, 11 * 4, 11 * 4, 11 * 4}));
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{3 * 4 * 3, 4 * 4 * 3, 4 * 4 * 3, 4 * 4 * 3}));
   EXPECT_EQ(traffic.total(), 2 * 15 * 3 * 4);
   EXPECT_EQ(traffic.most_of_a_rank(), 92);
   EXPECT_EQ(traffic.rounds, 2);
   EXPECT_EQ(traffic.messages, 6);
-  EXPECT_EQ(decode_traffic({.shape = small(), .runs = {{7, 1}, {9, 1}, {2, 1}}}, {.tp_degree = 4}).ranks,
+  EXPECT_EQ(decode_traffic({.attention = small(), .runs = {{7, 1}, {9, 1}, {2, 1}}}, {.tp_degree = 4}).ranks,
             traffic.ranks);
 }
 
 TEST(Traffic, PartialSumsTravelInTheTypeThatIsAskedForAndResultsInThatOfHiddenStates) {
   const auto parts = [](DType hidden, std::optional<DType> sums) {
-    const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 3}}, .hidden = hidden},
+    const LayerTraffic traffic = prefill_traffic({.attention = small(), .runs = {{0, 3}}, .hidden = hidden},
                                                  {.tp_degree = 4, .rpl_reduce_dtype = sums});
     const auto total = [](const Bytes& bytes) { return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}); };
     return Bytes{total(of_ranks(traffic, &RankTraffic::sums)), total(of_ranks(traffic, &RankTraffic::output))};
@@ -65,36 +68,36 @@ TEST(Traffic, PartialSumsTravelInTheTypeThatIsAskedForAndResultsInThatOfHiddenSt
 
 // 5 heads on 3 ranks: 0 and 1, 2 and 3, 4. The tree's halves are 0 to 2 and 3 to 4, so that rank 1 holds two nodes.
 TEST(Traffic, DeterministicSumsSendEveryNode) {
-  LayerShape shape = small();
+  AttentionConfig shape = small();
   shape.num_attention_heads = shape.num_key_value_heads = 5;
   const LayerTraffic traffic =
-      prefill_traffic({.shape = shape, .runs = {{0, 2}}}, {.tp_degree = 3, .deterministic = true});
+      prefill_traffic({.attention = shape, .runs = {{0, 2}}}, {.tp_degree = 3, .deterministic = true});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{7 * 4, 2 * 7 * 4, 6 * 4}));
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{3 * 4 * 2, 3 * 4 * 2, 4 * 4 * 2}));
 }
 
 // 513 tokens of 5 numbers are a piece of 2560 numbers and one of 5: parts of 853, 853, 854 and of 1, 2, 2.
 TEST(Traffic, SumsOfManyTokensAreCutPieceByPiece) {
-  const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 513}}}, {.tp_degree = 3});
+  const LayerTraffic traffic = prefill_traffic({.attention = small(), .runs = {{0, 513}}}, {.tp_degree = 3});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::output), (Bytes{854 * 4 * 2, 855 * 4 * 2, 856 * 4 * 2}));
   EXPECT_EQ(traffic.rounds, 4);
-  const LayerCall whole{.shape = small(5, {.is_causal = false}), .runs = {{0, 513}}};
+  const LayerCall whole{.attention = small(5, {.is_causal = false}), .runs = {{0, 513}}};
   EXPECT_EQ(of_ranks(prefill_traffic(whole, {.tp_degree = 3}), &RankTraffic::output), Bytes(3, 855 * 4 * 2));
 }
 
 // 4 query heads on 4 ranks, 2 KV heads with two copies: a sum of squares each, and for a layer norm a mean before it.
 TEST(Traffic, NormsOverAllHeadsSendASumForEachHead) {
-  LayerShape shape = small();
-  shape.query_totals = 1;
-  shape.key_totals = 2;
-  const LayerTraffic traffic = prefill_traffic({.shape = shape, .runs = {{0, 3}}}, {.tp_degree = 4});
+  AttentionConfig shape = small();
+  shape.q_layernorm = {.kind = NormKind::rms, .width = NormWidth::all};
+  shape.k_layernorm = {.kind = NormKind::layer_norm, .width = NormWidth::all};
+  const LayerTraffic traffic = prefill_traffic({.attention = shape, .runs = {{0, 3}}}, {.tp_degree = 4});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::norms), Bytes(4, 3 * (1 + 2) * 8 * 3));
   EXPECT_EQ(traffic.rounds, 3 + 2);
 }
 
 // 3 tokens: ranks have 0, 1, 1, 1 of them.
 TEST(Traffic, SequenceParallelGathersTokensAndKeepsItsOwnSums) {
-  const LayerTraffic traffic = prefill_traffic({.shape = small(), .runs = {{0, 3}}, .hidden = DType::bf16},
+  const LayerTraffic traffic = prefill_traffic({.attention = small(), .runs = {{0, 3}}, .hidden = DType::bf16},
                                                {.tp_degree = 4, .sequence_parallel_enabled = true});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::entry), (Bytes{0, 5 * 2 * 3, 5 * 2 * 3, 5 * 2 * 3}));
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::sums), (Bytes{15 * 4, 10 * 4, 10 * 4, 10 * 4}));
@@ -104,7 +107,7 @@ TEST(Traffic, SequenceParallelGathersTokensAndKeepsItsOwnSums) {
 
 // Two rows of two ranks; 5 tokens: the rows have 2 and 3. Each rank has one KV head.
 TEST(Traffic, RowsOfAPromptExchangeKeysAndValues) {
-  const LayerCall call{.shape = small(4), .runs = {{0, 5}}};
+  const LayerCall call{.attention = small(4), .runs = {{0, 5}}};
   const LayerTraffic traffic = prefill_traffic(call, {.tp_degree = 4, .cp_degree = 2});
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::keys_values), (Bytes{2 * 14 * 4, 2 * 14 * 4, 3 * 14 * 4, 3 * 14 * 4}));
   // 8 and 12 numbers in two parts each.
@@ -122,7 +125,7 @@ TEST(Traffic, RowsOfAPromptExchangeKeysAndValues) {
 // Row 0 of two keeps the sequence: row 1 only needs what it sees, which is all, and row 0 what row 1 has.
 TEST(Traffic, OnlyTheRowOfDecodeThatKeepsASequenceGetsMoreThanItSees) {
   const auto sent = [](TokenRun run, KeptTokens kept, ContextSplit split) {
-    const LayerCall call{.shape = small(4), .runs = {run}, .kept = kept};
+    const LayerCall call{.attention = small(4), .runs = {run}, .kept = kept};
     const ParallelConfig config{.tp_degree = 4, .cp_degree = 2, .attention_dp_degree = 2, .context_split = split};
     return of_ranks(prefill_traffic(call, config), &RankTraffic::keys_values);
   };
@@ -136,22 +139,11 @@ TEST(Traffic, OnlyTheRowOfDecodeThatKeepsASequenceGetsMoreThanItSees) {
   EXPECT_EQ(sent({.first = 0, .count = 4, .row = 0, .is_skipped = true}, KeptTokens::all, contiguous), Bytes(4));
 }
 
-// Three rows, a KV head: what a row passes on is all but the next one's.
-TEST(Traffic, RoundTheRingEveryTokenPassesEveryRow) {
-  LayerShape shape = small(4);
-  shape.num_key_value_heads = 1;
-  const LayerTraffic traffic = prefill_traffic(
-      {.shape = shape, .runs = {{0, 4}}},
-      {.tp_degree = 3, .cp_degree = 3, .sequence_parallel_enabled = true, .kv_exchange = KvExchange::ring});
-  EXPECT_EQ(of_ranks(traffic, &RankTraffic::keys_values), (Bytes{3 * 14 * 4, 2 * 14 * 4, 3 * 14 * 4}));
-  EXPECT_EQ(traffic.rounds, 2);
-}
-
 // Decode in two rows of two: ranks 2 and 3 keep the second row's sequences. Prefill on all ranks, a KV head each twice.
 TEST(Traffic, WhatCachesKeepIsFetchedAsItIsStored) {
   const ParallelConfig config{.tp_degree = 4, .attention_dp_degree = 2};
   const auto prior = [&](TokenRun run, DType cache, const Mask& mask) {
-    return of_ranks(prefill_traffic({.shape = small(4, mask), .runs = {run}, .cache = cache}, config),
+    return of_ranks(prefill_traffic({.attention = small(4, mask), .runs = {run}, .cache = cache}, config),
                     &RankTraffic::prior);
   };
   EXPECT_EQ(prior({0, 40, 1}, DType::f32, {}), Bytes(4));
@@ -161,16 +153,16 @@ TEST(Traffic, WhatCachesKeepIsFetchedAsItIsStored) {
   EXPECT_EQ(prior({10, 40, 0}, DType::bf16, {.sliding_window = 4}), (Bytes{3 * 14 * 2, 3 * 14 * 2, 0, 0}));
 }
 
-TEST(Traffic, KeysAndValuesTravelAsTheyAreCachedOrAsF32) {
+TEST(Traffic, KeysAndValuesTravelAsTheyAreCached) {
   const auto bytes = [](DType cache) {
-    const LayerCall call{.shape = small(), .runs = {{0, 2}}, .cache = cache};
+    const LayerCall call{.attention = small(), .runs = {{0, 2}}, .cache = cache};
     return prefill_traffic(call, {.tp_degree = 2, .cp_degree = 2}).ranks[0].keys_values;
   };
   EXPECT_EQ(bytes(DType::f32), 2 * 14 * 4);
   EXPECT_EQ(bytes(DType::bf16), 2 * 14 * 2);
   EXPECT_EQ(bytes(DType::f16), 2 * 14 * 2);
-  EXPECT_EQ(bytes(DType::i8), 2 * 14 * 4);
-  EXPECT_EQ(bytes(DType::i4), 2 * 14 * 4);
+  EXPECT_EQ(bytes(DType::i8), 2 * (14 + 8));
+  EXPECT_EQ(bytes(DType::i4), 2 * (14 + 8));
 }
 
 // The keys that each row's queries see, plus those that the next call will: counted pair by pair.
@@ -218,7 +210,7 @@ TEST(Traffic, UnderWindowsAndChunksOnlyRowsThatSeeAKeyGetIt) {
             const TokenRun run{.first = first, .count = count, .prefix = prefix};
             SCOPED_TRACE(testing::Message() << mask.description() << " rows " << rows << " first " << first << " count "
                                             << count << " strided " << (split == ContextSplit::strided));
-            const LayerCall call{.shape = small(5, mask), .runs = {run}};
+            const LayerCall call{.attention = small(5, mask), .runs = {run}};
             const ParallelConfig config{.tp_degree = 2 * rows, .cp_degree = rows, .context_split = split};
             const LayerTraffic traffic = prefill_traffic(call, config);
             const RankMesh mesh(2 * rows, rows);
@@ -232,7 +224,7 @@ TEST(Traffic, UnderWindowsAndChunksOnlyRowsThatSeeAKeyGetIt) {
 TEST(Traffic, RunsAddUp) {
   const ParallelConfig config{.tp_degree = 4, .cp_degree = 4, .sequence_parallel_enabled = true};
   const auto kv = [&](std::vector<TokenRun> runs) {
-    const LayerCall call{.shape = small(5, {.sliding_window = 4}), .runs = std::move(runs)};
+    const LayerCall call{.attention = small(5, {.sliding_window = 4}), .runs = std::move(runs)};
     return of_ranks(prefill_traffic(call, config), &RankTraffic::keys_values);
   };
   const Bytes both = kv({{0, 10}, {5, 13}});
@@ -244,7 +236,7 @@ TEST(Traffic, RunsAddUp) {
 // [MASK-27]: pieces of 512 tokens end before a prefix that they would cut, and are longer where it is.
 TEST(Traffic, PiecesDoNotCutPrefixes) {
   const auto rounds = [](std::vector<TokenRun> runs) {
-    return decode_traffic({.shape = small(4), .runs = std::move(runs)}, {.tp_degree = 2}).rounds / 2;
+    return decode_traffic({.attention = small(4), .runs = std::move(runs)}, {.tp_degree = 2}).rounds / 2;
   };
   EXPECT_EQ(rounds({{.count = 1024}}), 2);
   EXPECT_EQ(rounds({{.count = 1024, .prefix = 512}}), 2);
@@ -257,7 +249,7 @@ TEST(Traffic, PiecesDoNotCutPrefixes) {
 
 // Rows of two ranks with 1 and 2 sequences; 4 numbers a token.
 LayerTraffic two_decode_rows(OutputDispatch dispatch) {
-  const LayerCall call{.shape = small(4), .runs = {{9, 1, 0}, {4, 1, 1}, {5, 1, 1}}};
+  const LayerCall call{.attention = small(4), .runs = {{9, 1, 0}, {4, 1, 1}, {5, 1, 1}}};
   return decode_traffic(call, {.tp_degree = 4, .attention_dp_degree = 2, .output_dispatch = dispatch});
 }
 
@@ -285,7 +277,7 @@ TEST(Traffic, RowsOfSequencesComeTogetherInThreeWays) {
 
 // 8 ranks share 2 KV heads, 4 ranks each; 4 query heads become 8, one a rank.
 TEST(Traffic, FlashDecodingSendsQueriesAndPartialResults) {
-  const LayerCall call{.shape = small(8), .runs = {{9, 1}, {4, 2}}};
+  const LayerCall call{.attention = small(8), .runs = {{9, 1}, {4, 2}}};
   const LayerTraffic traffic = decode_traffic(call, {.tp_degree = 8, .flash_decoding_enabled = true});
   for (const RankTraffic& rank : traffic.ranks) {
     EXPECT_EQ(rank.queries, 3 * 1 * 8 * 4 * 3);
@@ -300,25 +292,26 @@ TEST(Traffic, FlashDecodingSendsQueriesAndPartialResults) {
       decode_traffic(call, {.tp_degree = 8, .attention_dp_degree = 4, .flash_decoding_enabled = true});
   EXPECT_EQ(of_ranks(rows, &RankTraffic::queries), Bytes(8));
   // Under a window every rank keeps all that is left.
-  const LayerTraffic window = decode_traffic({.shape = small(8, {.sliding_window = 3}), .runs = call.runs},
+  const LayerTraffic window = decode_traffic({.attention = small(8, {.sliding_window = 3}), .runs = call.runs},
                                              {.tp_degree = 8, .flash_decoding_enabled = true});
   EXPECT_EQ(of_ranks(window, &RankTraffic::partials), Bytes(8));
 }
 
 // 600 keys are runs of 256, 256 and 88 for ranks 0, 1 and 2; the fourth rank of a head keeps none.
 TEST(Traffic, DeterministicFlashDecodingSendsAPartialForEachRunOfKeys) {
-  LayerShape shape = small(8);
+  AttentionConfig shape = small(8);
   shape.num_key_value_heads = 1;
-  const LayerTraffic traffic = decode_traffic({.shape = shape, .runs = {{9, 1}, {599, 1}}},
+  const LayerTraffic traffic = decode_traffic({.attention = shape, .runs = {{9, 1}, {599, 1}}},
                                               {.tp_degree = 4, .flash_decoding_enabled = true, .deterministic = true});
   const int64_t set = 2 * (6 + 2) * 4 * 3;
   EXPECT_EQ(of_ranks(traffic, &RankTraffic::partials), (Bytes{set, set, set, 0}));
 }
 
 TEST(Traffic, TheSpecialMeshIsFollowed) {
-  const LayerShape shape{
+  const AttentionConfig shape{
       .hidden_size = 16, .num_attention_heads = 8, .num_key_value_heads = 8, .head_dim = 2, .v_head_dim = 2};
-  const LayerTraffic traffic = prefill_traffic({.shape = shape, .runs = {{0, 4}}}, {.tp_degree = 64, .cp_degree = 8});
+  const LayerTraffic traffic =
+      prefill_traffic({.attention = shape, .runs = {{0, 4}}}, {.tp_degree = 64, .cp_degree = 8});
   // Four of the eight rows have a token: part c of 4 tokens is empty for even c.
   const RankMesh mesh(64, 8);
   for (int64_t rank = 0; rank < 64; ++rank)
@@ -327,21 +320,19 @@ TEST(Traffic, TheSpecialMeshIsFollowed) {
 
 TEST(Traffic, WhatMakesNoSenseIsRefused) {
   const auto prefill = [](LayerCall call, const ParallelConfig& config) { return prefill_traffic(call, config); };
-  EXPECT_ERROR(prefill({.shape = {}}, {}), "hidden_size is 0");
-  LayerShape odd = small();
+  EXPECT_ERROR(prefill({.attention = {}}, {}), "hidden_size is 0");
+  AttentionConfig odd = small();
   odd.num_key_value_heads = 3;
-  EXPECT_ERROR(prefill({.shape = odd}, {}), "num_key_value_heads is 3, expected a divisor of num_attention_heads 4");
+  EXPECT_ERROR(prefill({.attention = odd}, {}),
+               "num_key_value_heads is 3, expected a divisor of num_attention_heads (4)");
   odd = small();
-  odd.head_dim = int64_t{1} << 40;
-  EXPECT_ERROR(prefill({.shape = odd}, {}), "head_dim is");
-  EXPECT_ERROR(prefill({.shape = small()}, {.tp_degree = 4, .cp_degree = 3}), "degree is 3");
-  EXPECT_ERROR(prefill({.shape = small(), .runs = {{0, -1}}}, {}), "-1 tokens");
-  EXPECT_ERROR(prefill({.shape = small(), .runs = {{0, int64_t{1} << 50}}}, {}), "tokens from position 0");
-  EXPECT_ERROR(decode_traffic({.shape = small(), .runs = {{0, 1, 2}}}, {.tp_degree = 2, .attention_dp_degree = 2}),
+  odd.head_dim = int64_t{1} << 20;
+  EXPECT_ERROR(prefill({.attention = odd}, {}), "the width of all query heads is 4194304");
+  EXPECT_ERROR(prefill({.attention = small()}, {.tp_degree = 4, .cp_degree = 3}), "degree is 3");
+  EXPECT_ERROR(prefill({.attention = small(), .runs = {{0, -1}}}, {}), "-1 tokens");
+  EXPECT_ERROR(prefill({.attention = small(), .runs = {{0, int64_t{1} << 50}}}, {}), "tokens from position 0");
+  EXPECT_ERROR(decode_traffic({.attention = small(), .runs = {{0, 1, 2}}}, {.tp_degree = 2, .attention_dp_degree = 2}),
                "row is 2, expected 0 to 1");
-  odd = small();
-  odd.key_totals = 3;
-  EXPECT_ERROR(prefill({.shape = odd}, {}), "a norm needs 3 sums over all heads, expected 0 to 2");
 }
 
 }  // namespace

@@ -37,6 +37,8 @@ std::vector<BenchCase> chosen_cases(const Options& options) {
 }
 
 void run(const Options& options) {
+  require(options.model.empty() || (options.shapes.empty() && options.suite == "decoder"),
+          "--model is given, but only the suite decoder reads a model; expected --suite decoder");
   const auto cases = chosen_cases(options);
   Workspace workspace(WorkspaceOptions{.threads = options.threads, .bf16_products = options.bf16_products});
   kernels::MachineProbe probe(workspace.threads());
@@ -76,17 +78,19 @@ void run(const Options& options) {
 void add_bench(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("bench", "Measure the machine, then attention on it");
-  auto* suite = command.add_option("--suite", options->suite, "attention (default), projection, layer or decoder")
+  auto* suite = command.add_option("--suite", options->suite, "The cases to measure (default: attention)")
                     ->check(CLI::IsMember({"attention", "projection", "layer", "decoder"}));
-  command.add_option("--filter", options->filter, "Only cases with this text in their name");
+  auto* filter = command.add_option("--filter", options->filter, "Only cases with this text in their name");
   command
       .add_option("--shape", options->shapes,
                   "One attention case: prefill or decode, dtype, then b (batch), h (query heads), kv (KV heads), d "
                   "(head_dim), s or l (tokens); perhaps v (v_head_dim), w (window), c (chunk), sink, p (page size of a "
                   "paged cache), scattered (its pages in random order)")
-      ->excludes(suite);
-  command.add_option("-m,--model", options->model,
-                     "Checkpoint for the decoder suite (default: a random model of SmolLM2-135M's shape)");
+      ->excludes(suite)
+      ->excludes(filter);
+  auto& model =
+      *command.add_option("-m,--model", options->model,
+                          "Checkpoint for the decoder suite (default: a random model of SmolLM2-135M's shape)");
   add_kv_dtype(command, options->kv_dtype);
   add_threads(command, options->threads);
   command.add_flag("--bf16-products", options->bf16_products,
@@ -98,7 +102,10 @@ void add_bench(CLI::App& app) {
       "  regard bench --filter decode\n"
       "  regard bench --shape prefill:bf16:b1:h64:kv8:d64:s4096:w128:sink\n"
       "  regard bench --suite decoder -m model.gguf --json");
-  CommandRanks::run_alone(command, [options] { run(*options); });
+  CommandRanks::run_alone(command, [options, &model] {
+    require(model.count() == 0 || !options->model.empty(), "--model is empty, expected a checkpoint");
+    run(*options);
+  });
 }
 
 }  // namespace regard::cli
