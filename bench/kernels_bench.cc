@@ -197,8 +197,6 @@ void one_token(benchmark::State& state) {
   input.spans = std::span(&span, 1);
   input.output = output;
   input.cache = &cache;
-  input.present_key_value = false;
-  input.angles = false;
   input.workspace = &workspace;
   for (auto _ : state) {
     attention.forward(input);

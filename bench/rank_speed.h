@@ -4,9 +4,9 @@
 #include <memory>
 #include <vector>
 
+#include "planning/plan.h"
 #include "regard/communicator.h"
 #include "regard/linear.h"
-#include "regard/plan.h"
 
 namespace regard::bench {
 

@@ -9,10 +9,10 @@
 #include <random>
 #include <vector>
 
+#include "planning/plan.h"
 #include "rank_speed.h"
 #include "regard/attention.h"
 #include "regard/mpi.h"
-#include "regard/plan.h"
 
 namespace {
 
@@ -131,7 +131,6 @@ void RanksBench::forward(const Span& span) {
   input.spans = {&span, 1};
   input.cache = &cache_;
   input.workspace = &workspace_;
-  input.present_key_value = input.angles = false;
   input.hidden_states = prompt_.view().slice(0, 0, span.count);
   if (options_.parallel.sequence_parallel_enabled) {
     const auto tokens = layer_.tokens_of_rank(ranks_.rank(), input.spans, &cache_);

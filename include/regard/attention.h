@@ -5,7 +5,6 @@
 #include <optional>
 #include <span>
 #include <tuple>
-#include <variant>
 #include <vector>
 
 #include "regard/attention_config.h"
@@ -45,42 +44,32 @@ struct KeyValue {
   Tensor value;
 };
 
-/// What a call returns. Structured bindings give the first four members, as the reference's iteration does; `get<I>`
-/// and
-/// `[]` reach all six [OUT-1]..[OUT-4].
+/// What a call returns. Structured bindings give the first four members, as the reference's iteration does [OUT-1],
+/// [OUT-2].
 struct AttentionOutput {
   /// As the input: [tokens, hidden_size] or [batch, seq, hidden_size], of the input's type [OUT-5]. Empty where the
   /// caller named an output to write to.
   Tensor hidden_states;
-  KeyValue present_key_value;  ///< Empty where the caller did not want it.
-  AngleTable cos_cache;        ///< For the next layer [OUT-8]; empty without rotation or where not wanted. A workspace
-                               ///< keeps them too: layers that share it need not be handed them.
+  KeyValue present_key_value;  ///< Where asked for.
+  AngleTable cos_cache;  ///< Where asked for, for the next layer [OUT-8]; empty without rotation. A workspace keeps
+                         ///< them too: layers that share it need not be handed them.
   AngleTable sin_cache;
-  Tensor residual;                  ///< With rmsnorm: input + residual, else the residual as it came [OUT-6].
-  Tensor attn_input_hidden_states;  ///< Always empty [OUT-7].
+  Tensor residual;  ///< With rmsnorm: input + residual, else the residual as it came [OUT-6].
   Tensor lse;  ///< Where asked for: f32 [tokens, heads] or [batch, seq, heads], log of the sum of exp(scores), sinks
                ///< included.
-
-  using Field = std::variant<Tensor, KeyValue, AngleTable>;
-  /// Member 0..5, or -6..-1 from the end [OUT-3]. Throws Error for other indices.
-  [[nodiscard]] Field operator[](int index) const;
 };
 
 template <size_t I>
 [[nodiscard]] const auto& get(const AttentionOutput& output) {
-  static_assert(I < 6, "an AttentionOutput has six members");
+  static_assert(I < 4, "structured bindings reach four members");
   if constexpr (I == 0)
     return output.hidden_states;
   else if constexpr (I == 1)
     return output.present_key_value;
   else if constexpr (I == 2)
     return output.cos_cache;
-  else if constexpr (I == 3)
-    return output.sin_cache;
-  else if constexpr (I == 4)
-    return output.residual;
   else
-    return output.attn_input_hidden_states;
+    return output.sin_cache;
 }
 
 /// What both forms of a call have in common.
@@ -95,8 +84,8 @@ struct AttentionOptions {
   const AngleTable* sin_cache = nullptr;
   std::span<const int64_t>
       rotary_position_ids;         ///< One a token: rotates by these instead of by the positions [POS-18].
-  bool present_key_value = true;   ///< Whether the call returns the new keys and values.
-  bool angles = true;              ///< Whether the call returns cos_cache and sin_cache.
+  bool present_key_value = false;  ///< Whether the call returns the new keys and values.
+  bool angles = false;             ///< Whether the call returns cos_cache and sin_cache.
   bool lse = false;                ///< Whether the call returns log-sum-exps.
   Workspace* workspace = nullptr;  ///< None: one of its own for this call, with a thread per core.
 };
@@ -130,6 +119,9 @@ struct PaddedAttentionInput : AttentionOptions {
 /// Attention of one layer: hidden states -> projection -> rotation -> cache -> attention -> projection.
 /// A token's output has the same bits whatever it is computed with: alone or in a batch, in one prefill, in chunks or
 /// one by one, by any number of threads.
+///
+/// Thread safety: several threads may call const methods at once, each with a workspace and caches of its own. Over
+/// ranks one thread at a time calls them, as the communicators ask.
 class Attention {
  public:
   /// Packs the weights. Throws Error where config and weights disagree, or for a variant that this version can't

@@ -101,32 +101,19 @@ struct QueryPositionScale {
   friend bool operator==(const QueryPositionScale&, const QueryPositionScale&) = default;
 };
 
-/// Where a layer's values come from.
-enum class ValueSource : uint8_t {
-  v_proj,
-  k_proj,  ///< values are the key projection's output before norm and rotation (Gemma 4's full layers)
-};
-
 /// The flags of the reference's inference config that a single rank needs: lengths, batch, types.
 /// A 0 stands for the default that the comment gives. Lengths have none: where neither the length itself nor seq_len is
 /// set, they stay 0, and a cache needs the capacity in its own options.
 struct InferenceConfig {
   int64_t batch_size = 1;           ///< Rows a call [CFG-40].
-  int64_t ctx_batch_size = 0;       ///< Rows of a prefill call; batch_size [CFG-41].
-  int64_t tkg_batch_size = 0;       ///< Rows of a decode call; batch_size [CFG-41].
-  int64_t spec_batch_size = 0;      ///< Rows of a verifying call; batch_size [CFG-41].
-  int64_t max_batch_size = 0;       ///< The most rows of any call; batch_size [CFG-41].
   int64_t kv_cache_batch_size = 0;  ///< Sequence slots of the cache; batch_size [CFG-59].
   int64_t seq_len = 0;              ///< Default of the lengths below [CFG-42].
   int64_t max_context_length = 0;   ///< Longest row of a padded call; seq_len, or else no limit [CFG-43].
   int64_t max_length = 0;           ///< Default capacity of a cache slot, in tokens; seq_len [CFG-44].
-  int64_t n_positions = 0;          ///< Longest sequence a mask is made for; seq_len [CFG-45].
   int64_t windowed_context_encoding_size =
       0;                                 ///< Prefill in pieces of so many tokens; 0: the library's choice [CFG-68].
-  std::string padding_side = "right";    ///< "right" or "left": where a padded batch has its padding [CFG-46].
   DType torch_dtype = DType::f32;        ///< Type of the model: f32, bf16 or f16 [CFG-47].
   std::optional<DType> attention_dtype;  ///< Type of the cache; torch_dtype [CFG-48], [KV-5].
-  std::string cast_type = "config";      ///< "config" or "as-declared" [CFG-49].
   bool allow_input_truncation = false;   ///< A prompt longer than max_context_length loses its tail [CFG-75].
 
   friend bool operator==(const InferenceConfig&, const InferenceConfig&) = default;
@@ -152,9 +139,7 @@ struct AttentionConfig {
   std::optional<QKNorm> q_layernorm;  ///< Norm of the query heads; both or none [CFG-10].
   std::optional<QKNorm> k_layernorm;  ///< Norm of the key heads; both or none [CFG-10].
   bool qk_layernorm = false;          ///< Short for a LayerNorm over head_dim, eps 1e-5, as both [CFG-56], [POS-23].
-  bool post_transpose_layernorm =
-      false;                     ///< A detail of the reference's layout; the values are the same [CFG-11], [POS-14].
-  std::optional<QKNorm> v_norm;  ///< Norm of the value heads (Gemma 4).
+  std::optional<QKNorm> v_norm;       ///< Norm of the value heads (Gemma 4).
 
   std::optional<float> clip_qkv;  ///< Clamp q, k, v to [-c, c] after the bias; c >= 0 [CFG-12], [POS-20].
   bool fused_qkv = false;         ///< The checkpoint holds one Wqkv, rows q, k, v [CFG-55], [PROJ-25].
@@ -167,9 +152,6 @@ struct AttentionConfig {
   double logit_soft_cap = 0.0;  ///< 0: off; otherwise scores become cap * tanh(score / cap).
   std::optional<QueryPositionScale> query_position_scale;
   double value_scale = 1.0;  ///< Multiplies the values (MiMo-V2).
-  bool output_gate = false;  ///< The query projection also gives a gate; output times sigmoid(gate) (Qwen3-Next).
-  ValueSource value_source = ValueSource::v_proj;
-  std::optional<int64_t> kv_source_layer;  ///< The layer whose keys and values this one reads (Gemma 4).
 
   bool is_causal = true;  ///< False: every token sees all of its sequence [MASK-6], as far as window and chunk allow.
   /// Tokens a query sees, itself included; 0: all [CFG-20], [MASK-3]. Where is_causal is false: sliding_window / 2 on

@@ -23,6 +23,8 @@ namespace regard {
 ///
 /// Lives as long as its cache, also when that is moved. In a contiguous cache pages belong to their slots: retain,
 /// release, share and reserve throw Error.
+///
+/// Thread safety: that of its cache, which its methods read or change.
 class BlockTables {
  public:
   /// Tokens a page.

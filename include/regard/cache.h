@@ -99,6 +99,9 @@ struct KvCacheOptions {
 /// tokens 0..length-1; appending at a position below its length replaces what follows, so that position 0 starts anew.
 /// Memory is reserved at once but only touched as it is written. A token's attention has the same bits whatever the
 /// storage and page size.
+///
+/// Thread safety: several threads may call const methods, and attend, at once, as long as none changes the cache.
+/// Caches have nothing in common: each may have a thread of its own.
 class KvCache {
  public:
   /// Tokens that Attention::forward appends at once where it may: what rings have spare room for.

@@ -11,7 +11,7 @@
 #include <variant>
 #include <vector>
 
-#include "regard/gqa_sharding.h"
+#include "regard/gqa.h"
 #include "regard/tensor.h"
 #include "regard/weight.h"
 
@@ -39,13 +39,15 @@ using MetaValue = std::variant<int64_t, double, bool, std::string, std::vector<i
 /// What a checkpoint is that holds one rank's part of a model.
 struct CheckpointShard {
   int64_t tp_degree = 1;                  ///< Into how many parts the model was cut.
-  int64_t rank = 0;                       ///< Which of them this is, as in GqaSharding::q_heads_of.
+  int64_t rank = 0;                       ///< Which of them this is.
   GQA gqa = GQA::REPLICATE_TO_TP_DEGREE;  ///< The strategy that was asked for.
   uint64_t whole = 0;                     ///< The same for all parts, and for parts of something else another.
 };
 
 /// A checkpoint in one of the common forms, memory-mapped. Everything in the files is checked before use, so whatever
 /// they hold, opening one either succeeds or throws Error with one sentence that names the file.
+///
+/// Thread safety: several threads may call const methods at once.
 class Checkpoint {
  public:
   enum class Format : uint8_t { gguf, safetensors };
@@ -59,8 +61,8 @@ class Checkpoint {
   [[nodiscard]] static bool holds_shards(const std::filesystem::path& folder);
   /// Opens one rank's part of a model that save_shards cut: the file of that rank and no other. Names, metadata and
   /// texts are those of the whole model; tensors that ranks share out have this rank's shape, with query and KV heads
-  /// padded as GqaSharding says and the rows of a head in the order of the source. The file's checksum is compared.
-  /// Throws Error for a rank that there is none of, or where the folder holds anything else than was written.
+  /// padded as docs/parallelism.md says and the rows of a head in the order of the source. The file's checksum is
+  /// compared. Throws Error for a rank that there is none of, or where the folder holds anything else than was written.
   [[nodiscard]] static Checkpoint open_shard(const std::filesystem::path& folder, int64_t rank);
 
   Checkpoint(Checkpoint&&) noexcept;

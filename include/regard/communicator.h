@@ -10,8 +10,9 @@
 namespace regard {
 
 /// A group of ranks that make the same calls in the same order. All methods but the plain questions are collective:
-/// every rank of the group has to call them, with sizes that fit together. A rank uses its communicator from one thread
-/// at a time.
+/// every rank of the group has to call them, with sizes that fit together.
+///
+/// Thread safety: a rank uses its communicator, and those that came from it by `split`, from one thread at a time.
 class Communicator {
  public:
   /// A transfer under way. Its buffers must stay until `wait` returns; destroying it waits.

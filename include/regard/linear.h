@@ -53,6 +53,8 @@ struct Columns {
 /// become f32, scaled f8_e4m3 with one rounding where its scales are f32. Where columns are cut through the groups of a
 /// quantised type, it gets smaller groups, or becomes f32 where that takes no more memory, or where the groups have an
 /// order. A minimum is (offset - zero) * scale, rounded once where scales are f32.
+///
+/// Thread safety: several threads may call const methods at once.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
@@ -90,6 +92,8 @@ class PackedMatrix {
 };
 
 /// out = x W^T + bias, the linear layer of checkpoints.
+///
+/// Thread safety: several threads may apply a layer at once, each with a workspace of its own.
 class Linear {
  public:
   Linear() = default;

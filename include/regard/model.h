@@ -26,6 +26,9 @@ struct ModelCost {
 };
 
 /// The model that a ModelSpec describes, with its weights: token ids -> logits. Activations are f32.
+///
+/// Thread safety: several threads may call const methods at once, each with a workspace and caches of its own. Over
+/// ranks one thread at a time calls them, as the communicators ask.
 class Model {
  public:
   /// Loads and packs all weights; with ranks, what this one computes: its heads, and its columns of the MLPs. All ranks

@@ -12,6 +12,8 @@ namespace regard {
 
 /// The caches of all layers of a model on one rank, for sequences that come, share prefixes and go. All layers have the
 /// same slots; a sequence has the same slot in each.
+///
+/// Thread safety: one thread at a time uses it.
 class ModelCache {
  public:
   /// Whether sequences share what their prompts have in common, page by page. Throws Error for no layers, layers that

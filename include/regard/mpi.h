@@ -20,6 +20,8 @@ inline constexpr std::chrono::milliseconds kTimeout{60'000};
 /// MPI, from construction to destruction, which end all communicators; construction is collective. Where the program
 /// has begun with MPI by itself, its end is left to the program too. Otherwise Open MPI is asked to leave errors to
 /// `abort`, unless OMPI_MCA_orte_execute_quiet is set in the environment.
+///
+/// Thread safety: one thread at a time uses it, and what communicates through it.
 class Session {
  public:
   /// Throws Error where MPI can't be started, or allows calls from the main thread only.

@@ -6,7 +6,7 @@
 
 #include "regard/communicator.h"
 #include "regard/dtype.h"
-#include "regard/gqa_sharding.h"
+#include "regard/gqa.h"
 
 namespace regard {
 
@@ -48,6 +48,8 @@ struct ParallelConfig {
 };
 
 /// The ranks that compute a model together, and the groups they form. Copies share the communicators.
+///
+/// Thread safety: as its communicators, of one thread at a time; several threads may read the config, rank and size.
 class Ranks {
  public:
   /// One rank.

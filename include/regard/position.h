@@ -25,6 +25,8 @@ struct RotaryAngles {
 };
 
 /// Rotary position embedding of one layer.
+///
+/// Thread safety: several threads may call const methods at once.
 class RotaryEmbedding {
  public:
   /// `config` as AttentionConfig::validated leaves it.

@@ -20,14 +20,16 @@ struct QkvWeights {
   std::vector<int64_t> q_row_order, k_row_order;
 };
 
-/// The heads that one rank holds: heads of the checkpoint in the rank's order, -1 for a head of zeros, as GqaSharding
-/// deals them out. Empty: all heads, as stored.
+/// The heads that one rank holds: heads of the checkpoint in the rank's order, -1 for a head of zeros.
+/// Empty: all heads, as stored.
 struct HeadShard {
   std::span<const int64_t> q_heads;
   std::span<const int64_t> kv_heads;
 };
 
 /// hidden states -> queries, keys and values of one rank [PROJ-15], [PROJ-25].
+///
+/// Thread safety: several threads may call const methods at once, each with a workspace of its own.
 class QkvProjection {
  public:
   /// Weights and config are those of the whole layer; only the rows of the shard's heads are read and kept [PROJ-12].
@@ -36,8 +38,8 @@ class QkvProjection {
                                           const Threads& threads, const HeadShard& shard = {});
 
   /// x [tokens, input_size] -> q [tokens, heads * head_dim], k [tokens, kv_heads * head_dim], v [tokens, kv_heads *
-  /// v_head_dim], f32, with bias and clip_qkv applied [PROJ-16], [PROJ-17]; heads are those of the shard. Empty views are
-  /// left out.
+  /// v_head_dim], f32, with bias and clip_qkv applied [PROJ-16], [PROJ-17]; heads are those of the shard. Empty views
+  /// are left out.
   void forward(ConstTensorView x, TensorView q, TensorView k, TensorView v, Workspace& workspace) const;
 
   [[nodiscard]] const Linear& q() const { return q_; }
@@ -51,6 +53,8 @@ class QkvProjection {
 };
 
 /// attended heads -> hidden states of one rank [PROJ-19].
+///
+/// Thread safety: several threads may call const methods at once, each with a workspace of its own.
 class OutputProjection {
  public:
   /// weight [hidden_size, heads * v_head_dim], of which only the columns of the shard's query heads are read and kept.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <random>
 #include <span>
+#include <vector>
 
 namespace regard {
 
@@ -17,6 +18,8 @@ struct SamplerConfig {
 };
 
 /// Draws tokens. The same seed, logits and settings give the same tokens on every machine.
+///
+/// Thread safety: one thread at a time uses a sampler; each text has its own.
 class Sampler {
  public:
   /// Throws Error for a negative temperature, top_k or vocabulary, or top_p outside (0, 1]; NaN is outside.
@@ -29,5 +32,16 @@ class Sampler {
   SamplerConfig config_;
   std::mt19937_64 generator_;
 };
+
+/// The natural logarithm of the softmax of the logits, at a token; computed in double. Throws Error for a token that
+/// has no logit. Several threads may call it.
+[[nodiscard]] double log_probability(std::span<const float> logits, int32_t token);
+
+struct TokenLogProbability {
+  int32_t token = 0;
+  double log_probability = 0;
+};
+/// Those of the `count` largest logits, the largest first and among equals the lower id; of all where there are fewer.
+[[nodiscard]] std::vector<TokenLogProbability> top_log_probabilities(std::span<const float> logits, int32_t count);
 
 }  // namespace regard

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "regard/checkpoint.h"
-#include "regard/gqa_sharding.h"
+#include "regard/gqa.h"
 
 namespace regard {
 

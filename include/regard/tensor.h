@@ -14,7 +14,8 @@
 
 namespace regard {
 
-/// The sizes of a tensor's axes, outermost first; rank 0 is a scalar. Lives inline, never allocates.
+/// The sizes of a tensor's axes, outermost first; rank 0 is a scalar. Lives inline, never allocates. Thread safety: a
+/// value.
 class Shape {
  public:
   static constexpr size_t kMaxRank = 8;
@@ -40,7 +41,11 @@ class Shape {
   size_t rank_ = 0;
 };
 
-/// A tensor that somebody else owns: element type, shape, strides in elements. `Byte` is std::byte or const std::byte.
+/// A tensor in memory that something else owns and keeps alive: element type, shape, strides in elements. `Byte` is
+/// std::byte or const std::byte.
+///
+/// Thread safety: a view is a value. Several threads may use views of one tensor as long as none writes what others
+/// read.
 template <class Byte>
 class BasicTensorView {
  public:
@@ -50,6 +55,9 @@ class BasicTensorView {
   BasicTensorView() = default;
   /// Dense, in row-major order.
   BasicTensorView(Byte* data, DType dtype, const Shape& shape);
+  /// With strides of its own, one an axis: any number of elements from one index to the next. Throws Error for another
+  /// number of strides.
+  BasicTensorView(Byte* data, DType dtype, const Shape& shape, std::span<const int64_t> strides);
   /// A dense view of typed elements.
   template <class T>
   BasicTensorView(T* data, const Shape& shape) requires(!std::is_same_v<std::remove_const_t<T>, std::byte>)
@@ -105,7 +113,7 @@ using TensorView = BasicTensorView<std::byte>;
 using ConstTensorView = BasicTensorView<const std::byte>;
 
 /// Zeroed memory at a multiple of kAlignment bytes. Large buffers are mapped, so that pages nobody touches cost
-/// nothing.
+/// nothing. Thread safety: several threads may use its memory as long as none writes what others read.
 class Buffer {
  public:
   static constexpr size_t kAlignment = 64;
@@ -125,11 +133,19 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-/// A dense tensor that owns its elements, zero at first. Copies share them.
+/// A dense tensor that owns its elements, or shares their owner. Copies share the elements too.
+///
+/// Thread safety: several threads may copy a tensor, and use its elements as those of a view.
 class Tensor {
  public:
   Tensor() = default;
+  /// Elements of its own, zero at first.
   Tensor(DType dtype, const Shape& shape);
+  /// The elements that `view` shows, in memory that `owner` keeps alive until the last copy is gone: of another
+  /// library's tensor, or with a deleter of its own, std::shared_ptr<void>(data, deleter). Memory that may only be read
+  /// is shown by a ConstTensorView, which all inputs are. Throws Error for a view that is not dense, and for elements
+  /// that are not at a multiple of their size.
+  [[nodiscard]] static Tensor adopt(TensorView view, std::shared_ptr<void> owner);
 
   [[nodiscard]] bool empty() const { return view_.empty(); }
   [[nodiscard]] DType dtype() const { return view_.dtype(); }
@@ -143,7 +159,7 @@ class Tensor {
   }
 
  private:
-  std::shared_ptr<Buffer> buffer_;
+  std::shared_ptr<void> owner_;
   TensorView view_;
 };
 

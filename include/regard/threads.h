@@ -6,8 +6,10 @@
 
 namespace regard {
 
-/// A team of threads that whoever owns it passes to the calls that may use it. Results never depend on its size. Copies
-/// share the team; its threads start with the first work that has several tasks, and sleep when there is none.
+/// A team of threads that its owner passes to the calls that may use it. Results never depend on its size. Copies share
+/// the team; its threads start with the first work that has several tasks, and sleep when there is none.
+///
+/// Thread safety: several threads may call for_each of one team at once; all but the first then work alone.
 class Threads {
  public:
   /// `count` threads, the caller's among them; 0 takes one per available core. Throws Error for a negative count.

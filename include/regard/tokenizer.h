@@ -16,6 +16,8 @@ namespace regard {
 /// byte fallback, and unigram. Read from a Hugging Face tokenizer.json (model type BPE or Unigram) or from GGUF
 /// metadata
 /// (`tokenizer.ggml.*`, model "gpt2", "llama" or "t5").
+///
+/// Thread safety: several threads may call const methods at once.
 class Tokenizer {
  public:
   /// From the checkpoint's tokenizer.json where there is one, else from its GGUF metadata.

@@ -27,7 +27,9 @@ struct WorkspaceOptions {
 };
 
 /// Threads, and the memory that calls reuse: it grows to what the largest call needs and stays, so that steady calls
-/// allocate nothing. One workspace serves any number of layers, one call at a time.
+/// allocate nothing. One workspace serves any number of layers and models.
+///
+/// Thread safety: one call at a time uses it; calls at the same time have a workspace each.
 class Workspace {
  public:
   explicit Workspace(int threads = 0) : Workspace(WorkspaceOptions{.threads = threads}) {}

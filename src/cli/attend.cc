@@ -45,6 +45,7 @@ void run(const Options& options) {
   call.hidden_states = input.tensor("hidden_states").view();
   call.position_ids = optional("position_ids");
   call.attention_mask = optional("attention_mask");
+  call.present_key_value = true;
   call.lse = true;
   // What can't be written is said before the weights are loaded.
   { const ReplacedFile probe(options.output); }

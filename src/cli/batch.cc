@@ -13,8 +13,7 @@
 #include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
-#include "cli/stop_texts.h"
-#include "engine/scheduler.h"
+#include "regard/engine.h"
 #include "regard/model.h"
 #include "tensor/available_memory.h"
 #include "tensor/fail.h"
@@ -40,20 +39,19 @@ int64_t default_memory() {
 }
 
 // Half of the memory is for the caches at most; they take no more than all slots can fill, and touch it as they do.
-ModelCache make_cache(const Options& options, const Model& model, size_t requests) {
-  const int64_t bytes = options.kv_memory > 0 ? options.kv_memory : default_memory();
-  const KvCacheOptions cache{.slots = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
-                             .capacity = model.spec().context_length,
-                             .dtype = parse_cache_dtype(options.model.kv_dtype)};
-  return {model.make_paged_caches(cache, bytes), true};
+EngineOptions engine_options(const Options& options, const Tokenizer& tokenizer, size_t requests) {
+  return {.tokenizer = &tokenizer,
+          .max_sequences = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
+          .cache_bytes = options.kv_memory > 0 ? options.kv_memory : default_memory(),
+          .cache_dtype = parse_cache_dtype(options.model.kv_dtype)};
 }
 
-// The requests of a file on their way through a scheduler into another one.
+// The requests of a file on their way through an engine into another one.
 class Batch {
  public:
   Batch(std::vector<BatchRequest> requests, std::span<const std::string> lines, ResultsFile results,
-        const ResultSource& source, Scheduler& scheduler)
-      : requests_(std::move(requests)), results_(std::move(results)), source_(source), scheduler_(scheduler) {
+        const ResultSource& source, Engine& engine)
+      : requests_(std::move(requests)), results_(std::move(results)), source_(source), engine_(engine) {
     // What can't be written is said before hours of work.
     results_.write();
     for (size_t i = 0; i < requests_.size(); ++i) {
@@ -68,12 +66,11 @@ class Batch {
   void run() {
     ProgressBar bar(std::max<int64_t>(1, tokens_to_come_));
     const auto start = std::chrono::steady_clock::now();
-    while (!scheduler_.idle() && !interrupted()) {
-      scheduler_.step();
-      for (const Scheduler::Result& result : scheduler_.take_results()) take(result);
+    while (engine_.open_requests() > 0 && !interrupted()) {
+      engine_.step();
       results_.write_now_and_then();
       // A text that ends with an error counts twice.
-      bar.show(std::min(tokens_to_come_, scheduler_.stats().generated_tokens + spared_));
+      bar.show(std::min(tokens_to_come_, engine_.stats().generated_tokens + spared_));
     }
     seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     results_.write();
@@ -82,63 +79,48 @@ class Batch {
   [[nodiscard]] bool all_failed() const { return errors_ > 0 && errors_ == std::ssize(requests_); }
 
   void print_summary() const {
-    const Scheduler::Stats stats = scheduler_.stats();
-    const ModelCache::Stats cache = scheduler_.cache_stats();
+    const EngineStats stats = engine_.stats();
     const auto rate = [&](int64_t tokens) { return static_cast<double>(tokens) / std::max(seconds_, 1e-9); };
     say("[{} requests: {} done, {} of them with an error, {} kept from before; {} prompt tokens, {} generated; "
         "{:.1f} tokens/s, {:.1f} generated tokens/s]\n",
         requests_.size(), done_, errors_, kept_, stats.prompt_tokens, stats.generated_tokens,
         rate(stats.prompt_tokens + stats.generated_tokens), rate(stats.generated_tokens));
     say("[cache: at most {} of {} pages in use, {} of {} prompt tokens shared, {} preemptions]\n",
-        stats.most_pages_in_use, cache.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
+        stats.most_pages_in_use, stats.pages, stats.shared_tokens, stats.prompt_tokens, stats.preemptions);
   }
 
  private:
-  struct Running {
-    size_t request = 0;
-    std::vector<int32_t> prompt;
-    int64_t most_tokens = 0;
-  };
-
   void submit(size_t index) {
     const BatchRequest& request = requests_[index];
-    Running running{.request = index, .prompt = {}};
+    std::vector<int32_t> prompt;
     try {
       require(request.error.empty(), "{}", request.error);
-      running.prompt = prompt_tokens(request, source_);
-      Scheduler::Request settings = request.settings;
-      settings.on_token = [stop = StopTexts(request.stop, source_.tokenizer)](int32_t token) mutable {
-        return !stop.end_with(token);
-      };
-      settings.prompt = running.prompt;
-      running.most_tokens = scheduler_.most_tokens(settings);
-      scheduler_.submit(std::move(settings));
+      prompt = prompt_tokens(request, source_);
+      GenerationRequest settings = request.settings;
+      settings.prompt = prompt;
+      const int64_t most_tokens = engine_.most_tokens(settings);
+      engine_.submit(std::move(settings), [this, index, prompt, most_tokens](const GeneratedText& text) {
+        spared_ += most_tokens - static_cast<int64_t>(text.tokens.size());
+        set(index, prompt, text);
+      });
+      tokens_to_come_ += most_tokens;
     } catch (const Error& error) {
-      return set(index, running.prompt, {.finish = Scheduler::Finish::error, .error = error.what()});
+      set(index, prompt, {.finish = FinishReason::error, .error = error.what()});
     }
-    tokens_to_come_ += running.most_tokens;
-    running_.push_back(std::move(running));
   }
 
-  void take(const Scheduler::Result& result) {
-    const Running& running = running_[static_cast<size_t>(result.request)];
-    spared_ += running.most_tokens - static_cast<int64_t>(result.tokens.size());
-    set(running.request, running.prompt, result);
-  }
-
-  void set(size_t index, std::span<const int32_t> prompt, const Scheduler::Result& result) {
+  void set(size_t index, std::span<const int32_t> prompt, const GeneratedText& text) {
     ++done_;
-    errors_ += result.finish == Scheduler::Finish::error ? 1 : 0;
-    results_.set(index, result_line(requests_[index], prompt, result, source_));
+    errors_ += text.finish == FinishReason::error ? 1 : 0;
+    results_.set(index, result_line(requests_[index], prompt, text, source_));
   }
 
   std::vector<BatchRequest> requests_;
   ResultsFile results_;
   const ResultSource& source_;
-  Scheduler& scheduler_;
-  std::vector<Running> running_;  // by the scheduler's numbers
-  int64_t tokens_to_come_ = 0;    // at most
-  int64_t spared_ = 0;            // of those, what ended texts did not take
+  Engine& engine_;
+  int64_t tokens_to_come_ = 0;  // at most
+  int64_t spared_ = 0;          // of those, what ended texts did not take
   int64_t done_ = 0;
   int64_t errors_ = 0;
   int64_t kept_ = 0;
@@ -171,9 +153,9 @@ void run(const Options& options) {
   check_results(lines, requests, source);
   Workspace workspace(options.model.threads);
   const auto model = Model::load(checkpoint, workspace.threads(), one_rank(options));
-  Scheduler scheduler(model, tokenizer, make_cache(options, model, requests.size()), workspace);
+  Engine engine(model, engine_options(options, tokenizer, requests.size()), workspace);
   watch_for_interrupt();
-  Batch batch(std::move(requests), lines, ResultsFile(options.output, lines, std::move(lock)), source, scheduler);
+  Batch batch(std::move(requests), lines, ResultsFile(options.output, lines, std::move(lock)), source, engine);
   batch.run();
   batch.print_summary();
   if (interrupted()) throw CLI::RuntimeError(kInterrupted);

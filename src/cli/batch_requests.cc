@@ -97,8 +97,8 @@ void read_stop(const Json& object, std::vector<std::string>& texts) {
 
 void read_fields(const Json& object, BatchRequest& request) {
   read_text(object, request);
-  read_stop(object, request.stop);
-  Scheduler::Request& settings = request.settings;
+  read_stop(object, request.settings.stop_texts);
+  GenerationRequest& settings = request.settings;
   read_whole_number<int64_t>(object, "max_tokens", 1, settings.max_tokens);
   read_number(object, "temperature", settings.sampler.temperature);
   read_whole_number<uint64_t>(object, "seed", 0, settings.sampler.seed);

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/scheduler.h"
+#include "regard/generation.h"
 #include "regard/tokenizer.h"
 
 namespace regard::cli {
@@ -23,8 +23,7 @@ struct BatchRequest {
   std::string id;
   std::string prompt;
   std::vector<ChatMessage> messages;  // instead of a prompt; empty if there is one
-  std::vector<std::string> stop;      // texts that end the answer
-  Scheduler::Request settings;        // without the prompt's tokens
+  GenerationRequest settings;         // without the prompt's tokens
   std::string error;                  // why it can't run; empty if it can
 };
 

@@ -10,7 +10,6 @@
 #include <unordered_set>
 
 #include "cli/common.h"
-#include "cli/stop_texts.h"
 #include "tensor/checksum.h"
 #include "tensor/fail.h"
 #include "tensor/printable_quotes.h"
@@ -25,13 +24,15 @@ using OrderedJson = nlohmann::ordered_json;
 // Prompts of the largest requests, as ids.
 constexpr size_t kMostResultBytes = size_t{1} << 30;
 
-const char* name_of(Scheduler::Finish finish) {
+const char* name_of(FinishReason finish) {
   switch (finish) {
-    case Scheduler::Finish::stop:
+    case FinishReason::stop:
       return "stop";
-    case Scheduler::Finish::length:
+    case FinishReason::length:
       return "length";
-    case Scheduler::Finish::error:
+    case FinishReason::cancelled:
+      return "cancelled";
+    case FinishReason::error:
       break;
   }
   return "error";
@@ -58,10 +59,10 @@ bool is_result(const Json& object) {
 
 // Sixteen hexadecimal digits that depend on all that a result depends on, and on the result. `line` has no digest yet.
 std::string digest_of(const OrderedJson& line, const BatchRequest& request, const ResultSource& source) {
-  const Scheduler::Request& settings = request.settings;
+  const GenerationRequest& settings = request.settings;
   const std::string text = fmt::format("{}\n{} {} {} {} {} {}\n{}", source.name, settings.max_tokens,
                                        settings.sampler.temperature, settings.sampler.top_k, settings.sampler.top_p,
-                                       settings.sampler.seed, dump(request.stop), dump(line));
+                                       settings.sampler.seed, dump(settings.stop_texts), dump(line));
   return fmt::format("{:016x}", checksum(std::as_bytes(std::span(text))));
 }
 
@@ -86,16 +87,15 @@ std::vector<int32_t> prompt_tokens(const BatchRequest& request, const ResultSour
                                  Tokenizer::Bos::never);
 }
 
-std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt, const Scheduler::Result& result,
+std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt, const GeneratedText& text,
                         const ResultSource& source) {
-  const std::string text = visible_text(source.tokenizer, result.tokens);
   OrderedJson json = {{"id", request.id},
                       {"prompt_tokens", prompt},
-                      {"tokens", result.tokens},
-                      {"text", before_stop(text, request.stop)},
-                      {"finish_reason", name_of(result.finish)}};
-  if (result.finish == Scheduler::Finish::error) {
-    json["error"] = result.error;
+                      {"tokens", text.tokens},
+                      {"text", text.text},
+                      {"finish_reason", name_of(text.finish)}};
+  if (text.finish == FinishReason::error) {
+    json["error"] = text.error;
     return dump(json);
   }
   // As a reader will see it: with U+FFFD for bytes that are no UTF-8.

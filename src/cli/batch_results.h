@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cli/batch_requests.h"
-#include "engine/scheduler.h"
 #include "regard/checkpoint.h"
+#include "regard/generation.h"
 #include "regard/tokenizer.h"
 #include "tensor/file_lock.h"
 
@@ -27,7 +27,7 @@ struct ResultSource {
 // A line of `regard batch`'s output, without its end. Where the request did not fail, its digest covers the source, the
 // request's settings and all else in the line.
 [[nodiscard]] std::string result_line(const BatchRequest& request, std::span<const int32_t> prompt,
-                                      const Scheduler::Result& result, const ResultSource& source);
+                                      const GeneratedText& text, const ResultSource& source);
 
 // The lines of an earlier output, each at the place of its request, byte for byte; empty where there is none, where it
 // tells of an error, or if there is no such file. Throws Error for a line that is no result with the id of a request.

@@ -72,13 +72,6 @@ std::vector<int32_t> read_token_file(const std::string& path) {
   return tokens;
 }
 
-std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
-  std::vector<int32_t> visible;
-  for (const int32_t token : tokens)
-    if (!tokenizer.is_special(token)) visible.push_back(token);
-  return tokenizer.decode(visible);
-}
-
 void print_json(const nlohmann::ordered_json& json) {
   std::cout << json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << std::endl;
 }

@@ -35,9 +35,6 @@ void add_threads(CLI::App& command, int& threads);
 // The ids of a file with a JSON list of them. Throws Error if it can't be read or holds anything else.
 [[nodiscard]] std::vector<int32_t> read_token_file(const std::string& path);
 
-// The text of tokens without the special ones, as a user reads it.
-[[nodiscard]] std::string visible_text(const Tokenizer& tokenizer, std::span<const int32_t> tokens);
-
 // Prints JSON on one line; bytes that are no UTF-8 become U+FFFD.
 void print_json(const nlohmann::ordered_json& json);
 

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -10,12 +11,11 @@
 #include "cli/outputs.h"
 #include "cli/ranks.h"
 #include "cli/standard_streams.h"
-#include "engine/generator.h"
 #include "engine/token_outputs.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
 #include "tensor/replaced_file.h"
-#include "text/utf8.h"
 
 namespace regard::cli {
 namespace {
@@ -35,34 +35,24 @@ struct Options {
   bool json = false;
 };
 
-// Writes tokens as they come: whole characters at a time or, without a tokenizer, ids with commas between them.
+// Writes tokens as they come: their text or, without a tokenizer, ids with commas between them.
 class Stream {
  public:
-  explicit Stream(const std::optional<Tokenizer>& tokenizer) : tokenizer_(tokenizer) {}
-  void write(int32_t token) {
-    if (!tokenizer_) {
-      fmt::print("{}{}", begun_ ? "," : "", token);
-      flush_output();
-      begun_ = true;
-      return;
-    }
-    if (tokenizer_->is_special(token)) return;
-    using Place = Tokenizer::Place;
-    pending_ += tokenizer_->decode({&token, 1}, begun_ ? Place::behind_others : Place::beginning);
-    begun_ = true;
-    const size_t ready = pending_.size() - incomplete_tail(pending_);
-    fmt::print("{}", std::string_view(pending_).substr(0, ready));
+  explicit Stream(bool has_text) : has_text_(has_text) {}
+  void write(const GeneratedToken& token) {
+    if (has_text_)
+      fmt::print("{}", token.text);
+    else
+      fmt::print("{}{}", std::exchange(begun_, true) ? "," : "", token.token);
     flush_output();
-    pending_.erase(0, ready);
   }
   void finish() {
-    fmt::print("{}\n", pending_);
+    fmt::print("\n");
     flush_output();
   }
 
  private:
-  const std::optional<Tokenizer>& tokenizer_;
-  std::string pending_;
+  bool has_text_;
   bool begun_ = false;
 };
 
@@ -103,10 +93,9 @@ double decode_rate(const GenerateResult& result) {
   return result.tokens.size() < 2 ? 0.0 : static_cast<double>(result.tokens.size() - 1) / result.decode_seconds;
 }
 
-void print_result(const std::optional<Tokenizer>& tokenizer, std::span<const int32_t> prompt,
-                  const GenerateResult& result) {
+void print_result(bool has_text, std::span<const int32_t> prompt, const GenerateResult& result) {
   nlohmann::ordered_json json{{"prompt_tokens", prompt}, {"tokens", result.tokens}};
-  if (tokenizer) json["text"] = visible_text(*tokenizer, result.tokens);
+  if (has_text) json["text"] = result.text;
   json.update({{"restored_tokens", result.restored_tokens},
                {"draft_tokens", result.draft_tokens},
                {"accepted_tokens", result.accepted_tokens},
@@ -149,30 +138,32 @@ bool run(const Options& options) {
   std::optional<Tokenizer> tokenizer;
   if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
-  SamplerConfig sampler = options.sampler;
-  if (tokenizer) sampler.vocabulary = tokenizer->vocabulary_size();
   ranks.check_agreement(checkpoint);
   const ModelSpec spec = ModelSpec::from(checkpoint);
-  Stream stream(tokenizer);
+  const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
+  Stream stream(tokenizer.has_value());
   bool watching = false;
-  const auto on_token = [&](int32_t token) {
-    // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends the process at once.
-    if (!watching) watch_for_interrupt();
-    watching = true;
-    if (!options.json && ranks.speaks()) stream.write(token);
-    return true;
-  };
-  const GenerateOptions settings{.max_tokens = options.max_tokens,
-                                 .sampler = sampler,
+  const GenerationRequest request{.prompt = prompt,
+                                  .max_tokens = options.max_tokens,
+                                  .sampler = options.sampler,
+                                  .on_token = [&](const GeneratedToken& token) {
+                                    // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends
+                                    // the process at once.
+                                    if (!watching) watch_for_interrupt();
+                                    watching = true;
+                                    if (!options.json && ranks.speaks()) stream.write(token);
+                                    return true;
+                                  }};
+  const GenerateOptions settings{.tokenizer = tokenizer ? &*tokenizer : nullptr,
+                                 .end_tokens = ends,
                                  .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                                  .draft_length = options.draft_length,
                                  .restore_from = options.restore_from,
                                  .save_to = options.save_to,
                                  .model_digest = digest_of(checkpoint),
-                                 .on_token = on_token,
                                  .interrupted = interrupted};
   // What is refused is refused before the weights are loaded, and where a sequence can't be saved, too.
-  check_generate(spec, prompt, settings);
+  check_generate(spec, request, settings);
   if (options.tokens) check_outputs(spec, prompt);
   if (!options.save_to.empty() && ranks.speaks()) {
     check_output(checkpoint, "--save-cache", options.save_to);
@@ -180,9 +171,8 @@ bool run(const Options& options) {
   }
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
-  const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
-  const auto result = generate(model, prompt, ends, settings, workspace);
-  if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
+  const auto result = generate(model, request, settings, workspace);
+  if (ranks.speaks() && options.json) print_result(tokenizer.has_value(), prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);

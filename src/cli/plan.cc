@@ -1,4 +1,4 @@
-#include "regard/plan.h"
+#include "planning/plan.h"
 
 #include <fmt/format.h>
 

@@ -1,3 +1,5 @@
+#include "engine/score.h"
+
 #include <fmt/format.h>
 
 #include <memory>
@@ -5,7 +7,6 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/ranks.h"
-#include "engine/generator.h"
 #include "regard/model.h"
 #include "tensor/fail.h"
 

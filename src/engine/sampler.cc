@@ -49,6 +49,14 @@ class Ranking {
 // 53 random bits in [0, 1). The standard library's distributions differ from one implementation to the next.
 double uniform(std::mt19937_64& generator) { return static_cast<double>(generator() >> 11) * 0x1p-53; }
 
+// The logarithm of the sum of exp(logits).
+double log_sum(std::span<const float> logits) {
+  const auto largest = static_cast<double>(*std::ranges::max_element(logits));
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  return std::log(sum) + largest;
+}
+
 }  // namespace
 
 Sampler::Sampler(const SamplerConfig& config) : config_(config), generator_(config.seed) {
@@ -110,6 +118,27 @@ int32_t Sampler::sample(std::span<const float> logits) {
     target -= next.weight;
   }
   return drawn;
+}
+
+double log_probability(std::span<const float> logits, int32_t token) {
+  const FloatEnvironment environment;
+  require(token >= 0 && static_cast<size_t>(token) < logits.size(),
+          "log probability: token is {}, expected one of {} logits", token, logits.size());
+  return static_cast<double>(logits[static_cast<size_t>(token)]) - log_sum(logits);
+}
+
+std::vector<TokenLogProbability> top_log_probabilities(std::span<const float> logits, int32_t count) {
+  const FloatEnvironment environment;
+  const size_t kept = std::min(logits.size(), static_cast<size_t>(std::max(count, 0)));
+  std::vector<TokenLogProbability> top;
+  if (kept == 0) return top;
+  const double total = log_sum(logits);
+  Ranking ranking(logits);
+  while (top.size() < kept) {
+    const int32_t token = ranking.next();
+    top.push_back({.token = token, .log_probability = static_cast<double>(logits[static_cast<size_t>(token)]) - total});
+  }
+  return top;
 }
 
 }  // namespace regard

@@ -4,6 +4,7 @@
 #include <exception>
 #include <utility>
 
+#include "engine/check_tokens.h"
 #include "regard/block_table.h"
 #include "tensor/fail.h"
 
@@ -32,29 +33,23 @@ int64_t tokens_in_memory(const Model& model, std::span<const KvCache> layers) {
 struct Scheduler::Sequence {
   int64_t request = 0;
   int64_t prompt_length = 0;
-  int64_t longest = 0;          // tokens at which it ends, prompt included
   std::vector<int32_t> tokens;  // the prompt, then what was generated
-  SamplerConfig sampler_config;
   uint64_t salt = 0;
-  std::function<bool(int32_t)> on_token;
-  int64_t reported = 0;  // generated tokens that on_token has seen
+  Continuation text;
 
-  std::unique_ptr<Sampler> sampler;  // from the first start on: its generator is large, and many requests may wait
+  bool started = false;
   int64_t slot = -1;
   int64_t cached = 0;        // tokens that the cache holds
   int64_t committed = 0;     // of those, the ones that later sequences can share
   int64_t restarted_at = 0;  // tokens that it had when it last made room by starting anew
-  std::string error;
 
   // Tokens that have to run before the next one can be drawn: 1 while it decodes.
   [[nodiscard]] int64_t pending() const { return count_of(tokens) - cached; }
-  [[nodiscard]] int64_t generated() const { return count_of(tokens) - prompt_length; }
 };
 
-Scheduler::Scheduler(const Model& model, const Tokenizer& tokenizer, ModelCache cache, Workspace& workspace)
+Scheduler::Scheduler(const Model& model, TextEnds ends, ModelCache cache, Workspace& workspace)
     : model_(model),
-      end_tokens_(tokenizer.end_tokens()),
-      vocabulary_(tokenizer.vocabulary_size()),
+      ends_(std::move(ends)),
       cache_(std::move(cache)),
       workspace_(workspace),
       page_size_(cache_.layers().front().block_tables().page_size()),
@@ -66,34 +61,40 @@ Scheduler::Scheduler(const Model& model, const Tokenizer& tokenizer, ModelCache 
 
 Scheduler::~Scheduler() = default;
 
-int64_t Scheduler::most_tokens(const Request& request) const {
-  // The last token that is generated never goes into the cache.
-  return std::min(request.max_tokens, model_.spec().context_length - count_of(request.prompt) + 1);
+int64_t Scheduler::most_tokens(const GenerationRequest& request) const {
+  return regard::most_tokens(request, count_of(request.prompt), model_.spec().context_length);
 }
 
-int64_t Scheduler::submit(Request request) {
-  const ModelSpec& config = model_.spec();
+void Scheduler::check(const GenerationRequest& request) const {
   const int64_t length = count_of(request.prompt);
-  require(length >= 1 && length <= config.context_length,
-          "the prompt has {} tokens, expected 1 to {} (the model's context)", length, config.context_length);
+  check_length("the prompt", request.prompt.size(), 1, model_.spec());
   require(length <= memory_tokens_, "the prompt has {} tokens, but the cache's memory holds {}", length,
           memory_tokens_);
-  require(request.max_tokens >= 1, "the number of tokens to generate is {}, expected 1 or more", request.max_tokens);
-  for (const int32_t token : request.prompt)
-    require(token >= 0 && token < config.vocab_size, "token id of the prompt is {}, expected 0 to {}", token,
-            config.vocab_size - 1);
-  (void)Sampler(request.sampler);
-  auto sequence = std::make_unique<Sequence>();
-  sequence->request = submitted_;
-  sequence->prompt_length = length;
-  sequence->longest = length + most_tokens(request);
-  sequence->tokens = std::move(request.prompt);
-  sequence->sampler_config = request.sampler;
-  sequence->sampler_config.vocabulary = vocabulary_;
-  sequence->salt = request.salt;
-  sequence->on_token = std::move(request.on_token);
-  waiting_.push_back(std::move(sequence));
-  return submitted_++;
+  check_settings(request, ends_);
+  check_ids("token id of the prompt", request.prompt, model_.spec());
+}
+
+void Scheduler::submit(int64_t number, GenerationRequest request) {
+  check(request);
+  const int64_t most = most_tokens(request);
+  std::vector<int32_t> tokens = std::exchange(request.prompt, {});
+  const uint64_t salt = request.salt;
+  waiting_.push_back(std::make_unique<Sequence>(Sequence{.request = number,
+                                                         .prompt_length = count_of(tokens),
+                                                         .tokens = std::move(tokens),
+                                                         .salt = salt,
+                                                         .text = Continuation(std::move(request), ends_, most)}));
+}
+
+void Scheduler::cancel(int64_t number) {
+  for (Queue* queue : {&running_, &waiting_}) {
+    const auto found = std::ranges::find(*queue, number, [](const auto& sequence) { return sequence->request; });
+    if (found == queue->end()) continue;
+    (*found)->text.end(FinishReason::cancelled);
+    end(**found);
+    queue->erase(found);
+    return;
+  }
 }
 
 std::vector<Scheduler::Result> Scheduler::take_results() { return std::exchange(results_, {}); }
@@ -153,8 +154,7 @@ bool Scheduler::start_next() {
     send_back_youngest();
     return false;
   }
-  if (next.sampler == nullptr) {
-    next.sampler = std::make_unique<Sampler>(next.sampler_config);
+  if (!std::exchange(next.started, true)) {
     stats_.prompt_tokens += next.prompt_length;
     stats_.shared_tokens += next.cached;
   }
@@ -216,13 +216,13 @@ void Scheduler::free_memory() {
     cache_.close(last.slot);
     return open(last);
   }
-  last.error = fmt::format("{} tokens need more than the cache's memory", last.tokens.size());
-  end(last, Finish::error);
+  last.text.end(FinishReason::error, fmt::format("{} tokens need more than the cache's memory", last.tokens.size()));
+  end(last);
   running_.pop_back();
 }
 
 void Scheduler::send_back_youngest() {
-  cache_.close(running_.back()->slot);
+  cache_.close(std::exchange(running_.back()->slot, -1));
   waiting_.push_front(std::move(running_.back()));
   running_.pop_back();
   memory_full_ = true;
@@ -233,66 +233,67 @@ void Scheduler::run() {
   for (size_t i = 0; i < spans_.size(); ++i) {
     const auto first = planned_[i]->tokens.begin() + spans_[i].first_position;
     tokens_.insert(tokens_.end(), first, first + spans_[i].count);
-    if (spans_[i].count == planned_[i]->pending()) ++stats_.generated_tokens;
   }
-  sample(model_.forward(tokens_, spans_, cache_.layers(), {.logits = Model::Logits::last_of_each_span}, workspace_));
+  call_model();
   if (!growing_.empty()) stats_.most_pages_in_use = std::max(stats_.most_pages_in_use, cache_.stats().pages_in_use);
   for (Sequence* sequence : planned_) commit(*sequence);
   std::erase_if(running_, [&](const auto& sequence) { return end_if_finished(*sequence); });
 }
 
-// Draws the next token of each sequence all of whose tokens have run.
+void Scheduler::call_model() {
+  try {
+    sample(model_.forward(tokens_, spans_, cache_.layers(), {.logits = Model::Logits::last_of_each_span}, workspace_));
+  } catch (const std::exception& error) {
+    for (Sequence* sequence : planned_) sequence->text.end(FinishReason::error, error.what());
+  }
+}
+
+// Draws the next token of each sequence all of whose tokens have run, and reports it.
 void Scheduler::sample(ConstTensorView logits) {
   const int64_t vocabulary = logits.size(1);
+  std::vector<Sequence*>& drawn = drawn_;
+  drawn.assign(planned_.size(), nullptr);
   const auto draw = [&](int64_t row, int) {
     Sequence& sequence = *planned_[static_cast<size_t>(row)];
     sequence.cached += spans_[static_cast<size_t>(row)].count;
     if (sequence.pending() > 0) return;
-    try {
-      sequence.tokens.push_back(
-          sequence.sampler->sample({logits.as<float>() + row * vocabulary, static_cast<size_t>(vocabulary)}));
-    } catch (const std::exception& error) {
-      // Nothing may leave a thread of the team; the sequence ends with what happened.
-      sequence.error = error.what();
-    }
+    const auto token = sequence.text.draw({logits.as<float>() + row * vocabulary, static_cast<size_t>(vocabulary)});
+    if (!token) return;
+    sequence.tokens.push_back(*token);
+    drawn[static_cast<size_t>(row)] = &sequence;
   };
   workspace_.threads().for_work(logits.size(0) * vocabulary).for_each(logits.size(0), draw);
+  for (Sequence* sequence : drawn) {
+    if (sequence == nullptr) continue;
+    ++stats_.generated_tokens;
+    sequence->text.report();
+  }
 }
 
 // Whole pages can be shared; but layers with windows have only what they hold at the time, so that the ends of pieces
 // of prompts count as well.
 void Scheduler::commit(Sequence& sequence) {
   const bool has_new_page = sequence.cached / page_size_ > sequence.committed / page_size_;
-  if (!sequence.error.empty() || (!has_new_page && sequence.cached > sequence.prompt_length)) return;
+  if (sequence.text.failed() || (!has_new_page && sequence.cached > sequence.prompt_length)) return;
   cache_.commit(sequence.slot, std::span(sequence.tokens).first(static_cast<size_t>(sequence.cached)));
   sequence.committed = sequence.cached;
 }
 
 bool Scheduler::end_if_finished(Sequence& sequence) {
-  const bool failed = !sequence.error.empty();
-  if (!failed && sequence.generated() == 0) return false;
-  bool stopped = !failed && std::ranges::find(end_tokens_, sequence.tokens.back()) != end_tokens_.end();
-  // A sequence that made room comes here again before its next token.
-  if (!failed && sequence.reported < sequence.generated()) {
-    sequence.reported = sequence.generated();
-    if (!sequence.on_token(sequence.tokens.back())) stopped = true;
+  if (!sequence.text.ended()) {
+    if (sequence.text.count() == 0 || count_of(sequence.tokens) <= memory_tokens_) return false;
+    sequence.text.end(FinishReason::error,
+                      fmt::format("the cache's memory holds {} tokens, but the text goes on", memory_tokens_));
   }
-  if (!failed && !stopped && count_of(sequence.tokens) < sequence.longest) {
-    if (count_of(sequence.tokens) <= memory_tokens_) return false;
-    sequence.error = fmt::format("the cache's memory holds {} tokens, but the text goes on", memory_tokens_);
-  }
-  end(sequence, !sequence.error.empty() ? Finish::error : stopped ? Finish::stop : Finish::length);
+  end(sequence);
   return true;
 }
 
-// Its owner takes it out of the running ones.
-void Scheduler::end(Sequence& sequence, Finish finish) {
-  cache_.close(sequence.slot);
+// Its owner takes it out of its queue.
+void Scheduler::end(Sequence& sequence) {
+  if (sequence.slot != -1) cache_.close(sequence.slot);
   memory_full_ = false;
-  Result result{.request = sequence.request, .tokens = {}, .finish = finish, .error = std::move(sequence.error)};
-  if (finish != Finish::error)
-    result.tokens.assign(sequence.tokens.begin() + sequence.prompt_length, sequence.tokens.end());
-  results_.push_back(std::move(result));
+  results_.push_back({.request = sequence.request, .text = sequence.text.take()});
 }
 
 }  // namespace regard

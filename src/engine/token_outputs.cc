@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/check_tokens.h"
 #include "parallel/same_values.h"
-#include "tensor/fail.h"
 
 namespace regard {
 namespace {
@@ -18,11 +18,8 @@ void copy_rows(ConstTensorView from, int64_t first, TensorView to) {
 }  // namespace
 
 void check_outputs(const ModelSpec& spec, std::span<const int32_t> tokens) {
-  const auto length = static_cast<int64_t>(tokens.size());
-  require(length >= 1 && length <= spec.context_length,
-          "the text has {} tokens, expected 1 to {} (the model's context)", length, spec.context_length);
-  for (const int32_t token : tokens)
-    require(token >= 0 && token < spec.vocab_size, "token id is {}, expected 0 to {}", token, spec.vocab_size - 1);
+  check_length("the text", tokens.size(), 1, spec);
+  check_ids("token id", tokens, spec);
 }
 
 TokenOutputs outputs_of(const Model& model, std::span<const int32_t> tokens, const TokenOutputsOptions& options,

@@ -10,15 +10,6 @@
 namespace regard {
 namespace {
 
-void refuse_what_is_not_computed(const AttentionConfig& config) {
-  require(!config.output_gate, "attention: output_gate is true, but gated outputs are not computed yet");
-  require(config.value_source == ValueSource::v_proj,
-          "attention: value_source is k_proj, but shared keys and values are not computed yet");
-  require(!config.kv_source_layer,
-          "attention: kv_source_layer is {}, but keys and values of other layers are not read yet",
-          config.kv_source_layer.value_or(0));
-}
-
 // Of the scales of all heads those of these.
 std::vector<float> scales_of(const KvFormat& format, std::span<const int64_t> heads, int64_t all_heads,
                              int64_t head_dim) {
@@ -43,7 +34,6 @@ Attention Attention::load(const AttentionWeights& weights, const AttentionConfig
   attention.config_ = config.validated();
   attention.ranks_ = ranks;
   const AttentionConfig& c = attention.config_;
-  refuse_what_is_not_computed(c);
   const RankOrders orders = orders_of(ranks.config(), c.num_key_value_heads);
   const auto load = [&](const Ranks::Stage& stage, const std::vector<int64_t>& order) {
     return std::make_shared<const AttentionShard>(AttentionShard::load(weights, c, threads, ranks, stage, order));
@@ -109,24 +99,6 @@ const OutputProjection& Attention::output_projection() const { return decode_->o
 int64_t Attention::bytes() const {
   const auto of = [](const AttentionShard& shard) { return shard.qkv.bytes() + shard.output.bytes(); };
   return of(*decode_) + (prefill_ == decode_ ? 0 : of(*prefill_));
-}
-
-AttentionOutput::Field AttentionOutput::operator[](int index) const {
-  require(index >= -6 && index < 6, "attention output: index is {}, expected -6 to 5", index);
-  switch (index < 0 ? index + 6 : index) {
-    case 0:
-      return hidden_states;
-    case 1:
-      return present_key_value;
-    case 2:
-      return cos_cache;
-    case 3:
-      return sin_cache;
-    case 4:
-      return residual;
-    default:
-      return attn_input_hidden_states;
-  }
 }
 
 }  // namespace regard

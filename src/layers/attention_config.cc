@@ -72,28 +72,14 @@ void validate(InferenceConfig& inference) {
     if (value == 0) value = fallback;
     if (value != 0) require_size(name, value);
   };
-  fill("ctx_batch_size", inference.ctx_batch_size, inference.batch_size);
-  fill("tkg_batch_size", inference.tkg_batch_size, inference.batch_size);
-  fill("spec_batch_size", inference.spec_batch_size, inference.batch_size);
-  fill("max_batch_size", inference.max_batch_size, inference.batch_size);
   fill("kv_cache_batch_size", inference.kv_cache_batch_size, inference.batch_size);
   fill("seq_len", inference.seq_len, 0);
   fill("max_length", inference.max_length, inference.seq_len);
-  fill("n_positions", inference.n_positions, inference.seq_len);
   fill("max_context_length", inference.max_context_length, inference.seq_len);
   require(inference.max_length == 0 || inference.max_context_length <= inference.max_length,
           "attention: max_context_length is {}, expected at most max_length ({})", inference.max_context_length,
           inference.max_length);
-  for (const auto& [name, rows] : {std::pair{"ctx_batch_size", inference.ctx_batch_size},
-                                   {"tkg_batch_size", inference.tkg_batch_size},
-                                   {"spec_batch_size", inference.spec_batch_size}})
-    require(rows <= inference.max_batch_size, "attention: {} is {}, expected at most max_batch_size ({})", name, rows,
-            inference.max_batch_size);
   require_optional_size("windowed_context_encoding_size", inference.windowed_context_encoding_size);
-  require(inference.padding_side == "right" || inference.padding_side == "left",
-          "attention: padding_side is \"{}\", expected \"right\" or \"left\"", inference.padding_side);
-  require(inference.cast_type == "config" || inference.cast_type == "as-declared",
-          "attention: cast_type is \"{}\", expected \"config\" or \"as-declared\"", inference.cast_type);
   const auto require_work_type = [](const char* name, DType dtype) {
     require(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16,
             "attention: {} is {}, expected f32, bf16 or f16", name, name_of(dtype));
@@ -101,9 +87,6 @@ void validate(InferenceConfig& inference) {
   require_work_type("torch_dtype", inference.torch_dtype);
   if (!inference.attention_dtype) inference.attention_dtype = inference.torch_dtype;
   require_work_type("attention_dtype", *inference.attention_dtype);
-  require(inference.attention_dtype == inference.torch_dtype || inference.cast_type == "as-declared",
-          "attention: attention_dtype is {}, but torch_dtype is {}; different types need cast_type \"as-declared\"",
-          name_of(*inference.attention_dtype), name_of(inference.torch_dtype));
 }
 
 void check_heads(AttentionConfig& config) {
@@ -163,9 +146,6 @@ void check_mask(const AttentionConfig& config) {
   require(config.learned_sinks_size >= 0 && config.learned_sinks_size <= 1024,
           "attention: learned_sinks_size is {}, expected 0 (none) to 1024", config.learned_sinks_size);
   require(!config.o_proj_layer_name.empty(), "attention: o_proj_layer_name is empty, expected a name");
-  if (config.kv_source_layer)
-    require(*config.kv_source_layer >= 0, "attention: kv_source_layer is {}, expected 0 or more",
-            *config.kv_source_layer);
 }
 
 }  // namespace

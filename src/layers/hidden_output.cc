@@ -5,7 +5,7 @@
 
 #include "kernels/rows.h"
 #include "kernels/workspace.h"
-#include "regard/rank_order.h"
+#include "parallel/rank_order.h"
 
 namespace regard {
 namespace {

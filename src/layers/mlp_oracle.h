@@ -3,8 +3,8 @@
 #include <variant>
 
 #include "layers/mlp.h"
+#include "layers/oracle.h"
 #include "regard/model_spec.h"
-#include "regard/oracle.h"
 
 // An MLP in plain loops over doubles: what Mlp::run approximates. Like the oracle of attention it shares no code with
 // the kernels, is slow, and is written to be read.

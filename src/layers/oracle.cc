@@ -1,4 +1,4 @@
-#include "regard/oracle.h"
+#include "layers/oracle.h"
 
 #include <algorithm>
 #include <cmath>

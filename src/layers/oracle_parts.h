@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <span>
 
+#include "layers/oracle.h"
 #include "regard/attention_config.h"
 #include "regard/linear.h"
-#include "regard/oracle.h"
 
 // What the oracles of attention and of MLPs have in common: loops over doubles that share no code with the kernels.
 namespace regard::oracle_parts {

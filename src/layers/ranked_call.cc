@@ -8,7 +8,7 @@
 #include "layers/context_exchange.h"
 #include "layers/input_rows.h"
 #include "layers/span_rows.h"
-#include "regard/rank_order.h"
+#include "parallel/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {

@@ -1,6 +1,7 @@
 #include "model/layer_weights.h"
 
 #include "parallel/even_parts.h"
+#include "parallel/gqa_sharding.h"
 #include "tensor/fail.h"
 
 namespace regard {

@@ -294,8 +294,6 @@ void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> sp
   AttentionInput input;
   input.spans = spans;
   input.active_masks = options.active_masks;
-  input.present_key_value = false;
-  input.angles = false;
   input.workspace = &workspace;
   for (size_t i = 0; i < layers_.size(); ++i) {
     input.cache = &caches[i];

@@ -10,9 +10,9 @@
 #include <optional>
 
 #include "layers/mlp_oracle.h"
+#include "layers/oracle.h"
 #include "layers/oracle_parts.h"
 #include "model/layer_weights.h"
-#include "regard/oracle.h"
 #include "tensor/fail.h"
 
 namespace regard {

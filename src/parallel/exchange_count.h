@@ -5,10 +5,10 @@
 #include <vector>
 
 #include "parallel/even_parts.h"
+#include "parallel/rank_order.h"
 #include "parallel/rank_sum.h"
+#include "parallel/traffic.h"
 #include "regard/dtype.h"
-#include "regard/rank_order.h"
-#include "regard/traffic.h"
 
 namespace regard {
 

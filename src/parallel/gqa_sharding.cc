@@ -1,4 +1,4 @@
-#include "regard/gqa_sharding.h"
+#include "parallel/gqa_sharding.h"
 
 #include "tensor/fail.h"
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "parallel/rank_order.h"
 #include "parallel/row_heads.h"
-#include "regard/rank_order.h"
 
 namespace regard {
 

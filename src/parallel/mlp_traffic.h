@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <span>
 
+#include "parallel/traffic.h"
 #include "regard/model_spec.h"
 #include "regard/parallel.h"
-#include "regard/traffic.h"
 
 namespace regard {
 

@@ -1,7 +1,7 @@
 #include <fmt/ranges.h>
 
+#include "parallel/rank_order.h"
 #include "regard/parallel.h"
-#include "regard/rank_order.h"
 #include "tensor/fail.h"
 
 namespace regard {

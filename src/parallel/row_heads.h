@@ -4,12 +4,12 @@
 #include <vector>
 
 #include "parallel/even_parts.h"
+#include "parallel/gqa_sharding.h"
+#include "parallel/rank_order.h"
 #include "parallel/sum_tree.h"
 #include "parallel/token_share.h"
-#include "regard/gqa_sharding.h"
 #include "regard/mask.h"
 #include "regard/parallel.h"
-#include "regard/rank_order.h"
 
 namespace regard {
 

@@ -1,7 +1,7 @@
 // What ranks send. Keys and values are counted move by move, from the plan by which ranks exchange them; hidden states
 // and their sums exchange by exchange. A stage has d rows of T ranks; H is the hidden size.
 
-#include "regard/traffic.h"
+#include "parallel/traffic.h"
 
 #include <algorithm>
 #include <numeric>

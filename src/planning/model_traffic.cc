@@ -6,10 +6,10 @@
 #include "cache/slot.h"
 #include "parallel/exchange_count.h"
 #include "parallel/mlp_traffic.h"
+#include "parallel/rank_order.h"
 #include "parallel/row_heads.h"
 #include "parallel/span_share.h"
 #include "regard/mask.h"
-#include "regard/rank_order.h"
 
 namespace regard {
 namespace {

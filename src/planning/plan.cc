@@ -1,6 +1,6 @@
 // Times are those of the busiest rank, and nothing is taken to overlap: docs/scaling.md.
 
-#include "regard/plan.h"
+#include "planning/plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,10 +8,10 @@
 #include <span>
 
 #include "parallel/even_parts.h"
+#include "parallel/gqa_sharding.h"
+#include "parallel/traffic.h"
 #include "planning/model_traffic.h"
-#include "regard/gqa_sharding.h"
 #include "regard/mask.h"
-#include "regard/traffic.h"
 #include "tensor/fail.h"
 
 namespace regard {

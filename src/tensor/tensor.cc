@@ -54,6 +54,14 @@ BasicTensorView<Byte>::BasicTensorView(Byte* data, DType dtype, const Shape& sha
     : data_(data), dtype_(dtype), shape_(shape), strides_(dense_strides(shape)) {}
 
 template <class Byte>
+BasicTensorView<Byte>::BasicTensorView(Byte* data, DType dtype, const Shape& shape, std::span<const int64_t> strides)
+    : data_(data), dtype_(dtype), shape_(shape) {
+  require(strides.size() == shape.rank(), "tensor of shape {} has {} strides, expected one an axis", shape,
+          strides.size());
+  std::ranges::copy(strides, strides_.begin());
+}
+
+template <class Byte>
 bool BasicTensorView<Byte>::is_dense() const {
   const auto dense = dense_strides(shape_);
   for (size_t axis = 0; axis < shape_.rank(); ++axis)
@@ -133,9 +141,23 @@ Buffer::~Buffer() {
     std::free(data_);
 }
 
-Tensor::Tensor(DType dtype, const Shape& shape)
-    : buffer_(std::make_shared<Buffer>(static_cast<size_t>(std::max<int64_t>(shape.elements(), 1)) * size_of(dtype))),
-      view_(buffer_->data(), dtype, shape) {}
+Tensor::Tensor(DType dtype, const Shape& shape) {
+  const auto elements = static_cast<size_t>(std::max<int64_t>(shape.elements(), 1));
+  const auto buffer = std::make_shared<Buffer>(elements * size_of(dtype));
+  view_ = TensorView(buffer->data(), dtype, shape);
+  owner_ = buffer;
+}
+
+Tensor Tensor::adopt(TensorView view, std::shared_ptr<void> owner) {
+  require(view.is_dense(), "adopt: the view of shape {} is not dense", view.shape());
+  require(reinterpret_cast<uintptr_t>(view.data()) % size_of(view.dtype()) == 0,
+          "adopt: elements of dtype {} are not at a multiple of {} bytes", name_of(view.dtype()),
+          size_of(view.dtype()));
+  Tensor tensor;
+  tensor.view_ = view;
+  tensor.owner_ = std::move(owner);
+  return tensor;
+}
 
 namespace {
 

@@ -56,6 +56,7 @@ TEST(AttendCommand, WritesWhatTheLibraryComputes) {
   const auto layer = Attention::load(checkpoint, 1, AttentionConfig::from(checkpoint, 1), Threads(1));
   PaddedAttentionInput call;
   call.hidden_states = x;
+  call.present_key_value = true;
   call.lse = true;
   const AttentionOutput expected = layer.forward(call);
   ASSERT_EQ(result.tensors.size(), 4U);

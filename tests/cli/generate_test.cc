@@ -8,8 +8,8 @@
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
-#include "engine/generator.h"
 #include "regard/checkpoint.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 
@@ -61,8 +61,8 @@ TEST(GenerateCommand, TokensAreThoseOfTheLibrary) {
   Workspace workspace(1);
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn");
-  const auto expected =
-      regard::generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 20, .sampler = {}}, workspace);
+  const auto expected = regard::generate(decoder, {.prompt = prompt, .max_tokens = 20},
+                                         {.end_tokens = tokenizer.end_tokens()}, workspace);
   EXPECT_EQ(json["prompt_tokens"].get<Ids>(), prompt);
   EXPECT_EQ(json["tokens"].get<Ids>(), expected.tokens);
 }

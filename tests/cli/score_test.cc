@@ -6,7 +6,7 @@
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
-#include "engine/generator.h"
+#include "engine/score.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 

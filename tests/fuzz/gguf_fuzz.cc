@@ -1,7 +1,7 @@
 // A GGUF file of any bytes is read or refused; what is read is run as a model where it is one.
 #include "checkpoint/parsed_file.h"
-#include "engine/generator.h"
 #include "fuzz/memory_file.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 
@@ -16,7 +16,7 @@ void run_model(std::span<const std::byte> bytes) {
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn, 12 \xC3\xA9");
   const auto tokens =
-      generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 2, .sampler = {}}, workspace).tokens;
+      generate(decoder, {.prompt = prompt, .max_tokens = 2}, {.end_tokens = tokenizer.end_tokens()}, workspace).tokens;
   (void)tokenizer.decode(tokens);
 }
 

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "golden/golden_files.h"
-#include "regard/oracle.h"
+#include "layers/oracle.h"
 #include "support/layer_oracle.h"
 #include "support/sanitized.h"
 #include "support/test_layer.h"

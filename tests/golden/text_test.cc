@@ -5,8 +5,9 @@
 #include <cmath>
 #include <span>
 
-#include "engine/generator.h"
+#include "engine/score.h"
 #include "golden/golden_files.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 #include "support/sanitized.h"
@@ -37,8 +38,8 @@ void expect_greedy_tokens_of(const nlohmann::json& cases, const char* path) {
     const auto prompt = model.tokenizer.encode(test["prompt"].get<std::string>());
     EXPECT_EQ(prompt, test["prompt_tokens"].get<std::vector<int32_t>>());
     const auto expected = test["tokens"].get<std::vector<int32_t>>();
-    const auto result = generate(model.decoder, prompt, model.tokenizer.end_tokens(),
-                                 {.max_tokens = static_cast<int64_t>(expected.size()), .sampler = {}}, model.workspace);
+    const auto result = generate(model.decoder, {.prompt = prompt, .max_tokens = std::ssize(expected)},
+                                 {.end_tokens = model.tokenizer.end_tokens()}, model.workspace);
     for (size_t i = 0; i < expected.size(); ++i) {
       ASSERT_LT(i, result.tokens.size());
       if (result.tokens[i] == expected[i]) continue;

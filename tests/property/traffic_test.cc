@@ -1,11 +1,11 @@
-// What a layer over ranks sends is what regard/traffic.h counts, byte for byte.
-#include "regard/traffic.h"
+// What a layer over ranks sends is what parallel/traffic.h counts, byte for byte.
+#include "parallel/traffic.h"
 
 #include <gtest/gtest.h>
 
 #include <mutex>
 
-#include "regard/gqa_sharding.h"
+#include "parallel/gqa_sharding.h"
 #include "support/property.h"
 #include "support/rank_scene.h"
 #include "support/thread_ranks.h"

@@ -5,7 +5,7 @@
 #include <iosfwd>
 #include <vector>
 
-#include "regard/oracle.h"
+#include "layers/oracle.h"
 #include "support/plain_f32.h"
 
 // Random cases of attention by itself: the kernels on one side, the oracle's loops on the other.

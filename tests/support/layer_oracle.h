@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "regard/oracle.h"
+#include "layers/oracle.h"
 #include "support/session.h"
 
 // Whole layers beside the oracle: "" if the outputs are as close to the oracle's as they should be, else what is not.

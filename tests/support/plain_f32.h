@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "regard/oracle.h"
+#include "layers/oracle.h"
 
 // Attention as one would write it down in f32: the same loops as the oracle's, every number rounded. Its error is what
 // f32 itself costs, the yardstick of the library's. A small case may come out right by luck: then the errors of several

@@ -75,7 +75,6 @@ Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
     input.spans = scene.calls[call];
     input.cache = scene.with_cache ? &cache : nullptr;
     input.workspace = &workspace;
-    input.present_key_value = false;
     const auto drafts = scene.drafts.empty() ? std::vector<RankDraft>(input.spans.size()) : scene.drafts[call];
     std::vector<Tensor> trees;
     trees.reserve(drafts.size());  // views stay

@@ -52,6 +52,7 @@ std::vector<TokenOutput> forward(const Layer& layer, KvCache& cache, Workspace& 
   input.active_masks = active_masks;
   input.cache = &cache;
   input.workspace = &workspace;
+  input.present_key_value = true;
   input.lse = true;
   return token_outputs(layer.attention().forward(input));
 }
@@ -122,6 +123,7 @@ void Session::advance_padded(std::span<const Step> steps, Padding padding) {
   input.prefixes = prefixes;
   input.cache = &cache_;
   input.workspace = &workspace_;
+  input.present_key_value = true;
   input.lse = true;
   const AttentionOutput output = layer_.attention().forward(input);
   const auto& [keys, values] = output.present_key_value;

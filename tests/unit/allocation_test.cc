@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <string>
@@ -15,6 +16,7 @@
 #include "layers/mlp.h"
 #include "regard/attend.h"
 #include "regard/attention.h"
+#include "regard/engine.h"
 #include "regard/error.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
@@ -23,11 +25,13 @@
 #include "support/stored_weight.h"
 #include "support/temp_folder.h"
 #include "support/test_layer.h"
+#include "support/test_model.h"
 #include "support/tiny_llama.h"
 
 namespace {
 
-std::atomic<size_t> asked_for = 0;  // by all threads
+std::atomic<size_t> asked_for = 0;            // by all threads
+std::atomic<size_t> refused_from = SIZE_MAX;  // Buffers of so many bytes find no memory
 
 // Something is asked for even where that is no bytes.
 void count(size_t bytes) { asked_for += std::max<size_t>(bytes, 1); }
@@ -78,11 +82,11 @@ void* __real_aligned_alloc(size_t alignment, size_t bytes);
 void* __real_mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset);
 void* __wrap_aligned_alloc(size_t alignment, size_t bytes) {
   count(bytes);
-  return __real_aligned_alloc(alignment, bytes);
+  return bytes < refused_from ? __real_aligned_alloc(alignment, bytes) : nullptr;
 }
 void* __wrap_mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
   count(bytes);
-  return __real_mmap(address, bytes, protection, flags, file, offset);
+  return bytes < refused_from ? __real_mmap(address, bytes, protection, flags, file, offset) : MAP_FAILED;
 }
 // NOLINTEND(bugprone-reserved-identifier)
 }
@@ -233,8 +237,6 @@ TEST(Allocation, ALayerAllocatesNothingInSteadyState) {
             input.spans = std::span(&span, 1);
             input.output = output;
             input.cache = &cache;
-            input.present_key_value = false;
-            input.angles = false;
             input.workspace = &workspace;
             EXPECT_EQ(allocated_in_steady_state([&] { (void)attention.forward(input); }), 0U);
           }
@@ -287,8 +289,6 @@ TEST(Allocation, DecodingWithPagesAllocatesNothing) {
       input.rmsnorm = steady_gain();
       input.output = output;
       input.cache = &cache;
-      input.present_key_value = false;
-      input.angles = false;
       input.workspace = &workspace;
       const auto decode = [&](int64_t tokens) {
         for (int64_t i = 0; i < tokens; ++i) {
@@ -342,6 +342,23 @@ TEST(Allocation, AttendAllocatesNothingInSteadyState) {
                     }),
                     0U);
         }
+}
+
+TEST(Allocation, ACallOfTheModelThatFindsNoMemoryIsTheErrorOfItsTextsAlone) {
+  const test::TestModel model(test::TinyLlama{.context = 1024});
+  Workspace workspace(1);
+  Engine engine(model.decoder(), {.tokenizer = &model.tokenizer(), .max_sequences = 2}, workspace);
+  std::vector<GeneratedText> texts(2);
+  engine.submit({.prompt = std::vector<int32_t>(500, 7)}, [&](GeneratedText text) { texts[0] = std::move(text); });
+  refused_from = 32 << 10;  // 500 tokens need more than that in a layer
+  engine.step();
+  refused_from = SIZE_MAX;
+  EXPECT_EQ(texts[0].finish, FinishReason::error);
+  EXPECT_EQ(texts[0].error, "std::bad_alloc");
+  const GenerationRequest request{.prompt = {5, 6, 7}, .max_tokens = 5};
+  engine.submit(request, [&](GeneratedText text) { texts[1] = std::move(text); });
+  engine.run();
+  EXPECT_EQ(texts[1].tokens, model.text_of(request).tokens);
 }
 
 }  // namespace

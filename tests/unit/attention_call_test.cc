@@ -36,6 +36,8 @@ class Call : public ::testing::Test {
     input.hidden_states = rows;
     input.spans = spans;
     input.cache = cache;
+    input.present_key_value = true;
+    input.angles = true;
     input.lse = true;
     return attention.forward(input);
   }
@@ -270,17 +272,6 @@ TEST_F(Call, RefusesAnInputNormWithoutEps) {
   input.hidden_states = rows;
   input.rmsnorm = gain;
   EXPECT_THAT(error_of([&] { (void)attention.forward(input); }), HasSubstr("rms_norm_eps is not set"));
-}
-
-TEST_F(Call, VariantsThatAreNotComputedAreRefusedAtLoad) {
-  const auto refusal = [](const auto& change) {
-    AttentionConfig config = layer_config();
-    change(config);
-    return error_of([&] { (void)test::random_layer(config, 101).load(); });
-  };
-  EXPECT_THAT(refusal([](auto& c) { c.output_gate = true; }), HasSubstr("output_gate"));
-  EXPECT_THAT(refusal([](auto& c) { c.value_source = ValueSource::k_proj; }), HasSubstr("value_source"));
-  EXPECT_THAT(refusal([](auto& c) { c.kv_source_layer = 3; }), HasSubstr("kv_source_layer is 3"));
 }
 
 // A cache whose pages go back earlier than this layer's tokens let go of them.

@@ -83,7 +83,6 @@ const std::vector<Broken> kBrokenLayers = {
     {"learned_sinks_size is -1", [](auto& c) { c.learned_sinks_size = -1; }},      // [CFG-23]
     {"learned_sinks_size is 1025", [](auto& c) { c.learned_sinks_size = 1025; }},  // [CFG-23]
     {"o_proj_layer_name is empty", [](auto& c) { c.o_proj_layer_name = ""; }},     // [CFG-22]
-    {"kv_source_layer is -1", [](auto& c) { c.kv_source_layer = -1; }},
 };
 
 const std::vector<Broken> kBrokenRotations = {
@@ -123,10 +122,6 @@ const std::vector<Broken> kBrokenRotations = {
 const std::vector<Broken> kBrokenInference = {
     {"batch_size is 0", [](auto& c) { c.inference.batch_size = 0; }},                      // [CFG-40]
     {"seq_len is -1", [](auto& c) { c.inference.seq_len = -1; }},                          // [CFG-42]
-    {"ctx_batch_size is 2", [](auto& c) { c.inference.ctx_batch_size = 2; }},              // [CFG-41]
-    {"tkg_batch_size is 3", [](auto& c) { c.inference.tkg_batch_size = 3; }},              // [CFG-41]
-    {"spec_batch_size is 4", [](auto& c) { c.inference.spec_batch_size = 4; }},            // [CFG-41]
-    {"max_batch_size is -1", [](auto& c) { c.inference.max_batch_size = -1; }},            // [CFG-41]
     {"kv_cache_batch_size is -1", [](auto& c) { c.inference.kv_cache_batch_size = -1; }},  // [CFG-59]
     {"max_context_length is 129",                                                          // [CFG-43]
      [](auto& c) {
@@ -138,19 +133,11 @@ const std::vector<Broken> kBrokenInference = {
        c.inference.seq_len = 128;
        c.inference.max_length = 64;
      }},
-    {"max_length is -1", [](auto& c) { c.inference.max_length = -1; }},    // [CFG-44]
-    {"n_positions is -1", [](auto& c) { c.inference.n_positions = -1; }},  // [CFG-45]
-    {"windowed_context_encoding_size is -1",                               // [CFG-68]
+    {"max_length is -1", [](auto& c) { c.inference.max_length = -1; }},  // [CFG-44]
+    {"windowed_context_encoding_size is -1",                             // [CFG-68]
      [](auto& c) { c.inference.windowed_context_encoding_size = -1; }},
-    {"padding_side is \"both\"", [](auto& c) { c.inference.padding_side = "both"; }},       // [CFG-46]
-    {"cast_type is \"none\"", [](auto& c) { c.inference.cast_type = "none"; }},             // [CFG-49]
     {"torch_dtype is i8", [](auto& c) { c.inference.torch_dtype = DType::i8; }},            // [CFG-47]
     {"attention_dtype is f64", [](auto& c) { c.inference.attention_dtype = DType::f64; }},  // [CFG-48]
-    {"attention_dtype is f32, but torch_dtype is bf16",                                     // [CFG-48]
-     [](auto& c) {
-       c.inference.torch_dtype = DType::bf16;
-       c.inference.attention_dtype = DType::f32;
-     }},
 };
 
 void expect_errors(const std::vector<Broken>& table) {
@@ -177,7 +164,6 @@ TEST(AttentionConfig, LayerDefaultsAreTheReferences) {
   EXPECT_EQ(static_cast<int>(QKNormPlacement::PRE_ROPE), 0);
   EXPECT_EQ(static_cast<int>(QKNormPlacement::POST_ROPE), 1);
   EXPECT_FALSE(config.q_layernorm || config.k_layernorm);
-  EXPECT_FALSE(config.post_transpose_layernorm);
   EXPECT_FALSE(config.clip_qkv);
   EXPECT_FALSE(config.qkv_bias || config.o_bias);
   EXPECT_EQ(config.attention_chunk_size, 0);
@@ -233,13 +219,10 @@ TEST(AttentionConfig, QkLayernormStandsForALayerNormOnQueriesAndKeys) {
 TEST(AttentionConfig, InferenceDefaultsAreTheReferencesExceptLengthsAndTypes) {
   const InferenceConfig inference = small().validated().inference;
   EXPECT_EQ(inference.batch_size, 1);
-  for (const int64_t length :
-       {inference.seq_len, inference.max_context_length, inference.max_length, inference.n_positions})
+  for (const int64_t length : {inference.seq_len, inference.max_context_length, inference.max_length})
     EXPECT_EQ(length, 0);
-  EXPECT_EQ(inference.padding_side, "right");
   EXPECT_EQ(inference.torch_dtype, DType::f32);
   EXPECT_EQ(inference.attention_dtype, DType::f32);
-  EXPECT_EQ(inference.cast_type, "config");
   EXPECT_EQ(inference.windowed_context_encoding_size, 0);
   EXPECT_FALSE(inference.allow_input_truncation);
 }
@@ -249,19 +232,16 @@ TEST(AttentionConfig, LengthsAndBatchesFollowSeqLenAndBatchSize) {
   config.inference.seq_len = 77;
   config.inference.batch_size = 3;
   const InferenceConfig inference = config.validated().inference;
-  for (const int64_t length : {inference.max_context_length, inference.max_length, inference.n_positions})
-    EXPECT_EQ(length, 77);  // [CFG-42] .. [CFG-45]
-  for (const int64_t rows : {inference.ctx_batch_size, inference.tkg_batch_size, inference.spec_batch_size,
-                             inference.max_batch_size, inference.kv_cache_batch_size})
-    EXPECT_EQ(rows, 3);  // [CFG-41], [CFG-59]
+  for (const int64_t length : {inference.max_context_length, inference.max_length})
+    EXPECT_EQ(length, 77);                      // [CFG-42] .. [CFG-44]
+  EXPECT_EQ(inference.kv_cache_batch_size, 3);  // [CFG-59]
 }
 
-// [CFG-48], [CFG-49]
-TEST(AttentionConfig, AttentionDtypeMayDifferWhenTypesAreAsDeclared) {
+// [CFG-48]
+TEST(AttentionConfig, AttentionDtypeMayDifferFromTorchDtype) {
   AttentionConfig config = small();
   config.inference.torch_dtype = DType::bf16;
   config.inference.attention_dtype = DType::f32;
-  config.inference.cast_type = "as-declared";
   EXPECT_EQ(config.validated().inference.attention_dtype, DType::f32);
 }
 
@@ -289,7 +269,6 @@ TEST(AttentionConfig, TheEdgesOfTheRangesAreAllowed) {
   config.attention_chunk_size = 1;
   config.rotary_emb = RotaryConfig{.rotary_dim = 8};
   config.inference.max_context_length = 128;
-  config.inference.ctx_batch_size = 1;
   EXPECT_EQ(error_of([&] { (void)config.validated(); }), "");
   EXPECT_EQ(config.validated().clip_qkv, 0.0F);
 }

@@ -5,9 +5,10 @@
 #include <atomic>
 #include <cstring>
 
-#include "engine/generator.h"
+#include "engine/score.h"
 #include "engine/token_outputs.h"
 #include "regard/block_table.h"
+#include "regard/generation.h"
 #include "regard/saved_sequence.h"
 #include "regard/tokenizer.h"
 #include "support/expect_error.h"
@@ -19,6 +20,17 @@ namespace regard::test {
 namespace {
 
 using Ids = std::vector<int32_t>;
+
+// A request without its prompt, and options.
+struct Speech {
+  int64_t max_tokens = 128;
+  SamplerConfig sampler;
+  DType cache_dtype = DType::f32;
+  int64_t draft_length = 0;
+  std::string restore_from = {};
+  std::string save_to = {};
+  std::function<bool(const GeneratedToken&)> on_token = {};
+};
 
 // A tiny model in memory. Its window, where it has one, is shorter than its texts. Its layers add little to what the
 // last token says, so that it often repeats itself, but not always.
@@ -45,8 +57,21 @@ struct Speaker : TempFolder {
       std::memcpy(&f32_bytes[at], &value, sizeof(float));
     }
   }
-  GenerateResult speak(std::string_view prompt, const GenerateOptions& options) {
-    return generate(decoder, tokenizer.encode(prompt), tokenizer.end_tokens(), options, workspace);
+  GenerateResult speak(std::string_view prompt, const Speech& speech) {
+    return speak(tokenizer.encode(prompt), speech);
+  }
+  GenerateResult speak(Ids prompt, const Speech& speech) {
+    return generate(decoder,
+                    {.prompt = std::move(prompt),
+                     .max_tokens = speech.max_tokens,
+                     .sampler = speech.sampler,
+                     .on_token = speech.on_token},
+                    {.tokenizer = &tokenizer,
+                     .cache_dtype = speech.cache_dtype,
+                     .draft_length = speech.draft_length,
+                     .restore_from = speech.restore_from,
+                     .save_to = speech.save_to},
+                    workspace);
   }
 
   Checkpoint checkpoint;
@@ -68,7 +93,7 @@ TEST(Drafts, ChangeNoTokenWhateverTheSamplerCacheAndWindow) {
     int64_t refused = 0;
     for (const DType dtype : {DType::f32, DType::i8})
       for (const SamplerConfig& sampler : samplers()) {
-        GenerateOptions options{.max_tokens = 300, .sampler = sampler, .cache_dtype = dtype};
+        Speech options{.max_tokens = 300, .sampler = sampler, .cache_dtype = dtype};
         const Ids plain = speaker.speak(kPrompt, options).tokens;
         for (const int64_t draft : {1, 4, 64}) {
           SCOPED_TRACE(::testing::Message()
@@ -88,22 +113,23 @@ TEST(Drafts, ChangeNoTokenWhateverTheSamplerCacheAndWindow) {
 // Long drafts that keep failing become short ones.
 TEST(Drafts, WasteLittle) {
   Speaker speaker;
-  const GenerateOptions options{.max_tokens = 300, .sampler = {.temperature = 0.5F, .seed = 3}, .draft_length = 64};
+  const Speech options{.max_tokens = 300, .sampler = {.temperature = 0.5F, .seed = 3}, .draft_length = 64};
   const auto result = speaker.speak(kPrompt, options);
   EXPECT_LT(result.draft_tokens - result.accepted_tokens, 300);
 }
 
 TEST(Drafts, StopWhereTheTextWouldStopWithoutThem) {
   Speaker speaker;
-  const GenerateOptions plain{.max_tokens = 150};
+  const Speech plain{.max_tokens = 150};
   const Ids whole = speaker.speak(kPrompt, plain).tokens;
   ASSERT_EQ(whole.size(), 150U);
   for (size_t length = 100; length < 115; ++length) {
     const Ids expected(whole.begin(), whole.begin() + static_cast<int64_t>(length));
-    GenerateOptions limited{.max_tokens = static_cast<int64_t>(length), .draft_length = 8};
+    Speech limited{.max_tokens = static_cast<int64_t>(length), .draft_length = 8};
     EXPECT_EQ(speaker.speak(kPrompt, limited).tokens, expected);
     size_t seen = 0;
-    GenerateOptions stopped{.max_tokens = 150, .draft_length = 8, .on_token = [&](int32_t) { return ++seen < length; }};
+    Speech stopped{
+        .max_tokens = 150, .draft_length = 8, .on_token = [&](const GeneratedToken&) { return ++seen < length; }};
     EXPECT_EQ(speaker.speak(kPrompt, stopped).tokens, expected);
     EXPECT_EQ(seen, length);
   }
@@ -111,7 +137,7 @@ TEST(Drafts, StopWhereTheTextWouldStopWithoutThem) {
 
 TEST(Drafts, StopAtTheContextsEnd) {
   Speaker speaker(0, 100);
-  const GenerateOptions plain{.max_tokens = 1000};
+  const Speech plain{.max_tokens = 1000};
   const Ids tokens = speaker.speak(kPrompt, plain).tokens;
   EXPECT_EQ(tokens.size(), 100 - speaker.tokenizer.encode(kPrompt).size() + 1);
   for (const int64_t draft : {3, 64})
@@ -161,7 +187,8 @@ TEST(RanksThatDriftApart, AreToldByTheTokenThatTheyDraw) {
   damaged.expect_error("ranks disagree: the token drawn at position 2 is ", " on ranks 0, 1, ",
                        [](const Model& model, const Tokenizer& tokenizer, Workspace& workspace) {
                          const Ids prompt = {70, 71};
-                         (void)generate(model, prompt, tokenizer.end_tokens(), {.max_tokens = 5}, workspace);
+                         (void)generate(model, {.prompt = prompt, .max_tokens = 5}, {.tokenizer = &tokenizer},
+                                        workspace);
                        });
 }
 
@@ -188,9 +215,8 @@ TEST(InterruptedRanks, StopTogether) {
     const Model model = Model::load(checkpoint, workspace.threads(), Ranks(world, {.tp_degree = 3}));
     int asked = 0;
     const Ids prompt = {70, 71};
-    const auto result =
-        generate(model, prompt, {},
-                 {.max_tokens = 20, .interrupted = [&] { return world->rank() == 1 && ++asked == 4; }}, workspace);
+    const auto result = generate(model, {.prompt = prompt, .max_tokens = 20},
+                                 {.interrupted = [&] { return world->rank() == 1 && ++asked == 4; }}, workspace);
     EXPECT_EQ(result.tokens.size(), 4U);
     EXPECT_TRUE(result.interrupted);
   });
@@ -226,8 +252,7 @@ TEST(SavedTexts, APromptFollowsThem) {
   text.insert(text.end(), first.begin(), first.end());
   EXPECT_EQ(saved_tokens(file), text);
   for (const int32_t token : speaker.tokenizer.encode(" a hen")) text.push_back(token);
-  const auto at_once =
-      generate(speaker.decoder, text, speaker.tokenizer.end_tokens(), {.max_tokens = 20}, speaker.workspace).tokens;
+  const auto at_once = speaker.speak(text, {.max_tokens = 20}).tokens;
   EXPECT_EQ(speaker.speak(" a hen", {.max_tokens = 20, .restore_from = file}).tokens, at_once);
 }
 

@@ -1,5 +1,5 @@
 // Which heads each rank holds.
-#include "regard/gqa_sharding.h"
+#include "parallel/gqa_sharding.h"
 
 #include <gtest/gtest.h>
 

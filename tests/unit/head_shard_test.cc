@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "regard/gqa_sharding.h"
+#include "parallel/gqa_sharding.h"
 #include "regard/projection.h"
 #include "support/expect_error.h"
 #include "support/numbers.h"

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "layers/oracle.h"
 #include "regard/attend.h"
 #include "regard/cache.h"
-#include "regard/oracle.h"
 #include "support/error_budget.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"

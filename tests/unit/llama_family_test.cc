@@ -2,7 +2,8 @@
 
 #include <numeric>
 
-#include "engine/generator.h"
+#include "engine/score.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/model_spec.h"
 #include "regard/tokenizer.h"
@@ -25,7 +26,8 @@ std::vector<int32_t> run(const std::filesystem::path& path) {
   Workspace workspace(1);
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto prompt = tokenizer.encode("the inn and the tin hen");
-  return generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 12, .sampler = {}}, workspace).tokens;
+  return generate(decoder, {.prompt = prompt, .max_tokens = 12}, {.end_tokens = tokenizer.end_tokens()}, workspace)
+      .tokens;
 }
 
 TEST(LlamaFamily, GgufAndHuggingFaceFormsOfAModelSayTheSame) {
@@ -157,8 +159,8 @@ TEST(LlamaFamily, ATextOfMoreTokensThanTheContextIsRefused) {
   Workspace workspace(1);
   const auto decoder = Model::load(checkpoint, workspace.threads());
   const auto generate_from = [&](size_t count) {
-    return generate(decoder, std::vector<int32_t>(count, 5), tokenizer.end_tokens(), {.max_tokens = 100, .sampler = {}},
-                    workspace);
+    return generate(decoder, {.prompt = std::vector<int32_t>(count, 5), .max_tokens = 100},
+                    {.end_tokens = tokenizer.end_tokens()}, workspace);
   };
   EXPECT_ERROR(generate_from(17), "17 tokens, expected 1 to 16");
   EXPECT_ERROR(generate_from(0), "0 tokens");

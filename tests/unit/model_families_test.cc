@@ -107,17 +107,6 @@ const std::vector<Model> kModels = {
             c.q_layernorm = c.k_layernorm = QKNorm{.kind = NormKind::rms_plus_one};
           }),
      256, 256, 2},
-    {"gemma 4, full layer",
-     with(heads(2560, 8, 2, 512),
-          [](auto& c) {
-            c.rotary_emb = RotaryConfig{.rotary_dim = 128, .rope_theta = 1e6};
-            c.softmax_scale = 1;
-            c.q_layernorm = c.k_layernorm = QKNorm{};
-            c.v_norm = QKNorm{.has_weight = false};
-            c.value_source = ValueSource::k_proj;
-            c.kv_source_layer = 5;
-          }),
-     512, 512, 4},
     {"phi 3 mini 128k",
      with(heads(3072, 32, 32),
           [](auto& c) {
@@ -179,14 +168,6 @@ const std::vector<Model> kModels = {
      80, 80, 1},
     {"falcon 7B", with(heads(4544, 71, 1), [](auto& c) { c.rotary_emb = RotaryConfig{}; }), 64, 64, 71},
     {"gpt2", with(heads(768, 12, 12), [](auto& c) { c.qkv_bias = c.o_bias = true; }), 64, 64, 1},
-    {"qwen3-next, full layer",
-     with(heads(2048, 16, 2, 256),
-          [](auto& c) {
-            c.rotary_emb = RotaryConfig{.rotary_dim = 64, .rope_theta = 1e7};
-            c.q_layernorm = c.k_layernorm = QKNorm{.kind = NormKind::rms_plus_one};
-            c.output_gate = true;
-          }),
-     256, 256, 8},
     {"deepseek v3 with its latent as one KV head",
      with(heads(7168, 128, 1, 576),
           [](auto& c) {

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <array>
 
+#include "planning/plan.h"
 #include "regard/model.h"
-#include "regard/plan.h"
 #include "support/temp_folder.h"
 #include "support/thread_ranks.h"
 #include "support/tiny_llama.h"

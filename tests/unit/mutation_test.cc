@@ -7,7 +7,7 @@
 #include <random>
 
 #include "checkpoint/parsed_file.h"
-#include "engine/generator.h"
+#include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 #include "support/broken_files.h"
@@ -151,7 +151,8 @@ TEST(Mutation, WholeModelsAreReadAndRunOrRefused) {
     const auto decoder = Model::load(checkpoint, workspace.threads());
     const auto prompt = tokenizer.encode("the inn");
     const auto tokens =
-        generate(decoder, prompt, tokenizer.end_tokens(), {.max_tokens = 3, .sampler = {}}, workspace).tokens;
+        generate(decoder, {.prompt = prompt, .max_tokens = 3}, {.end_tokens = tokenizer.end_tokens()}, workspace)
+            .tokens;
     (void)tokenizer.decode(tokens);
   });
   EXPECT_GT(read, 20);

@@ -1,5 +1,5 @@
 // The oracle itself, on numbers worked out by hand.
-#include "regard/oracle.h"
+#include "layers/oracle.h"
 
 #include <gtest/gtest.h>
 

@@ -42,6 +42,7 @@ class Padded : public ::testing::Test {
     const Tensor rows = convert(real_.view()[b].slice(0, 0, count), DType::f32);
     AttentionInput input;
     input.hidden_states = rows;
+    input.present_key_value = true;
     input.lse = true;
     return attention_.forward(input);
   }
@@ -100,6 +101,7 @@ class Padded : public ::testing::Test {
     PaddedAttentionInput input;
     input.hidden_states = batch;
     if (!mask.empty()) input.attention_mask = mask;
+    input.present_key_value = true;
     input.lse = true;
     input.cache = cache;
     return attention_.forward(input);
@@ -279,6 +281,7 @@ TEST_F(Padded, RotaryPositionIdsAreTakenForTheRealTokens) {
   input.hidden_states = batch;
   input.attention_mask = mask;
   input.rotary_position_ids = ids;
+  input.angles = true;
   const auto output = attention_.forward(input);
   const auto expected = RotaryEmbedding(*attention_.config().rotary_emb).angles(std::vector<int64_t>{10, 20, 30});
   EXPECT_EQ(test::bytes_of(output.cos_cache.values), test::bytes_of(expected.cos.values));

@@ -1,4 +1,4 @@
-#include "regard/plan.h"
+#include "planning/plan.h"
 
 #include <gtest/gtest.h>
 
@@ -6,8 +6,8 @@
 #include <set>
 #include <tuple>
 
+#include "parallel/traffic.h"
 #include "regard/mask.h"
-#include "regard/traffic.h"
 #include "support/expect_error.h"
 
 namespace regard {

@@ -1,4 +1,4 @@
-#include "regard/rank_order.h"
+#include "parallel/rank_order.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

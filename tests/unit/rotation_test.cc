@@ -119,6 +119,7 @@ TEST(Rotation, ReorderedRowsMakeALayerOfOneStyleTheOther) {
   const Tensor hidden = test::Numbers(1).tensor({30, 20});
   AttentionInput input;
   input.hidden_states = hidden;
+  input.present_key_value = true;
   input.lse = true;
   const auto expected = half.load().forward(input);
   const auto actual = interleaved.load().forward(input);
@@ -145,6 +146,7 @@ struct KeysOf {
     AttentionInput input;
     input.hidden_states = hidden;
     input.rotary_position_ids = rotary_position_ids;
+    input.present_key_value = true;
     return test::floats_of(layer.load().forward(input).present_key_value.key);
   }
 };
@@ -178,6 +180,8 @@ TEST(Rotation, WithoutARotaryEmbeddingNothingTurns) {
   const Tensor hidden = test::hidden_rows(layer.config, std::vector<float>(16), keys, keys);
   AttentionInput input;
   input.hidden_states = hidden;
+  input.present_key_value = true;
+  input.angles = true;
   const auto output = layer.load().forward(input);
   EXPECT_EQ(test::floats_of(output.present_key_value.key), keys);
   EXPECT_TRUE(output.cos_cache.empty());  // [OUT-8]
@@ -194,6 +198,8 @@ class HandedOnTables : public ::testing::Test {
   AttentionOutput run(const Attention& attention, const AttentionOutput* earlier, bool with_sin = true) {
     AttentionInput input;
     input.hidden_states = hidden_;
+    input.present_key_value = true;
+    input.angles = true;
     if (earlier != nullptr) {
       input.cos_cache = &earlier->cos_cache;
       if (with_sin) input.sin_cache = &earlier->sin_cache;
@@ -252,6 +258,7 @@ TEST(Rotation, ALongropeLayerTurnsByTheListOfItsConfig) {
     AttentionInput input;
     input.hidden_states = hidden;
     input.cache = &cache;
+    input.present_key_value = true;
     const auto keys = test::floats_of(attention.forward(input).present_key_value.key);
     ASSERT_EQ(keys.size(), 4U);
     EXPECT_NEAR(keys[2], std::cos(1 / divisor), 1e-7);
@@ -267,6 +274,7 @@ TEST(Rotation, QueryPositionScaleGrowsQueriesByTheLogOfTheirPosition) {
   const Tensor hidden = test::hidden_rows(layer.config, {3, 3, 3, 3}, {2, 2, 2, 2}, {1, 1, 1, 1});
   AttentionInput input;
   input.hidden_states = hidden;
+  input.present_key_value = true;
   input.lse = true;
   const auto output = layer.load().forward(input);
   // Every row sees its own key only, so that its lse is its score.

@@ -9,19 +9,17 @@
 #include <map>
 #include <optional>
 
-#include "engine/generator.h"
 #include "support/expect_error.h"
 #include "support/property.h"
 #include "support/random.h"
-#include "support/temp_folder.h"
-#include "support/tiny_llama.h"
+#include "support/test_model.h"
 
 namespace regard::test {
 namespace {
 
 using Ids = std::vector<int32_t>;
-using Request = Scheduler::Request;
-using Finish = Scheduler::Finish;
+using Request = GenerationRequest;
+using Finish = FinishReason;
 
 constexpr int64_t kPageSize = 32;
 
@@ -30,32 +28,6 @@ GgufBuilder windowed(int64_t window) {
   file.add_u32("llama.attention.sliding_window", static_cast<uint32_t>(window));
   return file;
 }
-
-// A tiny model, ready to serve.
-class TestModel {
- public:
-  explicit TestModel(const TinyLlama& llama = {.context = 256}) : TestModel(llama.gguf()) {}
-  explicit TestModel(const GgufBuilder& gguf)
-      : folder_(std::make_unique<TempFolder>()),
-        checkpoint_(Checkpoint::open(folder_->write("model.gguf", gguf.build()))),
-        tokenizer_(Tokenizer::from(checkpoint_)),
-        decoder_(Model::load(checkpoint_, Threads(1))) {}
-
-  [[nodiscard]] const Model& decoder() const { return decoder_; }
-  [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
-  [[nodiscard]] Ids alone(const Request& request, DType dtype = DType::f32) const {
-    Workspace workspace(1);
-    return generate(decoder_, request.prompt, tokenizer_.end_tokens(),
-                    {.max_tokens = request.max_tokens, .sampler = request.sampler, .cache_dtype = dtype}, workspace)
-        .tokens;
-  }
-
- private:
-  std::unique_ptr<TempFolder> folder_;
-  Checkpoint checkpoint_;
-  Tokenizer tokenizer_;
-  Model decoder_;
-};
 
 struct Machine {
   int64_t slots = 4;
@@ -69,14 +41,20 @@ class Server {
  public:
   Server(const TestModel& model, const Machine& machine)
       : workspace_(machine.threads),
-        scheduler_(model.decoder(), model.tokenizer(), cache_of(model.decoder(), machine), workspace_) {}
+        scheduler_(model.decoder(), TextEnds::of(&model.tokenizer(), {}), cache_of(model.decoder(), machine),
+                   workspace_) {}
 
   [[nodiscard]] Scheduler& scheduler() { return scheduler_; }
+  // Requests are numbered from 0 on.
+  int64_t submit(const Request& request) {
+    scheduler_.submit(submitted_, request);
+    return submitted_++;
+  }
   void step() {
     scheduler_.step();
     for (auto& result : scheduler_.take_results()) {
       order_.push_back(result.request);
-      results_.emplace(result.request, std::move(result));
+      results_.emplace(result.request, std::move(result.text));
     }
     ++steps_;
   }
@@ -85,7 +63,7 @@ class Server {
     while (!scheduler_.idle() && steps_ < kPatience) step();
     EXPECT_TRUE(scheduler_.idle()) << "it does not end";
   }
-  [[nodiscard]] const Scheduler::Result& result(int64_t request) const { return results_.at(request); }
+  [[nodiscard]] const GeneratedText& result(int64_t request) const { return results_.at(request); }
   [[nodiscard]] const std::vector<int64_t>& order() const { return order_; }
   [[nodiscard]] int64_t steps() const { return steps_; }
 
@@ -102,8 +80,9 @@ class Server {
 
   Workspace workspace_;
   Scheduler scheduler_;
-  std::map<int64_t, Scheduler::Result> results_;
+  std::map<int64_t, GeneratedText> results_;
   std::vector<int64_t> order_;
+  int64_t submitted_ = 0;
   int64_t steps_ = 0;
 };
 
@@ -134,7 +113,7 @@ std::vector<Request> random_requests(Random& random, int64_t count) {
 
 // What a request has to give: the tokens of `generate`, or nothing where those need more memory than there is.
 std::optional<Ids> expected(const TestModel& model, const Request& request, const Machine& machine) {
-  Ids tokens = model.alone(request, machine.dtype);
+  Ids tokens = model.text_of(request, machine.dtype).tokens;
   const auto cached = static_cast<int64_t>(request.prompt.size() + tokens.size()) - 1;
   if (cached > machine.pages * kPageSize) return std::nullopt;
   return tokens;
@@ -142,7 +121,7 @@ std::optional<Ids> expected(const TestModel& model, const Request& request, cons
 
 // "", or what is wrong with a request's result.
 std::string wrong_with(const TestModel& model, const Request& request, const Machine& machine,
-                       const Scheduler::Result& result) {
+                       const GeneratedText& result) {
   const auto tokens = expected(model, request, machine);
   if (!tokens) return result.finish == Finish::error ? "" : "no error where there is not enough memory";
   if (result.finish == Finish::error) return "an error: " + result.error;
@@ -173,7 +152,7 @@ TEST(Scheduler, EveryRequestGivesWhatGenerateGivesForItAlone) {
       if (static_cast<int64_t>(request.prompt.size()) > machine.pages * kPageSize)
         numbers.emplace_back();
       else
-        numbers.emplace_back(server.scheduler().submit(request));
+        numbers.emplace_back(server.submit(request));
     }
     server.finish();
     for (size_t i = 0; i < requests.size(); ++i)
@@ -193,7 +172,7 @@ TEST(Scheduler, TheYoungestMakesRoomAndLosesNothing) {
   // One sequence comes to four pages: two thirds of what there is.
   const Machine machine{.slots = 6, .pages = 6};
   Server server(model, machine);
-  for (const Request& request : requests) server.scheduler().submit(request);
+  for (const Request& request : requests) server.submit(request);
   server.finish();
   EXPECT_GT(server.scheduler().stats().preemptions, 0);
   EXPECT_EQ(server.scheduler().stats().most_pages_in_use, machine.pages);
@@ -213,18 +192,19 @@ TEST(Scheduler, EachTokenIsReportedOnceAndFalseEndsTheText) {
   std::array<Request, 2> requests = {Request{.prompt = random_tokens(random, 32), .max_tokens = 900, .sampler = {}},
                                      Request{.prompt = random_tokens(random, 550), .max_tokens = 400, .sampler = {}}};
   for (size_t i = 0; i < requests.size(); ++i) {
-    requests[i].on_token = [&tokens = reported[i], i](int32_t token) {
-      tokens.push_back(token);
+    requests[i].on_token = [&tokens = reported[i], i](const GeneratedToken& token) {
+      tokens.push_back(token.token);
       return i == 0 || tokens.size() < kEnd;
     };
-    server.scheduler().submit(requests[i]);
+    server.submit(requests[i]);
   }
   server.finish();
   EXPECT_GT(server.scheduler().stats().preemptions, 0);
   EXPECT_EQ(server.result(0).finish, Finish::length);
-  EXPECT_EQ(server.result(1).finish, Finish::stop);
-  EXPECT_EQ(server.result(0).tokens, model.alone(requests[0]));
-  Ids alone = model.alone(requests[1]);
+  EXPECT_EQ(server.result(1).finish, Finish::cancelled);
+  for (Request& request : requests) request.on_token = {};
+  EXPECT_EQ(server.result(0).tokens, model.text_of(requests[0]).tokens);
+  Ids alone = model.text_of(requests[1]).tokens;
   alone.resize(kEnd);
   EXPECT_EQ(server.result(1).tokens, alone);
   for (size_t i = 0; i < requests.size(); ++i) EXPECT_EQ(reported[i], server.result(static_cast<int64_t>(i)).tokens);
@@ -235,9 +215,9 @@ TEST(Scheduler, ASequenceWaitsForTheMemoryOfItsPromptButNotForAll) {
   Random random(8);
   // Two pages, one that becomes three, and two: together more than there are, until the first has ended.
   Server server(model, {.slots = 3, .pages = 4});
-  server.scheduler().submit({.prompt = random_tokens(random, 40), .max_tokens = 5});
-  server.scheduler().submit({.prompt = random_tokens(random, 20), .max_tokens = 60});
-  server.scheduler().submit({.prompt = random_tokens(random, 33), .max_tokens = 2});
+  server.submit({.prompt = random_tokens(random, 40), .max_tokens = 5});
+  server.submit({.prompt = random_tokens(random, 20), .max_tokens = 60});
+  server.submit({.prompt = random_tokens(random, 33), .max_tokens = 2});
   server.finish();
   EXPECT_EQ(server.order(), (std::vector<int64_t>{0, 2, 1}));
   EXPECT_EQ(server.scheduler().stats().preemptions, 0);
@@ -252,14 +232,14 @@ TEST(Scheduler, PromptsThatBeginAlikeAreComputedOnceForEachSalt) {
   for (uint64_t i = 0; i < 8; ++i) {
     Request request{.prompt = common, .max_tokens = 4, .sampler = {}, .salt = i / 4};
     request.prompt.push_back(static_cast<int32_t>(i + 1));
-    server.scheduler().submit(request);
+    server.submit(request);
     requests.push_back(request);
   }
   server.finish();
   EXPECT_EQ(server.scheduler().stats().prompt_tokens, 8 * (3 * kPageSize + 1));
   EXPECT_EQ(server.scheduler().stats().shared_tokens, 6 * 3 * kPageSize);
   for (int64_t i = 0; i < 8; ++i)
-    EXPECT_EQ(server.result(i).tokens, model.alone(requests[static_cast<size_t>(i)])) << i;
+    EXPECT_EQ(server.result(i).tokens, model.text_of(requests[static_cast<size_t>(i)]).tokens) << i;
 }
 
 // Wherever the common part ends, and however long the windows' tokens have gone on since.
@@ -272,13 +252,13 @@ TEST(Scheduler, PromptsThatBeginAlikeShareTheirWindowsToo) {
   for (int32_t i = 0; i < 6; ++i) {
     Request request{.prompt = common, .max_tokens = 4};
     for (int32_t own = 0; own < 100; ++own) request.prompt.push_back(1 + i);
-    server.scheduler().submit(request);
+    server.submit(request);
     requests.push_back(request);
   }
   server.finish();
   EXPECT_EQ(server.scheduler().stats().shared_tokens, 5 * 4 * kPageSize);
   for (int64_t i = 0; i < 6; ++i)
-    EXPECT_EQ(server.result(i).tokens, model.alone(requests[static_cast<size_t>(i)])) << i;
+    EXPECT_EQ(server.result(i).tokens, model.text_of(requests[static_cast<size_t>(i)]).tokens) << i;
 }
 
 // Two equal sequences side by side compute the same pages twice, and the prefix cache keeps the first one's.
@@ -289,13 +269,13 @@ TEST(Scheduler, CopiesOfSharedPagesDoNotTakeTheMemoryOfTheLastOne) {
   // Just what the longer one comes to; the shorter one's pages are needed as well.
   const Machine machine{.slots = 2, .pages = 4};
   Server server(model, machine);
-  server.scheduler().submit(request);
+  server.submit(request);
   request.max_tokens = 30;
-  server.scheduler().submit(request);
+  server.submit(request);
   request.max_tokens = 89;
-  server.scheduler().submit(request);
+  server.submit(request);
   server.finish();
-  for (const int64_t number : {0, 2}) EXPECT_EQ(server.result(number).tokens, model.alone(request)) << number;
+  for (const int64_t number : {0, 2}) EXPECT_EQ(server.result(number).tokens, model.text_of(request).tokens) << number;
 }
 
 TEST(Scheduler, ATextLongerThanTheMemoryIsAnErrorAndTheOthersGoOn) {
@@ -307,11 +287,11 @@ TEST(Scheduler, ATextLongerThanTheMemoryIsAnErrorAndTheOthersGoOn) {
   };
   const std::vector<Request> requests = {request(20, 5), request(100, 30), request(64, 65), request(100, 29)};
   Server server(model, machine);
-  for (const Request& each : requests) server.scheduler().submit(each);
+  for (const Request& each : requests) server.submit(each);
   server.finish();
   for (const int64_t fits : {0, 2, 3}) {
     EXPECT_EQ(server.result(fits).finish, Finish::length);
-    EXPECT_EQ(server.result(fits).tokens, model.alone(requests[static_cast<size_t>(fits)])) << fits;
+    EXPECT_EQ(server.result(fits).tokens, model.text_of(requests[static_cast<size_t>(fits)]).tokens) << fits;
   }
   EXPECT_EQ(server.result(1).finish, Finish::error);
   EXPECT_EQ(server.result(1).error, "the cache's memory holds 128 tokens, but the text goes on");
@@ -324,14 +304,14 @@ TEST(Scheduler, LongPromptsPassInPiecesWhileOthersGoOn) {
   const Request brief{.prompt = random_tokens(random, 10), .max_tokens = 4};
   const Request lengthy{.prompt = random_tokens(random, 1500), .max_tokens = 3};
   Server server(model, {});
-  server.scheduler().submit(brief);
-  server.scheduler().submit(lengthy);
+  server.submit(brief);
+  server.submit(lengthy);
   server.finish();
   EXPECT_EQ(server.order(), (std::vector<int64_t>{0, 1}));
   // 502, 511, then the rest; the third step draws the first of three tokens.
   EXPECT_EQ(server.steps(), 5);
-  EXPECT_EQ(server.result(0).tokens, model.alone(brief));
-  EXPECT_EQ(server.result(1).tokens, model.alone(lengthy));
+  EXPECT_EQ(server.result(0).tokens, model.text_of(brief).tokens);
+  EXPECT_EQ(server.result(1).tokens, model.text_of(lengthy).tokens);
 }
 
 TEST(Scheduler, PromptsGetOnBesideMoreSequencesThanAStepHasTokens) {
@@ -341,18 +321,18 @@ TEST(Scheduler, PromptsGetOnBesideMoreSequencesThanAStepHasTokens) {
   std::vector<Request> requests;
   for (int i = 0; i < 590; ++i) requests.push_back({.prompt = random_tokens(random, 1 + i % 3), .max_tokens = 20});
   requests.push_back({.prompt = random_tokens(random, 10), .max_tokens = 2});
-  for (const Request& request : requests) server.scheduler().submit(request);
+  for (const Request& request : requests) server.submit(request);
   server.finish();
   EXPECT_EQ(server.order().front(), 590);
   for (int64_t i = 0; i < 591; ++i)
-    ASSERT_EQ(server.result(i).tokens, model.alone(requests[static_cast<size_t>(i)])) << i;
+    ASSERT_EQ(server.result(i).tokens, model.text_of(requests[static_cast<size_t>(i)]).tokens) << i;
 }
 
 TEST(Scheduler, RequestsStartInTheirOrder) {
   const TestModel model;
   Random random(7);
   Server server(model, {.slots = 1});
-  for (int i = 0; i < 5; ++i) server.scheduler().submit({.prompt = random_tokens(random, 20 - 4 * i), .max_tokens = 3});
+  for (int i = 0; i < 5; ++i) server.submit({.prompt = random_tokens(random, 20 - 4 * i), .max_tokens = 3});
   server.finish();
   EXPECT_EQ(server.order(), (std::vector<int64_t>{0, 1, 2, 3, 4}));
 }
@@ -365,8 +345,8 @@ TEST(Scheduler, LogitsThatAreNoNumbersEndTheSequenceWithAnError) {
   for (size_t at = 0; at < gain.size(); at += sizeof(huge)) std::memcpy(&gain[at], &huge, sizeof(huge));
   const TestModel model(gguf);
   Server server(model, {});
-  server.scheduler().submit({.prompt = {1, 2, 3}});
-  server.scheduler().submit({.prompt = {4, 5}, .max_tokens = 1});
+  server.submit({.prompt = {1, 2, 3}});
+  server.submit({.prompt = {4, 5}, .max_tokens = 1});
   server.finish();
   for (const int64_t number : {0, 1}) {
     EXPECT_EQ(server.result(number).finish, Finish::error);
@@ -377,18 +357,19 @@ TEST(Scheduler, LogitsThatAreNoNumbersEndTheSequenceWithAnError) {
 TEST(Scheduler, WhatGenerateRefusesIsRefused) {
   const TestModel model;
   Server server(model, {.slots = 2, .pages = 3});
-  Scheduler& scheduler = server.scheduler();
-  EXPECT_ERROR(scheduler.submit({.prompt = {}}), "the prompt has 0 tokens, expected 1 to 256");
-  EXPECT_ERROR(scheduler.submit({.prompt = Ids(257, 1)}), "the prompt has 257 tokens, expected 1 to 256");
-  EXPECT_ERROR(scheduler.submit({.prompt = Ids(97, 1)}), "97 tokens, but the cache's memory holds 96");
-  EXPECT_ERROR(scheduler.submit({.prompt = {1}, .max_tokens = 0}), "is 0, expected 1 or more");
-  EXPECT_ERROR(scheduler.submit({.prompt = {1, 267}}), "267, expected 0 to 266");
-  EXPECT_ERROR(scheduler.submit({.prompt = {1, -1}}), "-1, expected 0 to 266");
-  EXPECT_ERROR(scheduler.submit({.prompt = {1}, .sampler = {.temperature = -1}}), "temperature is -1");
-  EXPECT_TRUE(scheduler.idle());
+  EXPECT_ERROR(server.submit({.prompt = {}}), "the prompt has 0 tokens, expected 1 to 256");
+  EXPECT_ERROR(server.submit({.prompt = Ids(257, 1)}), "the prompt has 257 tokens, expected 1 to 256");
+  EXPECT_ERROR(server.submit({.prompt = Ids(97, 1)}), "97 tokens, but the cache's memory holds 96");
+  EXPECT_ERROR(server.submit({.prompt = {1}, .max_tokens = 0}), "is 0, expected 1 or more");
+  EXPECT_ERROR(server.submit({.prompt = {1, 267}}), "267, expected 0 to 266");
+  EXPECT_ERROR(server.submit({.prompt = {1, -1}}), "-1, expected 0 to 266");
+  EXPECT_ERROR(server.submit({.prompt = {1}, .sampler = {.temperature = -1}}), "temperature is -1");
+  EXPECT_ERROR(server.submit({.prompt = {1}, .stop_texts = {"the", ""}}), "a stop text is empty");
+  EXPECT_ERROR(server.submit({.prompt = {1}, .log_probabilities = -1}), "log_probabilities is -1, expected 0 or more");
+  EXPECT_TRUE(server.scheduler().idle());
   Workspace workspace(1);
   ModelCache small(model.decoder().make_paged_caches({.slots = 1, .capacity = 255}, 1 << 20), true);
-  EXPECT_ERROR(Scheduler(model.decoder(), model.tokenizer(), std::move(small), workspace), "capacity is 255");
+  EXPECT_ERROR(Scheduler(model.decoder(), {}, std::move(small), workspace), "capacity is 255");
 }
 
 }  // namespace

@@ -87,8 +87,6 @@ TEST(ScratchMemory, APrefillOfALongSequenceTakesAsMuchAsAShortOne) {
   input.spans = std::span(&span, 1);
   input.output = output;
   input.cache = &cache;
-  input.present_key_value = false;
-  input.angles = false;
   input.workspace = &workspace;
   EXPECT_LT(peak_growth([&] { (void)attention.forward(input); }), kMost);
   EXPECT_NE(output.elements<float>().back(), 1);

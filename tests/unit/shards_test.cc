@@ -11,6 +11,7 @@
 #include "checkpoint/read_tensor.h"
 #include "families/tensor_names.h"
 #include "parallel/even_parts.h"
+#include "parallel/gqa_sharding.h"
 #include "regard/attention.h"
 #include "regard/linear.h"
 #include "regard/model_spec.h"

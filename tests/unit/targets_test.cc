@@ -138,6 +138,7 @@ Bytes prefill_and_decode(const test::TestLayer& layer, DType cache_dtype) {
     input.rmsnorm = gain;
     input.spans = std::span(&span, 1);
     input.cache = &cache;
+    input.present_key_value = true;
     input.lse = true;
     const auto output = attention.forward(input);
     for (const Tensor& tensor : {output.hidden_states, output.lse, output.present_key_value.key}) {

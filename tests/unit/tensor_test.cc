@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <numeric>
+#include <vector>
 
 namespace regard {
 namespace {
@@ -51,6 +54,54 @@ TEST(TensorView, RefusesWhatIsNotThere) {
   EXPECT_THROW((void)tensor.view().as<double>(), Error);
   EXPECT_THROW((void)tensor.view().reshape({5}), Error);
   EXPECT_THROW((void)tensor.view().slice(1, 0, 2).elements<float>(), Error);
+}
+
+TEST(TensorView, HasStridesOfItsOwn) {
+  const Tensor tensor = counting({2, 3, 4});
+  // The last two axes change places, and every second index of the first of them is left out.
+  const std::array<int64_t, 3> strides = {12, 2, 4};
+  const TensorView turned(tensor.view().data(), DType::f32, {2, 2, 3}, strides);
+  EXPECT_FALSE(turned.is_dense());
+  EXPECT_EQ(*turned[1][1][2].as<float>(), 22.0F);
+  EXPECT_EQ(turned.stride(1), 2);
+  EXPECT_THROW(TensorView(tensor.view().data(), DType::f32, {2, 2}, strides), Error);
+}
+
+TEST(Tensor, AdoptsForeignMemoryAndKeepsItsOwner) {
+  auto numbers = std::make_shared<std::vector<float>>(std::vector<float>{1, 2, 3, 4, 5, 6});
+  const std::weak_ptr<std::vector<float>> watched = numbers;
+  Tensor tensor = Tensor::adopt(TensorView(numbers->data(), {2, 3}), numbers);
+  EXPECT_EQ(tensor.view().data(), reinterpret_cast<std::byte*>(numbers->data()));
+  EXPECT_EQ(tensor.shape(), (Shape{2, 3}));
+  EXPECT_EQ(tensor.elements<float>()[5], 6.0F);
+  numbers.reset();
+  Tensor copy = tensor;
+  tensor = Tensor();
+  EXPECT_FALSE(watched.expired()) << "a copy shares the owner";
+  EXPECT_EQ(copy.elements<float>()[0], 1.0F);
+  copy = Tensor();
+  EXPECT_TRUE(watched.expired());
+}
+
+TEST(Tensor, AdoptsMemoryWithADeleter) {
+  int deleted = 0;
+  {
+    float number = 7;
+    const Tensor tensor =
+        Tensor::adopt(TensorView(&number, {1}), std::shared_ptr<void>(&number, [&](void*) { ++deleted; }));
+    EXPECT_EQ(tensor.elements<float>()[0], 7.0F);
+    EXPECT_EQ(deleted, 0);
+  }
+  EXPECT_EQ(deleted, 1);
+}
+
+TEST(Tensor, AdoptsOnlyDenseAndAlignedMemory) {
+  std::array<double, 12> memory{};
+  auto* bytes = reinterpret_cast<std::byte*>(memory.data());
+  const TensorView rows(bytes, DType::f32, {3, 4});
+  EXPECT_THROW((void)Tensor::adopt(rows.slice(1, 0, 2), nullptr), Error);
+  EXPECT_THROW((void)Tensor::adopt(TensorView(bytes + 2, DType::f32, {2}), nullptr), Error);
+  EXPECT_EQ(Tensor::adopt(TensorView(bytes + 2, DType::bf16, {2}), nullptr).view().data(), bytes + 2);
 }
 
 TEST(Tensor, ConvertsStridedViewsBetweenFloatingTypes) {

@@ -1,12 +1,12 @@
-#include "regard/traffic.h"
+#include "parallel/traffic.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 
+#include "parallel/rank_order.h"
 #include "regard/mask.h"
-#include "regard/rank_order.h"
 #include "support/expect_error.h"
 
 namespace regard {

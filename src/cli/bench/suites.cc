@@ -173,8 +173,6 @@ struct LayerBench {
     input.hidden_states = hidden;
     input.spans = {&span, 1};
     input.cache = &cache;
-    input.present_key_value = false;
-    input.angles = false;
     input.output = output;
     input.workspace = &workspace;
     (void)attention.forward(input);
