@@ -165,7 +165,7 @@ class Attention {
   /// positions that the cache can't take; the padded form also for rows longer than a max_context_length that is set
   /// [CFG-75].
   /// Over ranks every rank makes the same call: the same spans, and the same hidden states, or its tokens_of_rank
-  /// of them. Keys, values and angles are not returned then, and log-sum-exps refused.
+  /// of them. Log-sum-exps, keys, values and angles are refused then.
   AttentionOutput forward(const AttentionInput& input) const;
   AttentionOutput forward(const PaddedAttentionInput& input) const;
 

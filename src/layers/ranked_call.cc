@@ -135,7 +135,9 @@ void RankedCall::check_rows() {
   require(input_.rotary_position_ids.empty() || static_cast<int64_t>(input_.rotary_position_ids.size()) == tokens_,
           "attention: rotary_position_ids has {} entries, expected {}, one a token", input_.rotary_position_ids.size(),
           tokens_);
-  require(!input_.lse, "attention: lse is asked for, which a layer over ranks does not return");
+  for (const auto& [name, asked] :
+       {std::pair{"lse", input_.lse}, {"present_key_value", input_.present_key_value}, {"angles", input_.angles}})
+    require(!asked, "attention: {} is asked for, which a layer over ranks does not return", name);
   const Shape shape{expected, config.hidden_size};
   require(input_.output.empty() ||
               (input_.output.shape() == shape && input_.output.dtype() == x.dtype() && input_.output.is_dense()),
@@ -237,8 +239,6 @@ void RankedCall::run_part(const Part& part) {
   AttentionInput inner;
   inner.cache = input_.cache;
   inner.rmsnorm = input_.rmsnorm;
-  inner.present_key_value = false;
-  inner.angles = false;
   inner.workspace = &workspace_;
   inner.hidden_states = row_input(part);
   inner.output = scattered ? hidden_.slice(0, part.first_passed, part.passed) : hidden_;

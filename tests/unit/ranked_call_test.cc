@@ -160,14 +160,19 @@ TEST(CallOverRanks, SequenceParallelTakesPackedTokensOfItsOwn) {
   });
 }
 
-TEST(CallOverRanks, LogSumExpsAreNotReturned) {
+TEST(CallOverRanks, WhatRanksDoNotReturnIsRefusedByName) {
   test::run_ranks(2, [](const std::shared_ptr<Communicator>& world) {
     const Attention layer = layer_of(Ranks(world, {.tp_degree = 2}));
     const Tensor hidden(DType::f32, {3, 32});
     AttentionInput input;
     input.hidden_states = hidden;
-    input.lse = true;
-    EXPECT_THAT(test::error_of([&] { (void)layer.forward(input); }), HasSubstr("lse is asked for"));
+    for (const auto& [name, option] : {std::pair{"lse", &AttentionInput::lse},
+                                       {"present_key_value", &AttentionInput::present_key_value},
+                                       {"angles", &AttentionInput::angles}}) {
+      input.*option = true;
+      EXPECT_THAT(test::error_of([&] { (void)layer.forward(input); }), HasSubstr(std::string(name) + " is asked for"));
+      input.*option = false;
+    }
   });
 }
 
