@@ -258,7 +258,7 @@ TEST(BadInput, AttendChecksItsFilesBeforeTheWeights) {
   };
   const Tensor x(DType::f32, {1, 2, 32});
   refused(x, "hidden_states", folder.file("out"), "attn_output");
-  refused(x, "hidden", folder.file("out"), "no tensor \"hidden_states\"");
+  refused(x, "hidden", folder.file("out"), "no tensor is called \"hidden\"");
   refused(x, "hidden_states", folder.file("none/out"), "can't be written: No such file or directory");
 }
 

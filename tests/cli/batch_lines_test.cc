@@ -25,12 +25,12 @@ std::string request(const std::string& prompt) { return R"({"id":"a","prompt":)"
 TEST(BatchLines, OfMoreThanSixteenMegabytesAreRefused) {
   const std::string small = request("\"the\"");
   expect_refused(small + "\n" + request('"' + std::string(20'000'000, 'q') + '"'),
-                 "line 3 has 20000023 bytes, expected at most 16777216");
+                 "line 3 has 20000022 bytes, expected at most 16777216");
 }
 
 TEST(BatchLines, NestedTensOfMillionsDeepAreRefusedWithoutBeingParsed) {
   const int depth = 20'000'000;
-  expect_refused(request(std::string(depth, '[') + std::string(depth, ']')), "line 1 has 40000021 bytes");
+  expect_refused(request(std::string(depth, '[') + std::string(depth, ']')), "line 1 has 40000020 bytes");
 }
 
 }  // namespace

@@ -433,7 +433,7 @@ TEST(BatchCommand, MessagesGoThroughTheChatTemplateAsInGenerate) {
   EXPECT_EQ(result["prompt_tokens"], alone["prompt_tokens"]);
   EXPECT_EQ(result["tokens"], alone["tokens"]);
   const char* errors[] = {"messages is empty", "prompt and messages are both given", "messages hold an object with",
-                          "messages is ?x?, expected a list"};
+                          "messages is \\\"x\\\", expected a list"};
   for (size_t i = 0; i < 4; ++i) EXPECT_NE(lines[i + 1].find(errors[i]), std::string::npos) << lines[i + 1];
 }
 

@@ -55,9 +55,9 @@ TEST(Safetensors, MetadataIsRead) {
   EXPECT_EQ(parse(safetensors_bytes(R"({"__metadata__":{"format":"pt"}})", "")).strings.at("format"), "pt");
 }
 
-// Time that grows with the square of their number would be hours here, and the test run would end it.
+// It takes seconds. Time that grows with the square of their number is more than ctest's limit of 20 minutes.
 TEST(Safetensors, AHeaderOfManyTensorsIsReadInLinearTime) {
-  constexpr int kTensors = test::kSanitized ? 20'000 : 200'000;
+  constexpr int kTensors = test::kSanitized ? 20'000 : 550'000;
   std::string header = "{";
   for (int i = 0; i < kTensors; ++i)
     header +=
