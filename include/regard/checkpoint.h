@@ -113,9 +113,11 @@ class Checkpoint {
 
 /// Sixteen hexadecimal digits that tell checkpoints apart, for ranks that should have loaded the same: of the size of
 /// the files, the name, type and shape of each tensor with 64 bytes each of its beginning, middle and end, GGUF's
-/// metadata and the texts beside the checkpoint; all parts of a cut model have the same. Cheap, as it reads few pages;
-/// a change elsewhere inside a tensor goes unnoticed.
-[[nodiscard]] std::string digest_of(const Checkpoint& checkpoint);
+/// metadata and the texts beside the checkpoint; all parts of a cut model have the same. `samples` is cheap, as it
+/// reads few pages; a change elsewhere inside a tensor goes unnoticed. `whole` reads all bytes of all tensors. Parts of
+/// a cut model have been read whole when they were opened.
+enum class DigestScope : uint8_t { samples, whole };
+[[nodiscard]] std::string digest_of(const Checkpoint& checkpoint, DigestScope scope = DigestScope::samples);
 
 /// A tensor to be written, with its name.
 struct NamedTensor {

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "regard/checkpoint.h"
+#include "tensor/checksum.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -42,24 +43,25 @@ void add_samples(Digest& digest, std::span<const std::byte> bytes) {
     digest.add(bytes.subspan(first, size));
 }
 
-void add_tensors(Digest& digest, const Checkpoint& checkpoint) {
+void add_tensors(Digest& digest, const Checkpoint& checkpoint, DigestScope scope) {
   digest.add(checkpoint.file_bytes());
   for (const StoredTensor& tensor : checkpoint.tensors()) {
     digest.add(tensor.name);
     digest.add(name_of(tensor.type));
     digest.add(tensor.shape.to_string());
     add_samples(digest, tensor.bytes);
+    if (scope == DigestScope::whole) digest.add(static_cast<int64_t>(checksum(tensor.bytes)));
   }
 }
 
 }  // namespace
 
-std::string digest_of(const Checkpoint& checkpoint) {
+std::string digest_of(const Checkpoint& checkpoint, DigestScope scope) {
   Digest digest;
   if (checkpoint.shard())
     digest.add(static_cast<int64_t>(checkpoint.shard()->whole));
   else
-    add_tensors(digest, checkpoint);
+    add_tensors(digest, checkpoint, scope);
   for (const auto& [key, value] : checkpoint.metadata()) {
     digest.add(key);
     std::visit([&](const auto& content) { digest.add(content); }, value);

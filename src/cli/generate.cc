@@ -155,14 +155,12 @@ bool run(const Options& options) {
   const ModelSpec spec = ModelSpec::from(checkpoint);
   Stream stream(tokenizer);
   bool watching = false;
-  bool stopped = false;
   const auto on_token = [&](int32_t token) {
     // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends the process at once.
     if (!watching) watch_for_interrupt();
     watching = true;
     if (!options.json && ranks.speaks()) stream.write(token);
-    stopped = ranks.interrupted();
-    return !stopped;
+    return true;
   };
   const GenerateOptions settings{.max_tokens = options.max_tokens,
                                  .sampler = sampler,
@@ -171,7 +169,8 @@ bool run(const Options& options) {
                                  .restore_from = options.restore_from,
                                  .save_to = options.save_to,
                                  .model_digest = digest_of(checkpoint),
-                                 .on_token = on_token};
+                                 .on_token = on_token,
+                                 .interrupted = interrupted};
   // What is refused is refused before the weights are loaded, and where a sequence can't be saved, too.
   check_generate(spec, prompt, settings);
   if (options.tokens) check_outputs(spec, prompt);
@@ -180,7 +179,7 @@ bool run(const Options& options) {
     const ReplacedFile probe(options.save_to);
   }
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, spec, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
   const auto result = generate(model, prompt, ends, settings, workspace);
   if (ranks.speaks() && options.json) print_result(tokenizer, prompt, result);
@@ -188,7 +187,7 @@ bool run(const Options& options) {
     stream.finish();
     print_summary(prompt, options, result);
   }
-  return !stopped;
+  return !result.interrupted;
 }
 
 }  // namespace

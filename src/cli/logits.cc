@@ -37,7 +37,7 @@ void run(const Options& options) {
     const ReplacedFile probe(options.output);
   }
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, spec, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   TokenOutputs outputs;
   {
     ProgressBar bar(std::ssize(tokens));

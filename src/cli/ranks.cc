@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <chrono>
 #include <string_view>
 
-#include "cli/interrupt.h"
+#include "cli/build_id.h"
+#include "cli/launchers.h"
+#include "cli/rank_report.h"
 #include "cli/standard_streams.h"
+#include "kernels/targets.h"
 #include "regard/agreement.h"
 #include "tensor/fail.h"
 #ifdef REGARD_WITH_MPI
@@ -14,12 +17,25 @@
 #endif
 
 namespace regard::cli {
+namespace {
+
+// How many timeouts a rank waits for one that reads a model from its disk.
+constexpr int kSlow = 10;
+
+}  // namespace
 
 #ifdef REGARD_WITH_MPI
 
 struct CommandRanks::Launched {
+  explicit Launched(std::chrono::seconds timeout = std::chrono::seconds(0))
+      : world(mpi::world(session, timeout)),
+        slow(mpi::world(session, kSlow * timeout)),
+        typed(mpi::world(session, {})) {}
+
   mpi::Session session;
-  std::shared_ptr<Communicator> world = mpi::world(session);
+  std::shared_ptr<Communicator> world;
+  std::shared_ptr<Communicator> slow;   // where ranks wait for each other's disks
+  std::shared_ptr<Communicator> typed;  // where they wait for a person
 
   [[nodiscard]] int cores() const { return mpi::cores_per_rank(session); }
 };
@@ -42,7 +58,11 @@ int end_with(const std::string& line, int exit_code) {
 #else
 
 struct CommandRanks::Launched {
+  explicit Launched(std::chrono::seconds /*timeout*/ = {}) {}
+
   std::shared_ptr<Communicator> world = Communicator::single();
+  std::shared_ptr<Communicator> slow = world;
+  std::shared_ptr<Communicator> typed = world;
 
   [[nodiscard]] static int cores() { return 0; }
 };
@@ -84,6 +104,14 @@ void RankOptions::add_to(CLI::App& command) {
        "In decode, where --tp is a multiple of the KV heads: ranks with the same one divide its tokens");
   flag("--strided", strided, "With --cp: deal tokens out one by one, for equal work");
   flag("--deterministic", deterministic, "The same bits whatever --tp, --cp and --dp");
+  flag("--show-ranks", show_ranks, "First print a line for each host: CPU, instruction set, threads, cores and ranks");
+  flag("--verify", verify, "Compare whole model files between ranks, not 192 bytes of each tensor");
+  command
+      .add_option("--timeout", timeout,
+                  "Seconds that a rank waits for others, where nothing moves, before all end; ten times as long while "
+                  "they load; 0: for ever (default: 60)")
+      ->check(CLI::Range(0, 1'000'000))
+      ->group(group);
 }
 
 ParallelConfig RankOptions::config() const {
@@ -100,20 +128,26 @@ ParallelConfig RankOptions::config() const {
 
 Fields RankOptions::fields() const {
   return {{"version", REGARD_VERSION},
+          {"the build id", build_id()},
+          {"the instruction set, which REGARD_TARGET chooses,", kernels::target_name()},
           {"--tp", fmt::to_string(tp)},
           {"--cp", fmt::to_string(cp)},
           {"--dp", fmt::to_string(dp)},
           {"--sp", fmt::to_string(sequence_parallel)},
           {"--flash-decoding", fmt::to_string(flash_decoding)},
           {"--strided", fmt::to_string(strided)},
-          {"--deterministic", fmt::to_string(deterministic)}};
+          {"--deterministic", fmt::to_string(deterministic)},
+          {"--show-ranks", fmt::to_string(show_ranks)},
+          {"--verify", fmt::to_string(verify)}};
 }
 
-CommandRanks::CommandRanks(const RankOptions& options, Fields settings) {
+CommandRanks::CommandRanks(const RankOptions& options, Fields settings)
+    : verify_(options.verify), show_ranks_(options.show_ranks) {
   const ParallelConfig config = options.config();
   config.check();
-  if (launched()) launched_ = std::make_unique<Launched>();
+  if (launched()) launched_ = std::make_unique<Launched>(std::chrono::seconds(options.timeout));
   const int count = launched_ == nullptr ? 1 : launched_->world->size();
+  refuse_copies(count);
   require(config.tp_degree == count, "ranks are {}, but --tp {} times --cp {} is {}, expected the same; {}", count,
           options.tp, options.cp, config.tp_degree,
           config.tp_degree == 1 ? fmt::format("give --tp {}", count) : how_to_start(config.tp_degree, ""));
@@ -132,6 +166,7 @@ void CommandRanks::run_alone(CLI::App& command, std::function<void()> run) {
     const int count = launched() ? Launched().world->size() : 1;
     require(count == 1, "regard {} runs in one process, but {} were started; start it without mpirun",
             command.get_name(), count);
+    refuse_copies(count);
     run();
   });
 }
@@ -149,6 +184,16 @@ Checkpoint CommandRanks::open_model(const std::string& path) const {
   return part;
 }
 
+Model CommandRanks::load_model(const Checkpoint& checkpoint, const ModelSpec& spec, const Threads& threads) const {
+  if (show_ranks_) {
+    const std::string lines = describe_ranks(ranks_.world(), threads.count());
+    if (speaks()) say_text(lines);
+  }
+  Model model = Model::load(checkpoint, spec, threads, ranks_);
+  if (launched_ != nullptr) (void)launched_->slow->gather(0);
+  return model;
+}
+
 int CommandRanks::threads(int asked) const {
   // Also where it is not needed here: other ranks may have been asked for something else.
   const int cores = launched_ == nullptr ? 0 : launched_->cores();
@@ -157,12 +202,13 @@ int CommandRanks::threads(int asked) const {
 
 void CommandRanks::check_agreement(const Checkpoint& checkpoint, Fields read) const {
   if (ranks_.size() == 1) return;
-  read.emplace_back("the model's digest", digest_of(checkpoint));
-  regard::check_agreement(ranks_.world(), read);
+  read.emplace_back("the model's digest", digest_of(checkpoint, verify_ ? DigestScope::whole : DigestScope::samples));
+  regard::check_agreement(*launched_->slow, read);
 }
 
 std::string CommandRanks::from_first(std::string text) const {
-  Communicator& world = ranks_.world();
+  if (launched_ == nullptr) return text;
+  Communicator& world = *launched_->typed;
   const auto share = [&](std::span<std::byte> bytes) {
     const std::vector<std::span<const std::byte>> send(speaks() ? static_cast<size_t>(world.size()) : 0, bytes);
     std::vector<std::span<const std::byte>> nothing(static_cast<size_t>(world.size()));
@@ -175,10 +221,6 @@ std::string CommandRanks::from_first(std::string text) const {
   text.resize(size);
   share(std::as_writable_bytes(std::span(text)));
   return text;
-}
-
-bool CommandRanks::interrupted() const {
-  return std::ranges::any_of(ranks_.world().gather(int{cli::interrupted()}), [](int noted) { return noted != 0; });
 }
 
 }  // namespace regard::cli

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "regard/checkpoint.h"
+#include "regard/model.h"
 #include "regard/parallel.h"
 
 namespace regard::cli {
@@ -24,11 +25,14 @@ struct RankOptions {
   bool flash_decoding = false;
   bool strided = false;
   bool deterministic = false;
+  bool verify = false;
+  bool show_ranks = false;
+  int64_t timeout = 60;  // seconds; 0: none
 
   void add_to(CLI::App& command);
   // Throws Error for flags that need another one.
   [[nodiscard]] ParallelConfig config() const;
-  // With the version of this program.
+  // With the build of this program and its instruction set.
   [[nodiscard]] Fields fields() const;
 };
 
@@ -51,19 +55,23 @@ class CommandRanks {
   [[nodiscard]] bool speaks() const { return ranks_.rank() == 0; }
   // The model, or this rank's part of one that `regard shard` has cut.
   [[nodiscard]] Checkpoint open_model(const std::string& path) const;
+  // Shows the ranks where asked to, loads the model and waits for the others, which may have slower disks: for ten
+  // timeouts. Collective.
+  [[nodiscard]] Model load_model(const Checkpoint& checkpoint, const ModelSpec& spec, const Threads& threads) const;
   // As many as were asked for or, for 0, this rank's part of the machine's cores. Collective.
   [[nodiscard]] int threads(int asked) const;
-  // Throws Error on all ranks where they hold different checkpoints, or have read other things. Collective.
+  // Throws Error on all ranks where they hold different checkpoints, or have read other things. With --verify each
+  // reads its files whole, and the slowest has ten timeouts for it. Collective.
   void check_agreement(const Checkpoint& checkpoint, Fields read = {}) const;
-  // What the first rank has read: it alone gets standard input. Collective.
+  // What the first rank has read: it alone gets standard input, and may wait for it for ever. Collective.
   [[nodiscard]] std::string from_first(std::string text) const;
-  // Whether any rank was interrupted. Collective, so that all stop at the same place.
-  [[nodiscard]] bool interrupted() const;
 
  private:
   struct Launched;
   std::unique_ptr<Launched> launched_;  // none for a process alone
   Ranks ranks_;
+  bool verify_;
+  bool show_ranks_;
 };
 
 // Ends a command that has failed: prints the line and returns the exit code. With other ranks it does not return: one

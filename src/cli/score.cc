@@ -37,7 +37,7 @@ void run(const Options& options) {
   const ModelSpec spec = ModelSpec::from(checkpoint);
   check_score(spec, tokens);
   Workspace workspace(ranks.threads(options.model.threads));
-  const auto model = Model::load(checkpoint, spec, workspace.threads(), ranks.ranks());
+  const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   Score result;
   {
     ProgressBar bar(static_cast<int64_t>(tokens.size()));

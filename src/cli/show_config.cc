@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "cli/build_id.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/ranks.h"
@@ -46,6 +47,7 @@ void run(bool json) {
   if (json) {
     print_json({{"version", REGARD_VERSION},
                 {"build_type", REGARD_BUILD_TYPE},
+                {"build_id", build_id()},
                 {"compiler", kCompiler},
                 {"mpi", kWithMpi},
                 {"compiled_targets", compiled},
@@ -57,7 +59,8 @@ void run(bool json) {
     return;
   }
   fmt::print("version   {}\n", REGARD_VERSION);
-  fmt::print("build     {}, {}, {} MPI\n", REGARD_BUILD_TYPE, kCompiler, kWithMpi ? "with" : "without");
+  fmt::print("build     {}, {}, {} MPI; id {}\n", REGARD_BUILD_TYPE, kCompiler, kWithMpi ? "with" : "without",
+             build_id());
   fmt::print("targets   {} (compiled); {} (on this machine)\n", fmt::join(compiled, ", "), fmt::join(available, ", "));
   fmt::print("target    {} (REGARD_TARGET in the environment chooses another)\n", kernels::target_name());
   fmt::print("threads   {} (of {} cores; --threads chooses another number)\n", threads, cores);

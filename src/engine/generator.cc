@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/prompt_lookup.h"
+#include "parallel/same_values.h"
 #include "regard/saved_sequence.h"
 #include "tensor/fail.h"
 #include "tensor/float_environment.h"
@@ -104,6 +105,23 @@ Text begin_text(const Model& model, std::span<const int32_t> prompt, const Gener
   return text;
 }
 
+// What a rank has drawn, and whether it is to stop behind that.
+struct Drawn {
+  int32_t token;
+  int32_t interrupted;
+};
+
+// Whether any rank is interrupted. Throws Error where they have not drawn the same: each would go on with a text of its
+// own, or wait for one that has ended.
+bool agree_on(const Drawn& own, size_t position, const Model& model) {
+  if (model.ranks().size() == 1) return own.interrupted != 0;
+  const std::vector<Drawn> all = model.ranks().world().gather(own);
+  std::vector<std::string> tokens;
+  for (const Drawn& drawn : all) tokens.push_back(fmt::to_string(drawn.token));
+  require_same(fmt::format("the token drawn at position {}", position), tokens);
+  return std::ranges::any_of(all, [](const Drawn& drawn) { return drawn.interrupted != 0; });
+}
+
 // Runs the tokens that are not cached, and a draft behind them.
 ConstTensorView run_pending(const Model& model, Text& text, std::span<const int32_t> draft, Model::Logits logits,
                             Workspace& workspace) {
@@ -139,11 +157,12 @@ GenerateResult generate(const Model& model, std::span<const int32_t> prompt, std
   std::vector<int32_t> draft;
   const auto draw = [&](int64_t row) {
     const int32_t token = sampler.sample(logits[row].elements<float>());
+    result.interrupted = agree_on({token, options.interrupted() ? 1 : 0}, text.tokens.size(), model);
     text.tokens.push_back(token);
     result.tokens.push_back(token);
     lookup.extend({&token, 1});
     const bool ended = std::ranges::find(end_tokens, token) != end_tokens.end();
-    return options.on_token(token) && !ended && text.room() > 0;
+    return options.on_token(token) && !result.interrupted && !ended && text.room() > 0;
   };
   while (true) {
     // The row after a token of the draft is only true if that token was drawn.
@@ -189,6 +208,8 @@ Score score(const Model& model, std::span<const int32_t> tokens, Workspace& work
     const Span span{.slot = 0, .first_position = first, .count = count};
     const auto logits = model.forward(tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
                                       {&span, 1}, caches, {.logits = Model::Logits::all}, workspace);
+    require_same_bytes(model.ranks().world(), fmt::format("the checksum of the logits up to token {}", first + count),
+                       std::as_bytes(logits.elements<float>()));
     workspace.threads().for_each(count, [&](int64_t i, int) {
       const auto next = static_cast<size_t>(first + i + 1);
       losses[next] = negative_log_likelihood(

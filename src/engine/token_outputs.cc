@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "parallel/same_values.h"
 #include "tensor/fail.h"
 
 namespace regard {
@@ -44,6 +45,9 @@ TokenOutputs outputs_of(const Model& model, std::span<const int32_t> tokens, con
     const ConstTensorView logits =
         model.forward(tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(span.count)), {&span, 1}, caches,
                       call, workspace);
+    require_same_bytes(model.ranks().world(),
+                       fmt::format("the checksum of the logits up to token {}", first + span.count),
+                       std::as_bytes(logits.elements<float>()));
     copy_rows(logits, first, out.logits);
     for (int64_t i = 0; i < states && options.hidden_states; ++i)
       copy_rows(hidden.view()[i], first, out.hidden_states.view()[i]);

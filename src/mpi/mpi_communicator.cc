@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <thread>
 
 #include "mpi/check.h"
 #include "parallel/own_part.h"
@@ -50,10 +49,15 @@ std::unique_ptr<Communicator::Transfer> MpiCommunicator::start_exchange(
 std::shared_ptr<Communicator> MpiCommunicator::split(int color, int key) {
   require(color >= 0, "split: color is {}, expected 0 or more", color);
   // While a rank splits it moves nothing, and others may wait for what it has under way before they come to this.
-  while (std::ranges::any_of(family_->under_way, [](const MpiTransfer* transfer) { return !transfer->over(); })) {
-    family_->advance();
-    std::this_thread::yield();
-  }
+  family_->wait_until([&] { return std::ranges::all_of(family_->under_way, &MpiTransfer::over); });
+  // MPI's split has no timeout.
+  MPI_Request barrier = MPI_REQUEST_NULL;
+  check(MPI_Ibarrier(handle_, &barrier), "MPI_Ibarrier");
+  family_->wait_until([&] {
+    int ended = 0;
+    check(MPI_Test(&barrier, &ended, MPI_STATUS_IGNORE), "MPI_Test");
+    return ended != 0;
+  });
   MPI_Comm part = MPI_COMM_NULL;
   check(MPI_Comm_split(handle_, color, key, &part), "MPI_Comm_split");
   return std::make_shared<MpiCommunicator>(part, family_, largest_message_);

@@ -30,28 +30,34 @@ Session::Session() : exceptions_(std::uncaught_exceptions()) {
   int initialized = 0;
   check(MPI_Initialized(&initialized), "MPI_Initialized");
   owned_ = initialized == 0;
+  // Open MPI adds ten lines to the one of `abort`, some of them after it; a user who sets the variable gets them.
+  if (owned_) setenv("OMPI_MCA_orte_execute_quiet", "1", 0);
   int level = MPI_THREAD_SINGLE;
   if (owned_)
     check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &level), "MPI_Init_thread");
   else
     check(MPI_Query_thread(&level), "MPI_Query_thread");
   require(level >= MPI_THREAD_SERIALIZED, "mpi: only the main thread may call MPI, expected MPI_THREAD_SERIALIZED");
+  roll_call_ = std::make_shared<RollCall>();
 }
 
 Session::~Session() {
-  if (owned_ && std::uncaught_exceptions() <= exceptions_) MPI_Finalize();
+  if (std::uncaught_exceptions() > exceptions_) return;
+  roll_call_.reset();
+  if (owned_) MPI_Finalize();
 }
 
-std::shared_ptr<Communicator> world(const Session& /*session*/) {
+std::shared_ptr<Communicator> world(const Session& session, std::chrono::milliseconds timeout) {
+  require(timeout.count() >= 0, "mpi: timeout is {} ms, expected 0 or more", timeout.count());
   MPI_Comm own = MPI_COMM_NULL;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &own), "MPI_Comm_dup");
-  return std::make_shared<MpiCommunicator>(own, std::make_shared<Family>());
+  return std::make_shared<MpiCommunicator>(own, std::make_shared<Family>(session.roll_call_, timeout));
 }
 
-int cores_per_rank(const Session& /*session*/) {
+int cores_per_rank(const Session& session) {
   MPI_Comm handle = MPI_COMM_NULL;
   check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &handle), "MPI_Comm_split_type");
-  MpiCommunicator machine(handle, std::make_shared<Family>());
+  MpiCommunicator machine(handle, std::make_shared<Family>(session.roll_call_, kTimeout));
   cpu_set_t own;
   CPU_ZERO(&own);
   // Where the system does not tell, the set stays empty.

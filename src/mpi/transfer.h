@@ -2,13 +2,16 @@
 
 #include <mpi.h>
 
+#include <chrono>
 #include <cstddef>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "mpi/roll_call.h"
 #include "regard/communicator.h"
 
 namespace regard::mpi {
@@ -17,11 +20,16 @@ class MpiTransfer;
 
 // What a group and those split from it share.
 struct Family {
+  std::shared_ptr<RollCall> roll_call;
+  std::chrono::milliseconds timeout;  // without any progress; 0: waits for ever
   int64_t bytes_sent = 0;
-  std::vector<MpiTransfer*> under_way;
+  std::vector<MpiTransfer*> under_way = {};
 
-  // Whoever waits moves them all: ranks may wait in different orders, and what one does not move another waits for.
-  void advance();
+  // Moves all transfers, since ranks may wait in different orders. Returns whether a message has begun or ended.
+  bool advance();
+  // Advances until `done`. Spins at first and then sleeps, so that a rank without work leaves its core to others.
+  // Throws Error with the silent ranks after `timeout` without progress.
+  void wait_until(const std::function<bool()>& done);
 };
 
 // Parts under way in one group, in messages that all have one tag; a part of more than `largest_message` bytes travels
@@ -37,9 +45,11 @@ class MpiTransfer final : public Communicator::Transfer {
   void receive(std::span<std::byte> part, int from);
   void send(std::span<const std::byte> part, int to);
 
-  // Does what can be done now.
-  void advance();
-  [[nodiscard]] bool over() const { return incoming_.empty() && requests_.empty(); }
+  // Does what can be done now. Returns whether a message has begun or ended.
+  bool advance();
+  [[nodiscard]] bool over() const { return incoming_.empty() && receives_.empty() && sends_.empty(); }
+  // Whether bytes may be on their way at this moment: only calls of MPI move them.
+  [[nodiscard]] bool moves() const { return !receives_.empty() || (incoming_.empty() && !sends_.empty()); }
   void wait() override;
 
  private:
@@ -61,7 +71,8 @@ class MpiTransfer final : public Communicator::Transfer {
   size_t largest_message_;
   int exceptions_ = std::uncaught_exceptions();
   std::vector<Incoming> incoming_;
-  std::vector<MPI_Request> requests_;
+  std::vector<MPI_Request> receives_;
+  std::vector<MPI_Request> sends_;
   std::string error_;  // for whoever waits for this transfer
 };
 

@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
 
@@ -39,6 +41,55 @@ TEST(RanksOfACommand, DegreesThatDoNotFitAreNamed) {
     EXPECT_EQ(result.exit_code, 2);
     EXPECT_THAT(result.err, HasSubstr(wrong.message));
   }
+}
+
+// A variable of the commands' environment for as long as it lives.
+class Variable {
+ public:
+  Variable(const char* name, const char* value) : name_(name) { setenv(name, value, 1); }
+  ~Variable() { unsetenv(name_); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+
+ private:
+  const char* name_;
+};
+
+TEST(Copies, ThatALauncherStartsWithoutBringingThemTogetherAreRefused) {
+  const ModelFolder folder;
+  const struct {
+    const char* count;
+    const char* rank;
+    const char* name;
+  } launchers[] = {{"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"}, {"WORLD_SIZE", "RANK", "torchrun"}};
+  const std::vector<std::string> commands[] = {{"generate", "-m", folder.gguf, "-p", "the", "-n", "1"},
+                                               {"generate", "-m", folder.gguf, "-p", "the", "-n", "1", "--tp", "4"},
+                                               {"verify", "-m", folder.gguf}};
+  for (const auto& launcher : launchers)
+    for (const auto& command : commands) {
+      const Variable count(launcher.count, "4");
+      const Variable rank(launcher.rank, "2");
+      const Finished result = run_command(command);
+      EXPECT_EQ(result.exit_code, 2);
+      EXPECT_EQ(result.out, "");
+      EXPECT_THAT(result.err,
+                  StartsWith(std::string("regard: ") + launcher.name + " has started 4 processes (" + launcher.count +
+                             " and " + launcher.rank + " are set), each of which is alone"));
+    }
+}
+
+TEST(Copies, AProcessAloneIsNone) {
+  const ModelFolder folder;
+  const std::vector<std::string> command = {"generate", "-m", folder.gguf, "-p", "the", "-n", "1"};
+  {
+    const Variable count("SLURM_STEP_NUM_TASKS", "1");
+    const Variable rank("SLURM_PROCID", "0");
+    EXPECT_EQ(run_command(command).exit_code, 0);
+  }
+  // The allocation of a batch script, which starts one process.
+  const Variable tasks("SLURM_NTASKS", "4");
+  const Variable rank("SLURM_PROCID", "0");
+  EXPECT_EQ(run_command(command).exit_code, 0);
 }
 
 // What one rank does whatever it is told about others.

@@ -35,6 +35,7 @@ TEST(ShowConfig, NamesVersionBuildTargetsThreadsAndCache) {
   const nlohmann::json json = config();
   EXPECT_EQ(json["version"], REGARD_VERSION);
   EXPECT_EQ(json["build_type"], REGARD_BUILD_TYPE);
+  EXPECT_EQ(json["build_id"].get<std::string>().size(), 40U);  // SHA-1
   EXPECT_EQ(json["mpi"], REGARD_HAS_MPI != 0);
   EXPECT_EQ(json["compiled_targets"], kernels::compiled_targets());
   EXPECT_EQ(json["available_targets"], kernels::supported_targets());

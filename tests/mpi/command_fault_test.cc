@@ -82,5 +82,22 @@ TEST(Faults, ARankKilledInDecodeEndsAll) {
   expect_end_of_all(launcher, wait_for_ranks(folder.gguf));
 }
 
+TEST(Faults, ARankStoppedInDecodeEndsAllAfterTheTimeout) {
+  const ModelFolder folder({.context = 1 << 18, .has_end_token = false});
+  Words words = generate(folder, "the inn");
+  words.insert(words.end(), {"--timeout", "2"});
+  ChildProcess launcher(words);
+  launcher.wait_for_output(50);
+  const auto ranks = wait_for_ranks(folder.gguf);
+  ASSERT_EQ(ranks.size(), kRanks);
+  const auto start = Clock::now();
+  kill(ranks[kVictim], SIGSTOP);
+  const Finished result = launcher.finish();
+  EXPECT_LT(Clock::now() - start, kSoon);
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("regard: exchange: nothing has moved for 2 s and there is no answer from rank "));
+  expect_all_gone(ranks, start);
+}
+
 }  // namespace
 }  // namespace regard::test

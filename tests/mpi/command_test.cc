@@ -1,10 +1,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
+#include "kernels/targets.h"
 #include "mpi/launched.h"
 
 // The command on ranks that mpirun (REGARD_COMMAND) starts.
@@ -12,6 +15,8 @@ namespace regard::test {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
 
 Words generate(const ModelFolder& folder, int ranks, const Words& more) {
   Words words = {"-n", std::to_string(ranks), REGARD_PROGRAM, "generate", "-m", folder.gguf, "--max-tokens", "4"};
@@ -101,6 +106,95 @@ TEST(RanksOfMpirun, HaveToHoldTheSameModel) {
   const Words words = {"--tp", "2", "-p", "the"};
   expect_refused(launch({generate(folder, 1, words), generate(other, 1, words)}),
                  "ranks disagree: the model's digest is ");
+}
+
+// Zeros where the samples of the digest do not look.
+std::string damaged(const ModelFolder& folder) {
+  std::string bytes = read_whole_file(folder.gguf);
+  // The last tensor's first quarter.
+  std::fill_n(bytes.end() - 64 * 1024, 1024, '\0');
+  return folder.write("damaged.gguf", bytes);
+}
+
+TEST(RanksOfMpirun, CompareWholeFilesWhereAskedTo) {
+  const ModelFolder folder({.hidden = 256, .intermediate = 512});
+  const std::string other = damaged(folder);
+  const auto words = [&](const std::string& model, const Words& more) {
+    Words all = {"-n", "1", REGARD_PROGRAM, "generate", "-m", model, "--tp", "2", "-p", "the", "--max-tokens", "1"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  EXPECT_THAT(launch({words(folder.gguf, {}), words(other, {})}).err, Not(HasSubstr("digest")));
+  expect_refused(launch({words(folder.gguf, {"--verify"}), words(other, {"--verify"})}),
+                 "ranks disagree: the model's digest is ");
+  EXPECT_EQ(launch({words(folder.gguf, {"--verify"}), words(folder.gguf, {"--verify"})}).exit_code, 0);
+}
+
+// The head, which every rank has whole, with other signs where the samples of the digest do not look.
+std::string with_another_head(const ModelFolder& folder, const TinyLlama& model) {
+  GgufBuilder file = model.gguf();
+  std::string& head = file.tensor("output.weight").data;
+  constexpr size_t kSampled = 64;
+  for (size_t sign = 3; sign < head.size(); sign += 4) {
+    const bool in_the_middle = sign + kSampled > head.size() / 2 && sign < head.size() / 2 + kSampled;
+    if (sign >= kSampled && sign + kSampled < head.size() && !in_the_middle)
+      head[sign] = static_cast<char>(head[sign] ^ '\x80');
+  }
+  return folder.write("another.gguf", file.build());
+}
+
+TEST(RanksOfMpirun, ThatDrawDifferentTokensEnd) {
+  const TinyLlama model{.context = 1024};
+  const ModelFolder folder(model);
+  const std::string other = with_another_head(folder, model);
+  const auto words = [&](const std::string& path) {
+    return Words{"-n",   "1", REGARD_PROGRAM, "generate", "-m",           path,
+                 "--tp", "2", "-p",           "the inn",  "--max-tokens", "1000"};
+  };
+  const Finished result = launch({words(folder.gguf), words(other)});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, StartsWith("regard: ranks disagree: the token drawn at position "));
+}
+
+TEST(RanksOfMpirun, HaveToBeOfTheSameBuild) {
+  const ModelFolder folder;
+  const auto id = nlohmann::json::parse(
+                      run_command(launch_words({{"-n", "1", REGARD_PROGRAM, "show-config", "--json"}})).out)["build_id"]
+                      .get<std::string>();
+  std::string binary_id;
+  for (size_t at = 0; at < id.size(); at += 2) binary_id += static_cast<char>(std::stoi(id.substr(at, 2), nullptr, 16));
+  std::string program = read_whole_file(REGARD_PROGRAM);
+  const size_t at = program.find(binary_id);
+  ASSERT_NE(at, program.npos);
+  program[at] = static_cast<char>(program[at] ^ 1);
+  const std::string other = folder.write("regard", program);
+  std::filesystem::permissions(other, std::filesystem::perms::owner_all);
+  Words second = generate(folder, 1, {"--tp", "2", "-p", "the"});
+  second[2] = other;
+  expect_refused(launch({generate(folder, 1, {"--tp", "2", "-p", "the"}), second}),
+                 "ranks disagree: the build id is \"" + id + "\" on rank 0, but ");
+}
+
+TEST(RanksOfMpirun, HaveToUseTheSameInstructionSet) {
+  const auto targets = kernels::supported_targets();
+  if (targets.size() < 2) GTEST_SKIP() << "the machine has one instruction set";
+  const ModelFolder folder;
+  const Words first = generate(folder, 1, {"--tp", "2", "-p", "the"});
+  Words second = first;
+  second.insert(second.begin() + 2, {"env", "REGARD_TARGET=" + targets[1]});
+  expect_refused(launch({first, second}), "ranks disagree: the instruction set, which REGARD_TARGET chooses, is \"" +
+                                              targets[0] + "\" on rank 0, but \"" + targets[1] + "\" on rank 1");
+}
+
+TEST(RanksOfMpirun, OfAHostAreShownInALine) {
+  const ModelFolder folder;
+  Words words = generate(folder, 2, {"--tp", "2", "-p", "the", "--threads", "1", "--show-ranks"});
+  words.insert(words.begin() + 2, {"env", "REGARD_TARGET=" + kernels::supported_targets().back()});
+  const Finished result = launch({words});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, StartsWith("[host "));
+  EXPECT_THAT(result.err, HasSubstr(", " + kernels::supported_targets().back() + ", 1 thread a rank, cores 0"));
+  EXPECT_THAT(result.err, HasSubstr("; ranks 0, 1]\n["));  // one line, then the summary
 }
 
 nlohmann::json json_of(const Finished& result) {

@@ -5,6 +5,9 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <thread>
 
 #include "mpi/mpi_communicator.h"
 #include "regard/mpi.h"
@@ -62,7 +65,8 @@ TEST_F(MpiRanks, PartsAboveTheLargestMessageTravelInPieces) {
   for (const size_t largest : {size_t{1}, size_t{100'000}, size_t{3} << 20, (size_t{3} << 20) - 1}) {
     MPI_Comm handle = MPI_COMM_NULL;
     MPI_Comm_dup(MPI_COMM_WORLD, &handle);
-    mpi::MpiCommunicator group(handle, std::make_shared<mpi::Family>(), largest);
+    mpi::MpiCommunicator group(handle, std::make_shared<mpi::Family>(std::make_shared<mpi::RollCall>(), mpi::kTimeout),
+                               largest);
     const auto sizes = [&](int sender, int receiver) {
       return largest == 1 ? uneven(sender, receiver) : megabytes(sender, receiver);
     };
@@ -133,6 +137,17 @@ TEST_F(MpiRanks, ManySmallExchangesEndOnSharedCores) {
     const auto numbers = world_->gather(world_->rank() + round);
     ASSERT_EQ(numbers.back(), world_->size() - 1 + round);
   }
+}
+
+// A rank that waits leaves its core to others: it sleeps most of the time.
+TEST_F(MpiRanks, SleepWhileTheyWait) {
+  if (world_->size() == 1) GTEST_SKIP() << "needs two ranks";
+  constexpr std::chrono::milliseconds kBusy{1000};
+  if (world_->rank() == 0) std::this_thread::sleep_for(kBusy);
+  const std::clock_t start = std::clock();
+  (void)world_->gather(0);
+  const double processor_seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  EXPECT_LT(processor_seconds, 0.3);
 }
 
 }  // namespace

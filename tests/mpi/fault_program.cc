@@ -39,9 +39,28 @@ void agree(Communicator& world, const std::vector<std::string>& words) {
   check_agreement(world, fields);
 }
 
+// Rank 1 waits for rank 0, which waits for rank 2, which works for ever.
+void wait_in_a_chain(Communicator& world) {
+  const auto first_two = world.split(world.rank() < 2 ? 0 : 1, 0);
+  while (world.rank() == 2) std::this_thread::sleep_for(std::chrono::seconds(1));
+  if (world.rank() == 0) (void)world.gather(0);
+  (void)first_two->gather(0);
+}
+
+// Ranks 0 and 1 gather in different groups.
+void disagree(Communicator& world) {
+  const auto other = world.split(0, 0);
+  (void)(world.rank() == 0 ? *other : world).gather(0);
+}
+
 void run(const std::string& what, const std::vector<std::string>& words) {
   const mpi::Session session;
-  const auto world = mpi::world(session);
+  const bool impatient = what == "loop_for" || what == "chain" || what == "disagree";
+  const auto world =
+      impatient ? mpi::world(session, std::chrono::milliseconds(std::stoi(words.at(0)))) : mpi::world(session);
+  if (what == "loop_for") loop(*world);
+  if (what == "chain") wait_in_a_chain(*world);
+  if (what == "disagree") disagree(*world);
   if (what == "loop") loop(*world);
   if (what == "throw_from_rank") loop(*world, 20, std::stoi(words.at(0)));
   if (what == "agree") agree(*world, words);

@@ -40,6 +40,21 @@ TEST(Digest, TellsNamesTypesShapesNumbersAndConfigsApart) {
   EXPECT_EQ(digests.size(), 8U);
 }
 
+TEST(Digest, ReadsAllOfTheNumbersWhereAskedTo) {
+  const TempFolder folder;
+  const auto digest = [&](size_t changed, DigestScope scope) {
+    std::string data(8000, '\1');
+    data[changed] = '\2';
+    const auto bytes = safetensors_bytes(
+        std::vector<SafeTensor>{{.name = "a", .dtype = "F32", .shape = {2000}, .data = std::move(data)}});
+    return digest_of(Checkpoint::open(folder.write("model.safetensors", bytes)), scope);
+  };
+  EXPECT_EQ(digest(1000, DigestScope::samples), digest(1001, DigestScope::samples));
+  std::set<std::string> whole;
+  for (const size_t changed : {0, 1000, 1001, 4000, 7000, 7999}) whole.insert(digest(changed, DigestScope::whole));
+  EXPECT_EQ(whole.size(), 6U);
+}
+
 TEST(Digest, ReadsTheMetadataOfGguf) {
   const TempFolder folder;
   const auto digest = [&](const TinyLlama& model) {

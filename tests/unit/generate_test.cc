@@ -1,14 +1,18 @@
 // Drafts, and texts that go on from a file, against texts made token by token in one go.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <atomic>
 #include <cstring>
 
 #include "engine/generator.h"
+#include "engine/token_outputs.h"
 #include "regard/block_table.h"
 #include "regard/saved_sequence.h"
 #include "regard/tokenizer.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
+#include "support/thread_ranks.h"
 #include "support/tiny_llama.h"
 
 namespace regard::test {
@@ -121,6 +125,77 @@ TEST(Drafts, AreRefusedOutOfRange) {
 }
 
 // However the first part ended: on a token of a draft, or on one that refused it.
+// The same text on each rank but the last, whose head, which every rank has for itself, is damaged.
+struct Damaged : TempFolder {
+  [[nodiscard]] std::string model(bool damaged) {
+    GgufBuilder file = TinyLlama{.context = 400, .has_end_token = true}.gguf();
+    if (damaged) Speaker::scale(file.tensor("output.weight").data, -1);
+    return write(damaged ? "damaged.gguf" : "model.gguf", file.build());
+  }
+  // What all ranks get; `work` has the model, a prompt and the end tokens.
+  void expect_error(const std::string& begin, const std::string& values, const auto& work) {
+    std::atomic<int> refused = 0;
+    run_ranks(3, [&](const std::shared_ptr<Communicator>& world) {
+      const auto checkpoint = Checkpoint::open(model_of_[world->rank() == 2 ? 1 : 0]);
+      const auto tokenizer = Tokenizer::from(checkpoint);
+      Workspace workspace(1);
+      const Model model = Model::load(checkpoint, workspace.threads(), Ranks(world, {.tp_degree = 3}));
+      try {
+        work(model, tokenizer, workspace);
+      } catch (const Error& error) {
+        const std::string words = error.what();
+        if (words.find(begin) == 0 && words.find(values) != words.npos && words.find(" on rank 2,") != words.npos)
+          ++refused;
+        else
+          ADD_FAILURE() << words;
+      }
+    });
+    EXPECT_EQ(refused, 3);
+  }
+
+  std::array<std::string, 2> model_of_ = {model(false), model(true)};
+};
+
+TEST(RanksThatDriftApart, AreToldByTheTokenThatTheyDraw) {
+  Damaged damaged;
+  damaged.expect_error("ranks disagree: the token drawn at position 2 is ", " on ranks 0, 1, ",
+                       [](const Model& model, const Tokenizer& tokenizer, Workspace& workspace) {
+                         const Ids prompt = {70, 71};
+                         (void)generate(model, prompt, tokenizer.end_tokens(), {.max_tokens = 5}, workspace);
+                       });
+}
+
+TEST(RanksThatDriftApart, AreToldByTheLogitsThatTheyScoreWith) {
+  Damaged damaged;
+  damaged.expect_error("ranks disagree: the checksum of the logits up to token 2 is ", " on ranks 0, 1, ",
+                       [](const Model& model, const Tokenizer&, Workspace& workspace) {
+                         const Ids text = {70, 71, 72};
+                         (void)score(model, text, workspace, [](int64_t) {});
+                       });
+  damaged.expect_error("ranks disagree: the checksum of the logits up to token 3 is ", " on ranks 0, 1, ",
+                       [](const Model& model, const Tokenizer&, Workspace& workspace) {
+                         const Ids text = {70, 71, 72};
+                         (void)outputs_of(model, text, {}, workspace);
+                       });
+}
+
+// Whichever rank is interrupted, all end behind the same token.
+TEST(InterruptedRanks, StopTogether) {
+  Damaged folder;
+  run_ranks(3, [&](const std::shared_ptr<Communicator>& world) {
+    const auto checkpoint = Checkpoint::open(folder.model_of_[0]);
+    Workspace workspace(1);
+    const Model model = Model::load(checkpoint, workspace.threads(), Ranks(world, {.tp_degree = 3}));
+    int asked = 0;
+    const Ids prompt = {70, 71};
+    const auto result =
+        generate(model, prompt, {},
+                 {.max_tokens = 20, .interrupted = [&] { return world->rank() == 1 && ++asked == 4; }}, workspace);
+    EXPECT_EQ(result.tokens.size(), 4U);
+    EXPECT_TRUE(result.interrupted);
+  });
+}
+
 TEST(SavedTexts, GoOnAsIfTheyHadNeverStopped) {
   for (const int64_t window : {0, 20})
     for (const DType dtype : {DType::f32, DType::i8}) {
