@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "fuzz/memory_file.h"
+#include "regard/attention_config.h"
 #include "regard/cache.h"
 #include "regard/error.h"
 #include "regard/saved_sequence.h"

@@ -4,6 +4,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "regard/attention_config.h"
+#include "regard/cache.h"
 #include "regard/saved_sequence.h"
 #include "support/broken_files.h"
 #include "support/gguf_builder.h"
