@@ -1,3 +1,5 @@
+#include "engine/score.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -6,7 +8,6 @@
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
-#include "engine/score.h"
 #include "regard/model.h"
 #include "regard/tokenizer.h"
 

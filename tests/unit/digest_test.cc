@@ -51,7 +51,8 @@ TEST(Digest, ReadsAllOfTheNumbersWhereAskedTo) {
   };
   EXPECT_EQ(digest(1000, DigestScope::samples), digest(1001, DigestScope::samples));
   std::set<std::string> whole;
-  for (const size_t changed : {0U, 1000U, 1001U, 4000U, 7000U, 7999U}) whole.insert(digest(changed, DigestScope::whole));
+  for (const size_t changed : {0U, 1000U, 1001U, 4000U, 7000U, 7999U})
+    whole.insert(digest(changed, DigestScope::whole));
   EXPECT_EQ(whole.size(), 6U);
 }
 
