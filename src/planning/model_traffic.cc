@@ -52,13 +52,16 @@ std::vector<int64_t> own_tokens_of(Stage stage, const std::vector<TokenRun>& run
   return own;
 }
 
-// Ranks that keep sequences, or some of their tokens, for others tell each other that their caches can take the call.
-LayerTraffic agreement_of(const AttentionConfig& attention, const ParallelConfig& config, int64_t ranks_per_host) {
+// Ranks that keep sequences, or some of their tokens, for others tell each other that their caches can take the step.
+LayerTraffic agreement_of(const ModelSpec& model, const ParallelConfig& config, int64_t ranks_per_host) {
   ExchangeCount count(config.tp_degree, ranks_per_host);
-  const int64_t row_size = config.tp_degree / config.attention_dp_degree;
-  const GqaSharding sharding(attention.num_attention_heads, attention.num_key_value_heads, row_size, config.gqa);
-  const bool shares_tokens = config.flash_decoding_enabled && !Mask::of(attention).reach() && sharding.kv_copies() > 1;
-  if (config.attention_dp_degree > 1 || shares_tokens)
+  const bool shares = std::ranges::any_of(model.layers, [&](const LayerSpec& layer) {
+    const AttentionConfig& c = layer.attention;
+    const GqaSharding sharding(c.num_attention_heads, c.num_key_value_heads,
+                               config.tp_degree / config.attention_dp_degree, config.gqa);
+    return config.flash_decoding_enabled && !Mask::of(c).reach() && sharding.kv_copies() > 1;
+  });
+  if (config.attention_dp_degree > 1 || shares)
     count.gather(ExchangeCount::Groups::all(config.tp_degree), 1, &RankTraffic::agreement,
                  [](int64_t) { return int64_t{1}; });
   return std::move(count).traffic();
@@ -86,9 +89,9 @@ ModelTraffic model_traffic(const ModelSpec& model, Stage stage, const std::vecto
         stage == Stage::prefill ? prefill_traffic(call, config, ranks_per_host)
                                 : decode_traffic(call, config, ranks_per_host),
         count);
-    add(traffic.attention, agreement_of(layer->attention, config, ranks_per_host), count);
     add(traffic.rest, mlp_traffic(layer->mlp, model.hidden_size, tokens, own_tokens, config, ranks_per_host), count);
   }
+  add(traffic.attention, agreement_of(model, config, ranks_per_host), 1);
   if (!own_tokens.empty()) add(traffic.rest, gathered_rows_traffic(model.hidden_size, own_tokens, ranks_per_host), 1);
   return traffic;
 }

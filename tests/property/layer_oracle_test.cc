@@ -63,6 +63,7 @@ TEST(Layers, EqualTheOracleWithoutACache) {
     input.hidden_states = hidden;
     input.spans = spans;
     input.lse = true;
+    input.present_key_value = true;
     if (norms) input.rmsnorm = {gain.data(), {layer.config().input_size()}};
     if (adds) input.residual = residual;
     if (rotates) input.rotary_position_ids = rotary;
