@@ -51,13 +51,13 @@ std::shared_ptr<Communicator> world(const Session& session, std::chrono::millise
   require(timeout.count() >= 0, "mpi: timeout is {} ms, expected 0 or more", timeout.count());
   MPI_Comm own = MPI_COMM_NULL;
   check(MPI_Comm_dup(MPI_COMM_WORLD, &own), "MPI_Comm_dup");
-  return std::make_shared<MpiCommunicator>(own, std::make_shared<Family>(session.roll_call_, timeout));
+  return std::make_shared<MpiCommunicator>(own, std::make_shared<Family>(Family{session.roll_call_, timeout}));
 }
 
 int cores_per_rank(const Session& session) {
   MPI_Comm handle = MPI_COMM_NULL;
   check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &handle), "MPI_Comm_split_type");
-  MpiCommunicator machine(handle, std::make_shared<Family>(session.roll_call_, kTimeout));
+  MpiCommunicator machine(handle, std::make_shared<Family>(Family{session.roll_call_, kTimeout}));
   cpu_set_t own;
   CPU_ZERO(&own);
   // Where the system does not tell, the set stays empty.
