@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "regard/attend.h"
-#include "support/error_budget.h"
+#include "support/attend_oracle.h"
 #include "support/error_of.h"
-#include "support/plain_f32.h"
 #include "support/property.h"
 #include "support/random.h"
 #include "support/rounding.h"
@@ -146,24 +145,6 @@ class CrossScene {
   std::vector<std::vector<float>> keys_, values_;  // by slot
 };
 
-std::string difference(const OracleAttendInput& input, std::span<const float> out, std::span<const float> lse) {
-  const OracleAttended exact = oracle_attend(input);
-  ErrorBudget out_budget;
-  ErrorBudget lse_budget;
-  for (int order = 0; order < orders_for(input.queries.rows * input.heads); ++order) {
-    const PlainAttended plain = plain_attend(input, order);
-    for (size_t i = 0; i < plain.out.size(); ++i)
-      out_budget.add_plain(exact.out.numbers[i], plain.out[i], plain.out_sensitivity[i]);
-    for (size_t i = 0; i < plain.lse.size(); ++i)
-      lse_budget.add_plain(exact.lse.numbers[i], plain.lse[i], plain.lse_sensitivity[i]);
-  }
-  for (size_t i = 0; i < out.size(); ++i) out_budget.add_ours(exact.out.numbers[i], out[i]);
-  for (size_t i = 0; i < lse.size(); ++i) lse_budget.add_ours(exact.lse.numbers[i], lse[i]);
-  if (!out_budget.holds()) return "attended values: " + rc::toString(out_budget);
-  if (!lse_budget.holds()) return "log of sums: " + rc::toString(lse_budget);
-  return "";
-}
-
 // Each span against the oracle, and, bit for bit, against a call of its own.
 void check(const CrossCase& c) {
   const CrossScene scene(c);
@@ -172,7 +153,7 @@ void check(const CrossCase& c) {
   for (const Span& span : c.spans) {
     const auto own_out = out.view().slice(0, first, span.count).elements<float>();
     const auto own_lse = lse.view().slice(0, first, span.count).elements<float>();
-    const std::string found = difference(scene.oracle_input(span, first), own_out, own_lse);
+    const std::string found = difference_from_oracle(scene.oracle_input(span, first), own_out, own_lse);
     if (!found.empty()) RC_FAIL(found);
     const auto alone = scene.attend_to({&span, 1}, first);
     RC_ASSERT(std::ranges::equal(own_out, alone.first.elements<float>()));
