@@ -1,6 +1,7 @@
 #include "layers/context_exchange.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/workspace.h"
 
@@ -20,6 +21,12 @@ int64_t scales_a_head(const KvFormat& format, int64_t heads, int64_t width) {
   if (format.scaling == KvScaling::per_head) return 1;
   const bool of_one = scales == width && heads > 1;
   return format.scaling == KvScaling::per_channel && !of_one ? width : 0;
+}
+
+std::vector<int64_t> all_of(const Ranks& ranks) {
+  std::vector<int64_t> all(static_cast<size_t>(ranks.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
 }
 
 }  // namespace
@@ -140,11 +147,9 @@ void ContextExchange::put(size_t sequence, int64_t position, int64_t head, const
 // What was kept before the spans and this row's tokens see. Every rank takes its part in each window.
 void ContextExchange::fetch_prior() {
   if (cache_ == nullptr) return;
-  std::vector<int64_t> everyone(static_cast<size_t>(place_.ranks.size()));
-  for (size_t i = 0; i < everyone.size(); ++i) everyone[i] = static_cast<int64_t>(i);
   const TokenShare own = keeping_.token_share();
   for (const Interval& window : plan_.prior_windows()) {
-    KvTransfer transfer(plan_.prior(rank_, window), rank_, everyone, context_->stored_bytes(),
+    KvTransfer transfer(plan_.prior(rank_, window), rank_, all_of(place_.ranks), context_->stored_bytes(),
                         [&](const KvMove& move, int64_t, int64_t position, int64_t head, std::byte* to) {
                           const auto slot = own_slot(plan_.sequences()[move.sequence]);
                           cache_->get_stored(*slot, own.count_below(position), head, to);
@@ -260,9 +265,7 @@ void ContextExchange::keep_window(Interval window) {
   }
   const KvHolders& holders = plan_.holders();
   if (holders.keeps_what_it_computes()) return;
-  std::vector<int64_t> everyone(static_cast<size_t>(place_.ranks.size()));
-  for (size_t i = 0; i < everyone.size(); ++i) everyone[i] = static_cast<int64_t>(i);
-  KvTransfer transfer(plan_.missing(rank_, window), rank_, everyone, context_->stored_bytes(),
+  KvTransfer transfer(plan_.missing(rank_, window), rank_, all_of(place_.ranks), context_->stored_bytes(),
                       [&](const KvMove& move, int64_t, int64_t position, int64_t head, std::byte* to) {
                         const Held* from = held(move.sequence, position);
                         context_->get_stored(from->slot, position - from->origin, head, to);
