@@ -177,6 +177,7 @@ void expect_layer_equals(const std::string& name) {
   input.hidden_states = hidden;
   const Tensor positions = plain(file, "position_ids");
   input.position_ids = positions;
+  input.present_key_value = input.angles = true;
   const auto [out, kv, cos, sin] = attention.forward(input);
   const Tensor expected = plain(file, "output");
   const double tolerance = 2 * number(file, "f32_error");
