@@ -45,9 +45,6 @@ std::vector<int32_t> all_tokens(const ModelSpec& spec, const GenerationRequest& 
 }
 
 Text begin_text(const Model& model, const GenerationRequest& request, const GenerateOptions& options) {
-  require(model.ranks().size() == 1 || (options.restore_from.empty() && options.save_to.empty()),
-          "generate: a sequence is to be saved or restored by {} ranks, expected 1: each has only a part of it",
-          model.ranks().size());
   const bool restored = !options.restore_from.empty();
   Text text{.tokens = all_tokens(model.spec(), request, options), .caches = {}};
   // What is cached already does not run, so the model can't tell.
@@ -60,7 +57,7 @@ Text begin_text(const Model& model, const GenerationRequest& request, const Gene
                                    .dtype = options.cache_dtype,
                                    .speculation_length = options.draft_length});
   if (restored) {
-    (void)restore_sequence(options.restore_from, text.caches, 0, options.model_digest);
+    (void)restore_sequence(options.restore_from, model, text.caches, 0, options.model_digest);
     text.cached = text.caches.front().length(0);
     text.take_back(model);
   }
@@ -165,7 +162,8 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
   result.decode_seconds = decode.seconds();
   static_cast<GeneratedText&>(result) = continuation.take();
   require(result.finish != FinishReason::error, "{}", result.error);
-  if (!options.save_to.empty()) save_sequence(options.save_to, text.caches, 0, text.tokens, options.model_digest);
+  if (!options.save_to.empty())
+    save_sequence(options.save_to, model, text.caches, 0, text.tokens, options.model_digest);
   return result;
 }
 
