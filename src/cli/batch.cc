@@ -168,6 +168,9 @@ Fields settings(const Options& options) {
 }
 
 void run(const Options& options) {
+  require(options.ranks.dp == 1 && !options.ranks.flash_decoding,
+          "{} is given, but each rank of a batch has all sequences; give --tp, and --cp for long prompts",
+          options.ranks.flash_decoding ? "--flash-decoding" : fmt::format("--dp {}", options.ranks.dp));
   const CommandRanks ranks(options.ranks, settings(options));
   std::vector<BatchRequest> requests;
   if (ranks.speaks()) requests = read_requests(options);
