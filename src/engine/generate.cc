@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <chrono>
+#include <memory>
 
 #include "engine/check_tokens.h"
 #include "engine/continuation.h"
+#include "engine/model_drafter.h"
 #include "engine/prompt_lookup.h"
 #include "engine/stopwatch.h"
 #include "parallel/same_values.h"
@@ -94,8 +96,18 @@ bool agree_on(const Drawn& own, size_t position, const Model& model) {
 
 void check_options(const GenerationRequest& request, const TextEnds& ends, const GenerateOptions& options) {
   check_settings(request, ends);
-  require(options.draft_length >= 0 && options.draft_length <= kLongestDraft,
-          "the draft's length is {}, expected 0 to {}", options.draft_length, kLongestDraft);
+  const int64_t shortest = options.draft_model == nullptr ? 0 : 1;
+  require(options.draft_length >= shortest && options.draft_length <= kLongestDraft,
+          "the draft's length is {}, expected {} to {}", options.draft_length, shortest, kLongestDraft);
+}
+
+std::unique_ptr<Drafter> make_drafter(const Model& model, const Text& text, const GenerateOptions& options,
+                                      Workspace& workspace) {
+  if (options.draft_model == nullptr) return std::make_unique<PromptLookup>(options.draft_length);
+  const int64_t vocabulary =
+      options.tokenizer == nullptr ? model.spec().vocab_size : options.tokenizer->vocabulary_size();
+  const KvCacheOptions cache{.slots = 1, .capacity = static_cast<int64_t>(text.most), .dtype = options.cache_dtype};
+  return std::make_unique<ModelDrafter>(*options.draft_model, options.draft_length, vocabulary, cache, workspace);
 }
 
 GenerationRequest without_prompt(const GenerationRequest& request) {
@@ -117,8 +129,8 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
   check_options(request, ends, options);
   Text text = begin_text(model, request, options);
   Continuation continuation(without_prompt(request), ends, text.room());
-  PromptLookup lookup(options.draft_length);
-  lookup.extend(text.tokens);
+  const std::unique_ptr<Drafter> drafter = make_drafter(model, text, options, workspace);
+  drafter->extend(text.tokens);
   GenerateResult result;
   result.restored_tokens = text.cached;
   result.prefill_tokens = text.pending();
@@ -136,7 +148,7 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
     const bool interrupted = options.interrupted && options.interrupted();
     result.interrupted = agree_on({*token, interrupted ? 1 : 0}, text.tokens.size(), model);
     text.tokens.push_back(*token);
-    lookup.extend({&*token, 1});
+    drafter->extend({&*token, 1});
     continuation.report();
     if (result.interrupted && !continuation.ended()) continuation.end(FinishReason::cancelled);
     return !continuation.ended();
@@ -151,12 +163,12 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
       if (!more) break;
       more = draw(accepted);
     }
-    lookup.judge(drafted, accepted);
+    drafter->judge(drafted, accepted);
     result.draft_tokens += drafted;
     result.accepted_tokens += accepted;
     text.take_back(model);
     if (!more) break;
-    draft = lookup.draft(text.room() - 1);
+    draft = drafter->draft(text.room() - 1);
     logits = run_pending(model, text, draft, Model::Logits::all, workspace);
   }
   result.decode_seconds = decode.seconds();

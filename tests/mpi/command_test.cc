@@ -277,6 +277,17 @@ TEST(RanksOfMpirun, ContinueASavedSequenceAsOneRankDoes) {
   }
 }
 
+TEST(RanksOfMpirun, LetASmallerModelGuess) {
+  const ModelFolder folder({.context = 256, .has_end_token = false});
+  const ModelFolder small({.layers = 1, .context = 256, .has_end_token = false, .seed = 2});
+  const Words plain = {"--deterministic", "--max-tokens", "40"};
+  Words guessed = plain;
+  guessed.insert(guessed.end(), {"--draft-model", small.gguf});
+  const auto result = json_of(launch({generate_json(2, folder.gguf, guessed)}));
+  EXPECT_EQ(result["tokens"], json_of(launch({generate_json(1, folder.gguf, plain)}))["tokens"]);
+  EXPECT_GT(result["draft_tokens"], 0);
+}
+
 constexpr const char* kRequests =
     R"({"id": "a", "prompt": "the inn", "max_tokens": 40}
 {"id": "b", "prompt": "the inn was", "max_tokens": 20, "temperature": 2, "seed": 3}
