@@ -33,7 +33,8 @@ class Drafter {
 
   // Appends to the text.
   virtual void extend(std::span<const int32_t> tokens) = 0;
-  // At most `room` tokens that may come next; none where nothing is worth a guess.
+  // At most `room` tokens that may come next; none where nothing is worth a guess. Until the next draft the text grows
+  // by what of this one comes true, and one token.
   [[nodiscard]] virtual std::vector<int32_t> draft(int64_t room) = 0;
   // Tells how many tokens of the last draft came true.
   virtual void judge(int64_t drafted, int64_t accepted) = 0;

@@ -28,27 +28,22 @@ void ModelDrafter::extend(std::span<const int32_t> tokens) {
 }
 
 std::vector<int32_t> ModelDrafter::draft(int64_t room) {
+  // What came otherwise is the last token, which has to run in any case: its logits are needed.
+  cached_ = std::min(cached_, std::ssize(text_) - 1);
   // All tokens but the draft's last run.
   const int64_t count = std::min({length_.wanted(), room, caches_.front().capacity() - std::ssize(text_) + 1});
   std::vector<int32_t> draft;
   if (count < 1 || !understands_) return draft;
-  take_back();
-  draft.push_back(next_of(std::span(text_).subspan(cached_.size())));
+  draft.push_back(next_of(std::span(text_).subspan(static_cast<size_t>(cached_))));
   while (std::ssize(draft) < count) draft.push_back(next_of({&draft.back(), 1}));
   return draft;
 }
 
-// Forgets what has come otherwise, and the last token, whose logits are needed. The next call overwrites the rest.
-void ModelDrafter::take_back() {
-  const auto same = std::ranges::mismatch(cached_, text_).in1 - cached_.begin();
-  cached_.resize(static_cast<size_t>(std::min(same, std::ssize(text_) - 1)));
-}
-
 // The most likely token behind those that are cached and these.
 int32_t ModelDrafter::next_of(std::span<const int32_t> tokens) {
-  const Span span{.slot = 0, .first_position = std::ssize(cached_), .count = std::ssize(tokens)};
+  const Span span{.slot = 0, .first_position = cached_, .count = std::ssize(tokens)};
   const ConstTensorView logits = model_.forward(tokens, {&span, 1}, caches_, {}, workspace_);
-  cached_.insert(cached_.end(), tokens.begin(), tokens.end());
+  cached_ += span.count;
   return Sampler({.vocabulary = static_cast<int32_t>(vocabulary_)}).sample(logits[0].elements<float>());
 }
 

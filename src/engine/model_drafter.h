@@ -23,7 +23,6 @@ class ModelDrafter : public Drafter {
   void judge(int64_t drafted, int64_t accepted) override { length_.judge(drafted, accepted); }
 
  private:
-  void take_back();
   [[nodiscard]] int32_t next_of(std::span<const int32_t> tokens);
 
   const Model& model_;
@@ -32,8 +31,8 @@ class ModelDrafter : public Drafter {
   int64_t vocabulary_;  // of both models
   std::vector<KvCache> caches_;
   std::vector<int32_t> text_;
-  std::vector<int32_t> cached_;  // the tokens whose keys and values are there: of the text, and of the last draft
-  bool understands_ = true;      // the model has all tokens of the text
+  int64_t cached_ = 0;       // tokens whose keys and values are there: of the text, then of the last draft
+  bool understands_ = true;  // the model has all tokens of the text
 };
 
 }  // namespace regard
