@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -72,12 +73,14 @@ struct ChatMessage {
 
 /// The text that a chat template makes of a conversation, ready for the assistant's answer (the generation prompt is
 /// added). `chat_template` is the Jinja source; bos_token and eos_token are what it finds under those names.
-/// Renders as Python's Jinja2 does for transformers (trim_blocks, lstrip_blocks), without macros, includes, inheritance
-/// and the current time; upper and lower change ASCII letters only. A template may do anything and still ends soon, in
-/// little memory. Throws Error, with the line, for what is not understood or goes wrong, for what raise_exception says,
-/// for a template of more than 1 MB, a text of more than 16 MB, and texts that are not valid UTF-8.
-[[nodiscard]] std::string apply_chat_template(std::string_view chat_template, std::span<const ChatMessage> messages,
-                                              std::string_view bos_token, std::string_view eos_token);
+/// Renders as Python's Jinja2 does for transformers (trim_blocks, lstrip_blocks), macros included, without includes and
+/// inheritance; upper and lower change ASCII letters only. `now` is what strftime_now tells, as local time: a template
+/// that asks for the date gives another text tomorrow. A template may do anything and still ends soon, in little
+/// memory. Throws Error, with the line, for what is not understood or goes wrong, for what raise_exception says, for a
+/// template of more than 1 MB, a text of more than 16 MB, and texts that are not valid UTF-8.
+[[nodiscard]] std::string apply_chat_template(
+    std::string_view chat_template, std::span<const ChatMessage> messages, std::string_view bos_token,
+    std::string_view eos_token, std::chrono::system_clock::time_point now = std::chrono::system_clock::now());
 /// The same with the template that the checkpoint carries: chat_template.jinja, or else the one in
 /// tokenizer_config.json (the default of several), or else in GGUF metadata. Throws Error if it carries none.
 [[nodiscard]] std::string apply_chat_template(const Checkpoint& checkpoint, const Tokenizer& tokenizer,

@@ -58,17 +58,20 @@ std::string template_of(const Checkpoint& checkpoint, const nlohmann::json& conf
 }  // namespace
 
 std::string apply_chat_template(std::string_view chat_template, std::span<const ChatMessage> messages,
-                                std::string_view bos_token, std::string_view eos_token) {
+                                std::string_view bos_token, std::string_view eos_token,
+                                std::chrono::system_clock::time_point now) {
   check_text(chat_template, "the template");
   check_text(bos_token, "bos_token");
   check_text(eos_token, "eos_token");
   using jinja::Value;
-  return jinja::render(chat_template, {{"messages", Value(values_of(messages))},
-                                       {"add_generation_prompt", Value(true)},
-                                       {"bos_token", Value(bos_token)},
-                                       {"eos_token", Value(eos_token)},
-                                       {"tools", Value(Value::None())},
-                                       {"documents", Value(Value::None())}});
+  return jinja::render(chat_template,
+                       {{"messages", Value(values_of(messages))},
+                        {"add_generation_prompt", Value(true)},
+                        {"bos_token", Value(bos_token)},
+                        {"eos_token", Value(eos_token)},
+                        {"tools", Value(Value::None())},
+                        {"documents", Value(Value::None())}},
+                       now);
 }
 
 std::string apply_chat_template(const Checkpoint& checkpoint, const Tokenizer& tokenizer,

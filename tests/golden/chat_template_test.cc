@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <ctime>
+
 #include "golden/golden_files.h"
 #include "regard/error.h"
 #include "regard/tokenizer.h"
@@ -10,6 +13,18 @@ namespace regard {
 namespace {
 
 using nlohmann::json;
+
+std::chrono::system_clock::time_point now_of(const json& golden) {
+  const auto parts = golden["now"].get<std::vector<int>>();
+  std::tm time{.tm_sec = parts[5],
+               .tm_min = parts[4],
+               .tm_hour = parts[3],
+               .tm_mday = parts[2],
+               .tm_mon = parts[1] - 1,
+               .tm_year = parts[0] - 1900,
+               .tm_isdst = -1};
+  return std::chrono::system_clock::from_time_t(std::mktime(&time));
+}
 
 // A text where there is one; else an error, with its words if the template itself raised it.
 void expect_same(const json& golden, const std::string& source, const std::string& conversation, const json& test) {
@@ -20,7 +35,7 @@ void expect_same(const json& golden, const std::string& source, const std::strin
   std::string error;
   try {
     text = apply_chat_template(source, messages, golden["bos_token"].get<std::string>(),
-                               golden["eos_token"].get<std::string>());
+                               golden["eos_token"].get<std::string>(), now_of(golden));
   } catch (const Error& thrown) {
     error = thrown.what();
   }

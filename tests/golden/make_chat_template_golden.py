@@ -6,11 +6,13 @@
 "families" holds whole templates in the style of well-known models (written for this test, but for SmolLM2's own, which
 comes from the GGUF file), "conversations" lists of messages, and "cases" the text of each pair. "snippets" are small
 templates about one rule each, rendered with the first conversation. Where rendering fails, "error" stands in place of
-"text": the message that raise_exception had, or empty for all other failures.
+"text": the message that raise_exception had, or empty for all other failures. "now" is the local time that
+strftime_now tells.
 """
 
 import argparse
 import json
+from datetime import datetime
 from pathlib import Path
 
 import jinja2
@@ -23,6 +25,7 @@ from golden_writer import write
 
 HERE = Path(__file__).resolve().parent
 BOS, EOS = "<s>", "</s>"
+NOW = datetime(2024, 7, 4, 13, 5, 9)
 
 CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
@@ -239,6 +242,69 @@ nothing was said
 {% generation %}<|START_OF_TURN_TOKEN|><|{{ 'chatbot' | upper }}_TOKEN|>{% endgeneration %}
 """
 
+LLAMA31 = LLAMA3.replace("strftime_is_here", "strftime_now")
+
+HARMONY = """{#- Macros that call each other, as gpt-oss has them. #}
+{%- macro render_type(spec, required, is_nullable=false) -%}
+    {%- if spec.type == "array" -%}
+        {%- if spec['items'] -%}
+            {{- render_type(spec['items'], required) + "[]" }}
+        {%- else -%}
+            {{- "any[]" }}
+        {%- endif -%}
+        {%- if is_nullable or spec.nullable -%}
+            {{- " | null" }}
+        {%- endif -%}
+    {%- elif spec.type is defined and spec.type is iterable and spec.type is not string and spec.type is not mapping and spec.type[0] is defined -%}
+        {{- spec.type | join(" | ") }}
+    {%- elif spec.type == "object" -%}
+        {{- "{\n" }}
+        {%- for name, inner in spec.properties.items() -%}
+            {{- name -}}
+            {%- if name not in (spec.required or []) -%}
+                {{- "?" }}
+            {%- endif -%}
+            {{- ": " + render_type(inner, spec.required or []) }}
+            {%- if not loop.last -%}
+                {{- ", " }}
+            {%- endif -%}
+        {%- endfor -%}
+        {{- "}" }}
+    {%- else -%}
+        {{- spec.type }}
+    {%- endif -%}
+{%- endmacro -%}
+{%- macro build_system_message() -%}
+    {%- if model_identity is not defined %}
+        {%- set model_identity = "You are a model, trained by somebody." %}
+    {%- endif %}
+    {{- model_identity + "\n" }}
+    {{- "Knowledge cutoff: 2024-06\n" }}
+    {{- "Current date: " + strftime_now("%Y-%m-%d") + "\n\n" }}
+    {%- if reasoning_effort is not defined %}
+        {%- set reasoning_effort = "medium" %}
+    {%- endif %}
+    {{- "Reasoning: " + reasoning_effort + "\n\n" }}
+    {{- "# Valid channels: analysis, commentary, final. Channel must be included for every message." }}
+{%- endmacro -%}
+{{- "<|start|>system<|message|>" }}
+{{- build_system_message() }}
+{{- "<|end|>" }}
+{%- set spec = {"type": "object", "required": ["a"], "properties": {"a": {"type": "array", "items": {"type": "string"}}, "b": {"type": ["number", "null"]}, "c": {"type": "array", "items": {"type": "number"}, "nullable": true}}} %}
+{{- render_type(spec, []) }}
+{%- for message in messages -%}
+    {%- if message.role == "assistant" -%}
+        {%- set channel = "final" if loop.last else "analysis" %}
+        {{- "<|start|>assistant<|channel|>" + channel + "<|message|>" + message.content + "<|end|>" }}
+    {%- else -%}
+        {{- "<|start|>" + message.role + "<|message|>" + message.content + "<|end|>" }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|start|>assistant
+{%- endif -%}
+"""
+
 CONVERSATIONS = {
     "one_question": [("user", "Why is the sky blue?")],
     "with_system": [("system", "You answer in one word."), ("user", "Why is the sky blue?")],
@@ -334,6 +400,18 @@ SNIPPETS = [
     "{{ none is none }} {{ nothing is none }} {{ none is not none }} {{ true is true }} {{ 1 is true }} {{ false is false }} {{ 0 is false }}", "{{ 3 is odd }} {{ 3 is even }} {{ -3 is odd }} {{ 6 is divisibleby(3) }} {{ 7 is divisibleby 3 }}",
     "{{ 1 is eq(1) }} {{ 'a' is equalto 'a' }} {{ 1 is ne 2 }} {{ 'a' is in ['a'] }} {{ 'a' is in 'abc' }} {{ true is sameas true }} {{ 1 is sameas true }}", "{{ nothing is string }} {{ nothing is iterable }} {{ nothing is mapping }}",
     "{{ 'a' is not string or true }} {{ not 'a' is string }}", "{{ x is defined and x.y }}|{{ messages[0].missing is defined }}|{{ messages[0]['role'] is defined }}",
+    # Macros and functions.
+    "{% macro f(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ f(1) }} {{ f(1, 3) }} {{ f(b=1, a=2) }} {{ f() }} {{ f(1) | upper ~ 'x' }}", "{% macro f(a, b=a + 1, c=b + 1) %}{{ c }}{% endmacro %}{{ f(1) }}{{ f(1, c=5) }}{{ f(1, 7) }}",
+    "{% macro f() -%}\n  a\n  {%- if true %} b{% endif %}\n{% endmacro %}[{{ f() }}]\n[{{- f() -}}]", "{% macro f() %}{% endmacro %}[{{ f() }}]{{ f is defined }}{{ f is callable }}{{ g is callable }}{% if f %}x{% endif %}",
+    "{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(5) }}", "{% macro f(n) %}{{ n }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "{% set x = 1 %}{% macro f() %}{{ x }}{% set x = 3 %}{{ x }}{% endmacro %}{% set x = 2 %}{{ x }}", "{% set x = 1 %}{% macro f() %}{{ x }}{% endmacro %}{% set x = 2 %}{{ f() }}", "{% macro f() %}{{ later }}{% endmacro %}{% set later = 2 %}{{ f() }}",
+    "{% macro f() %}{{ x }}{{ loop }}{% endmacro %}{% for x in [1, 2] %}{{ f() }};{% endfor %}", "{% for x in [1, 2] %}{% macro f(y) %}{{ x }}{{ y }}{% endmacro %}{{ f('a') }}{% endfor %}{{ f is defined }}",
+    "{% macro f() %}{{ messages[0].role }}{{ bos_token }}{% endmacro %}{{ f() }}", "{% macro f(x) %}{% for i in x %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}{% endmacro %}{{ f([1, 2, 3]) }}",
+    "{% macro f(g) %}{{ g(1) }}{% endmacro %}{% macro h(x) %}<{{ x }}>{% endmacro %}{{ f(h) }}", "{% macro f(a) %}{{ a is defined }}{% endmacro %}{{ f() }}{{ f(none) }}", "{% set ns = namespace(n=0) %}{% macro f() %}{% set ns.n = ns.n + 1 %}{% endmacro %}{{ f() }}{{ f() }}{{ ns.n }}",
+    "{% macro f() %}a{% endmacro f %}{{ f() }}", "{% macro f(a,) %}{{ a }}{% endmacro %}{{ f(1,) }}", "{% macro f() %}1{% endmacro %}{% macro f() %}2{% endmacro %}{{ f() }}", "{{ f() }}{% macro f() %}1{% endmacro %}", "{% set f = range %}{{ f(3) | list | tojson }}",
+    "{{ range is defined }} {{ namespace is defined }} {{ strftime_now is defined }} {{ raise_exception is defined }} {{ no_function is defined }} {{ range is callable }}", "{% set range = 1 %}{{ range }}", "{% set range = 1 %}{{ range(2) }}",
+    "{{ strftime_now('%d %b %Y') }}|{{ strftime_now('%Y-%m-%d %H:%M:%S %j %A %B %p %I %y %% x') }}|{{ strftime_now('') }}|{{ strftime_now('%f %Z%z') }}|{{ strftime_now('no') }}", "{{ strftime_now() }}", "{{ strftime_now(1) }}", "{{ strftime_now('%Y', 2) }}",
+    "{% macro f(a) %}{% endmacro %}{{ f(1, 2) }}", "{% macro f(a) %}{% endmacro %}{{ f(b=1) }}", "{% macro f(a) %}{% endmacro %}{{ f(1, a=1) }}", "{% macro f(a=1, b) %}{% endmacro %}", "{% macro f %}{% endmacro %}", "{% macro f( %}{% endmacro %}", "{% macro f() %}", "{% endmacro %}", "{% macro f() %}{% endfor %}", "{% for i in [1] %}{% macro f() %}{% break %}{% endmacro %}{% endfor %}",
     # What fails.
     "{{ raise_exception('on purpose: é') }}", "{% if false %}{{ raise_exception('not reached') }}{% endif %}ok", "{{ nothing.more }}", "{{ nothing['more'] }}", "{{ nothing + 1 }}", "{{ nothing() }}",
     "{{ 1 + 'a' }}", "{{ 'a' + 1 }}", "{{ 'a' + none }}", "{{ [] + 'a' }}", "{{ 1 < 'a' }}", "{{ none < 1 }}", "{{ 1 / 0 }}", "{{ 1 // 0 }}", "{{ 1 % 0 }}", "{{ 1.5 / 0 }}",
@@ -368,6 +446,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     result = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     result.filters["tojson"] = tojson
     result.globals["raise_exception"] = raise_exception
+    result.globals["strftime_now"] = lambda format: NOW.strftime(format)
     return result
 
 
@@ -396,7 +475,7 @@ def main() -> None:
     families = {
         "smollm2": template_of_gguf(args.model), "chatml": CHATML, "llama2": LLAMA2, "llama3": LLAMA3,
         "mistral": MISTRAL, "gemma": GEMMA, "gemma_with_system": GEMMA_SYSTEM, "phi": PHI, "qwen": QWEN,
-        "qwen_thinking": QWEN_THINKING, "deepseek": DEEPSEEK, "zephyr": ZEPHYR, "command": COMMAND,
+        "qwen_thinking": QWEN_THINKING, "deepseek": DEEPSEEK, "llama31": LLAMA31, "harmony": HARMONY, "zephyr": ZEPHYR, "command": COMMAND,
     }
     cases = [{"family": family, "conversation": name} | render(template, conversation)
              for family, template in families.items() for name, conversation in CONVERSATIONS.items()]
@@ -409,7 +488,7 @@ def main() -> None:
     conversations = {name: [{"role": r, "content": c} for r, c in turns] for name, turns in CONVERSATIONS.items()}
     write(args.out / "chat_templates.json",
           f'{{"made_with": {json.dumps({"jinja2": jinja2.__version__})},\n'
-          f'"bos_token": "{BOS}", "eos_token": "{EOS}",\n'
+          f'"now": {json.dumps(NOW.timetuple()[:6])},\n"bos_token": "{BOS}", "eos_token": "{EOS}",\n'
           f'"families": {json.dumps(families, ensure_ascii=False, indent=0)},\n'
           f'"conversations": {json.dumps(conversations, ensure_ascii=False, indent=0)},\n'
           f'"cases": [\n{lines(cases)}\n],\n"snippets": [\n{lines(snippets)}\n]}}\n')

@@ -72,14 +72,20 @@ TEST(ChatTemplate, NamesWhatItDoesNotUnderstandAndTheLine) {
     const char* source;
     const char* error;
   };
-  constexpr std::array<Case, 17> kCases = {{
-      {"a\n{% macro f(x) %}{% endmacro %}", "line 2: the statement {% macro %} is not understood here"},
+  constexpr std::array<Case, 23> kCases = {{
+      {"a\n{% call f(x) %}{% endcall %}", "line 2: the statement {% call %} is not understood here"},
       {"{% include 'x' %}", "the statement {% include %} is not understood here"},
       {"{% if true %}{% endfor %}{% endif %}", "the statement {% endfor %} is not understood here"},
       {"{{ 'a' | wordwrap }}", "the filter \"wordwrap\" is not understood"},
-      {"{{ 'a' is callable }}", "the test \"callable\" is not understood"},
+      {"{{ 'a' is escaped }}", "the test \"escaped\" is not understood"},
       {"{{ 'a'.zfill(3) }}", "the method of a string \"zfill\" is not understood"},
-      {"{{ strftime_now('%Y') }}", "the function \"strftime_now\" is not understood"},
+      {"{{ cycler('a') }}", "the function \"cycler\" is not understood"},
+      {"{% set f = 1 %}{{ f(2) }}", "\"f\" is a number, expected a function"},
+      {"{% macro f(a) %}{{ 1 / 0 }}{% endmacro %}\n\n{{ f(1) }}", "line 1: division by zero"},
+      {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "macros call each other more than 50 deep"},
+      {"{% macro f() %}{% endmacro %}{{ f(1) }}", "the macro \"f\" has 1 arguments, expected 0 at most"},
+      {"{% macro f(a) %}{% endmacro %}{{ f(1, a=2) }}", "the argument \"a\" comes twice"},
+      {"{{ strftime_now(1) }}", "strftime_now has other arguments than a format"},
       {"{{ nothing.content }}", "the undefined 'nothing' has no \"content\""},
       {"{{ 'a' + 1 }}", "+ of a string and a number is not understood"},
       {"{{ messages }}", "a list can't be written as text, except by tojson"},
@@ -189,19 +195,20 @@ TEST(ChatTemplate, RendersALongConversationWellWithinTheLimits) {
 
 // Pieces of templates in any order and number: whatever comes out, it is text or an Error with a sentence.
 TEST(ChatTemplate, SurvivesAnyMixtureOfPieces) {
-  constexpr std::array<std::string_view, 84> kPieces = {
-      "{{",      "}}",         "{%",     "%}",       "{%-",        "-%}",         "{{-",
-      "-}}",     "{#",         "#}",     "{%+",      "+%}",        " ",           "\n",
-      "if",      "else",       "elif",   "endif",    "for",        "in",          "endfor",
-      "set",     "endset",     "not",    "and",      "or",         "is",          "defined",
-      "none",    "true",       "loop",   "messages", "ns",         "x",           "namespace",
-      "range",   "(",          ")",      "[",        "]",          "{",           "}",
-      ",",       ":",          ".",      "|",        "=",          "==",          "!=",
-      "<",       "+",          "-",      "*",        "/",          "//",          "%",
-      "~",       "**",         "0",      "1",        "-1",         "99999999999", "1.5",
-      "1e9",     "'a'",        "\"b\"",  "'",        "\\",         "'\\x41'",     "role",
-      "content", "trim",       "tojson", "split",    "replace",    "join",        "default",
-      "first",   "selectattr", "items",  "break",    "generation", "\xC3\xA9",    "\xF0\x9F\x99\x82"};
+  constexpr std::array<std::string_view, 88> kPieces = {
+      "{{",      "}}",         "{%",     "%}",          "{%-",        "-%}",         "{{-",
+      "-}}",     "{#",         "#}",     "{%+",         "+%}",        " ",           "\n",
+      "if",      "else",       "elif",   "endif",       "for",        "in",          "endfor",
+      "set",     "endset",     "not",    "and",         "or",         "is",          "defined",
+      "none",    "true",       "loop",   "messages",    "ns",         "x",           "namespace",
+      "range",   "(",          ")",      "[",           "]",          "{",           "}",
+      ",",       ":",          ".",      "|",           "=",          "==",          "!=",
+      "<",       "+",          "-",      "*",           "/",          "//",          "%",
+      "~",       "**",         "0",      "1",           "-1",         "99999999999", "1.5",
+      "1e9",     "'a'",        "\"b\"",  "'",           "\\",         "'\\x41'",     "role",
+      "content", "trim",       "tojson", "split",       "replace",    "join",        "default",
+      "first",   "selectattr", "items",  "break",       "generation", "\xC3\xA9",    "\xF0\x9F\x99\x82",
+      "macro",   "endmacro",   "f",      "strftime_now"};
   constexpr uint64_t kSeed = 20240607;
   std::mt19937_64 random(kSeed);
   int rendered = 0;

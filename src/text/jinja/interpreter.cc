@@ -1,5 +1,9 @@
 #include "text/jinja/interpreter.h"
 
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <iterator>
 #include <map>
 
 #include "text/jinja/arithmetic.h"
@@ -11,9 +15,41 @@ namespace {
 
 using Scope = std::map<std::string, Value, std::less<>>;
 
+// Python's datetime.now().strftime(format): C's, but that a time without a zone has no text for it.
+std::string time_text(std::chrono::system_clock::time_point now, const std::string& format) {
+  constexpr size_t kMostBytes = 1000;
+  require(format.size() <= kMostBytes, "strftime_now has a format of {} bytes, expected {} at most", format.size(),
+          kMostBytes);
+  const auto seconds = std::chrono::floor<std::chrono::seconds>(now);
+  const std::time_t time = std::chrono::system_clock::to_time_t(seconds);
+  std::tm parts{};
+  localtime_r(&time, &parts);
+  // The space tells an empty text from one that does not fit.
+  std::string known = " ";
+  for (size_t i = 0; i < format.size(); ++i) {
+    const bool directive = format[i] == '%' && i + 1 < format.size();
+    const char kind = directive ? format[++i] : '\0';
+    if (kind == 'f')
+      known += fmt::format("{:06}", std::chrono::duration_cast<std::chrono::microseconds>(now - seconds).count());
+    else if (directive && kind != 'z' && kind != 'Z')
+      known += {'%', kind};
+    else if (!directive)
+      known += format[i] == '%' ? "%%" : std::string(1, format[i]);
+  }
+  std::array<char, 16 * kMostBytes> text;
+  const size_t size = std::strftime(text.data(), text.size(), known.c_str(), &parts);
+  require(size > 0, "strftime_now comes to a text of more than {} bytes", text.size());
+  return {text.data() + 1, size - 1};
+}
+
 class Interpreter {
  public:
-  explicit Interpreter(const Value::Map& variables) : scopes_{Scope(variables.begin(), variables.end())} {}
+  Interpreter(const Value::Map& variables, std::chrono::system_clock::time_point now) : now_(now) {
+    Scope& ready = scopes_.emplace_back();
+    for (const char* name : {"namespace", "range", "raise_exception", "strftime_now"})
+      ready[name] = add({.name = name});
+    scopes_.emplace_back(variables.begin(), variables.end());
+  }
 
   std::string run(const std::vector<Statement>& statements) {
     std::string out;
@@ -26,6 +62,13 @@ class Interpreter {
   }
 
  private:
+  // A macro where there is a statement.
+  struct Function {
+    std::string name;
+    const Statement* macro = nullptr;
+    size_t scopes = 0;  // that it sees: those around its definition
+  };
+
   // What comes after a statement.
   enum class Flow : uint8_t { next, break_loop, continue_loop };
 
@@ -57,6 +100,9 @@ class Interpreter {
         return execute(evaluate(*statement.expression).truthy() ? statement.body : statement.otherwise, out);
       case Statement::Kind::block:
         return execute_in_scope(statement.body, out, {});
+      case Statement::Kind::macro:
+        scopes_.back()[statement.text] = add({.name = statement.text, .macro = &statement, .scopes = scopes_.size()});
+        return Flow::next;
       case Statement::Kind::break_loop:
         return Flow::break_loop;
       case Statement::Kind::continue_loop:
@@ -252,7 +298,19 @@ class Interpreter {
     return result;
   }
 
-  Value call_function(const std::string& name, const Arguments& given) {
+  Value add(Function function) {
+    functions_.push_back(std::move(function));
+    return Value(Value::Function{functions_.size() - 1});
+  }
+
+  Value call_function(const std::string& called, const Arguments& given) {
+    const Value callee = variable(called);
+    require(!callee.is_undefined(), "the function \"{}\" is not understood", called.substr(0, 80));
+    require(callee.function().has_value(), "\"{}\" is {}, expected a function", called.substr(0, 80),
+            callee.describe());
+    const Function function = functions_[callee.function()->index];
+    if (function.macro != nullptr) return call_macro(function, given);
+    const std::string& name = function.name;
     if (name == "namespace") return make_namespace(given);
     if (name == "range") return make_range(given);
     if (name == "raise_exception") {
@@ -260,7 +318,52 @@ class Interpreter {
               given.positional.size());
       fail("{}", to_text(given.positional.front()));
     }
-    fail("the function \"{}\" is not understood", name.substr(0, 80));
+    require(given.positional.size() == 1 && given.named.empty() && given.positional.front().text() != nullptr,
+            "strftime_now has other arguments than a format");
+    return Value(time_text(now_, *given.positional.front().text()));
+  }
+
+  // Sees what stands around its definition, not around the call.
+  Value call_macro(const Function& function, const Arguments& given) {
+    require(++calls_ <= kMostCalls, "macros call each other more than {} deep", kMostCalls);
+    require(function.scopes <= scopes_.size(), "the macro \"{}\" is called outside of what it was defined in",
+            function.name.substr(0, 80));
+    const auto first_hidden = scopes_.begin() + static_cast<std::ptrdiff_t>(function.scopes);
+    std::vector<Scope> hidden(std::make_move_iterator(first_hidden), std::make_move_iterator(scopes_.end()));
+    scopes_.resize(function.scopes);
+    scopes_.emplace_back();
+    bind_parameters(*function.macro, given);
+    std::string text;
+    const int line = line_;
+    (void)execute(function.macro->body, text);
+    line_ = line;
+    scopes_.pop_back();
+    std::ranges::move(hidden, std::back_inserter(scopes_));
+    --calls_;
+    return Value(std::move(text));
+  }
+
+  // Defaults may name the parameters before them.
+  void bind_parameters(const Statement& macro, const Arguments& given) {
+    const auto& parameters = macro.targets;
+    require(given.positional.size() <= parameters.size(), "the macro \"{}\" has {} arguments, expected {} at most",
+            macro.text.substr(0, 80), given.positional.size(), parameters.size());
+    const size_t without_default = parameters.size() - macro.defaults.size();
+    size_t named = 0;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      budget_.spend(1 + given.named.size());
+      const auto found = std::ranges::find(given.named, parameters[i], &Value::Map::value_type::first);
+      const bool is_named = found != given.named.end();
+      named += is_named ? 1 : 0;
+      require(!is_named || i >= given.positional.size(), "the argument \"{}\" comes twice",
+              parameters[i].substr(0, 80));
+      scopes_.back()[parameters[i]] = i < given.positional.size() ? given.positional[i]
+                                      : is_named                  ? found->second
+                                      : i >= without_default      ? evaluate(macro.defaults[i - without_default])
+                                                                  : Value(Value::Undefined{parameters[i]});
+    }
+    require(named == given.named.size(),
+            "the macro \"{}\" has an argument with a keyword that is none of its parameters", macro.text.substr(0, 80));
   }
 
   Value make_namespace(const Arguments& given) {
@@ -289,18 +392,23 @@ class Interpreter {
     return Value(std::move(list));
   }
 
+  static constexpr int kMostCalls = 50;
+
+  std::chrono::system_clock::time_point now_;
   Budget budget_;
-  std::vector<Scope> scopes_;
+  std::vector<Scope> scopes_;  // the first has the functions that are ready, the second the template's variables
   std::vector<Scope> namespaces_;
+  std::vector<Function> functions_;
   int line_ = 1;
+  int calls_ = 0;  // of macros in each other
 };
 
 }  // namespace
 
-std::string render(std::string_view source, const Value::Map& variables) {
+std::string render(std::string_view source, const Value::Map& variables, std::chrono::system_clock::time_point now) {
   require(source.size() <= kMostTemplateBytes, "chat template: it has {} bytes, expected at most {}", source.size(),
           kMostTemplateBytes);
-  return Interpreter(variables).run(parse(source));
+  return Interpreter(variables, now).run(parse(source));
 }
 
 }  // namespace regard::jinja

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <string_view>
 
@@ -12,7 +13,9 @@ constexpr size_t kMostTemplateBytes = 1'000'000;
 constexpr size_t kMostOutputBytes = 16'000'000;
 
 // What the template makes of the variables, as Python's Jinja2 does with trim_blocks and lstrip_blocks. Throws Error
-// with the line for what is not understood, what goes wrong or costs too much, and what raise_exception says.
-[[nodiscard]] std::string render(std::string_view source, const Value::Map& variables);
+// with the line for what is not understood, what goes wrong or costs too much, and what raise_exception says. `now` is
+// what strftime_now tells, as local time.
+[[nodiscard]] std::string render(std::string_view source, const Value::Map& variables,
+                                 std::chrono::system_clock::time_point now);
 
 }  // namespace regard::jinja

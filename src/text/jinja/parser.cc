@@ -1,6 +1,7 @@
 #include "text/jinja/parser.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "text/jinja/expression_parser.h"
 
@@ -58,6 +59,7 @@ class Parser {
     if (name == "if") return parse_if(statement);
     if (name == "for") return parse_for(statement);
     if (name == "set") return parse_set(statement);
+    if (name == "macro") return parse_macro(statement);
     // Where transformers looks for the assistant's tokens; it prints nothing itself.
     if (name == "generation") return parse_generation(statement);
     if (name == "break" || name == "continue") {
@@ -121,6 +123,31 @@ class Parser {
     }
     expect_block_end();
     statement.body = parse_enclosed("endset");
+  }
+
+  void parse_macro(Statement& statement) {
+    statement.kind = StatementKind::macro;
+    statement.text = tokens_.expect(TokenKind::name, {}, "the name of a macro").content;
+    tokens_.expect_symbol("(");
+    if (!tokens_.take_symbol(")")) {
+      do {
+        parse_parameter(statement);
+      } while (tokens_.take_symbol(","));
+      tokens_.expect_symbol(")");
+    }
+    expect_block_end();
+    // A loop around it is none of its own.
+    const int loops = std::exchange(loops_, 0);
+    statement.body = parse_enclosed("endmacro");
+    loops_ = loops;
+  }
+
+  void parse_parameter(Statement& macro) {
+    macro.targets.push_back(tokens_.expect(TokenKind::name, {}, "the name of a parameter").content);
+    if (tokens_.take_symbol("="))
+      macro.defaults.push_back(parse_expression(tokens_));
+    else if (!macro.defaults.empty())
+      tokens_.fail_here("the parameter \"{}\" has no default, but the one before has", macro.targets.back());
   }
 
   void parse_generation(Statement& statement) {

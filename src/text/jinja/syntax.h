@@ -67,6 +67,7 @@ struct Statement {
     loop,           // over `expression`, with `body`, and `otherwise` if there was nothing
     conditional,    // `body` if `expression` holds; an elif is a conditional in `otherwise`
     block,          // `body`, once
+    macro,          // `text` becomes a function of `targets` that gives what `body` prints
     break_loop,     // ends the innermost loop
     continue_loop,  // goes on with its next element
   };
@@ -74,6 +75,7 @@ struct Statement {
   int line = 0;
   std::string text;
   std::vector<std::string> targets;  // the variables that are set; several share out the elements of a list
+  std::vector<Expression> defaults;  // of a macro's last parameters
   std::string attribute;             // of a namespace, where that is what is set
   std::optional<Expression> expression;
   std::optional<Expression> filter;  // the elements that a loop is about

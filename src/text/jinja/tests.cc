@@ -20,6 +20,11 @@ const std::vector<Builtin>& tests() {
   static const std::vector<Builtin> kTests = {
       {"defined", {}, 0, [](const Call& call) { return Value(!call.subject.is_undefined()); }},
       {"undefined", {}, 0, [](const Call& call) { return Value(call.subject.is_undefined()); }},
+      // To Jinja what is undefined can be called, and fails then.
+      {"callable",
+       {},
+       0,
+       [](const Call& call) { return Value(call.subject.function().has_value() || call.subject.is_undefined()); }},
       {"none", {}, 0, [](const Call& call) { return Value(call.subject.is_none()); }},
       {"string", {}, 0, [](const Call& call) { return Value(call.subject.text() != nullptr); }},
       {"mapping", {}, 0, [](const Call& call) { return Value(call.subject.map() != nullptr); }},

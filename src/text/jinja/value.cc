@@ -124,6 +124,11 @@ std::optional<Value::Namespace> Value::space() const {
   return found == nullptr ? std::nullopt : std::optional(*found);
 }
 
+std::optional<Value::Function> Value::function() const {
+  const auto* found = std::get_if<Function>(&data_);
+  return found == nullptr ? std::nullopt : std::optional(*found);
+}
+
 double Value::real() const {
   if (const auto* number = std::get_if<double>(&data_)) return *number;
   return static_cast<double>(integer().value_or(0));
@@ -141,7 +146,7 @@ bool Value::truthy() const {
   if (text() != nullptr) return !text()->empty();
   if (list() != nullptr) return !list()->empty();
   if (map() != nullptr) return !map()->empty();
-  return space().has_value();
+  return space().has_value() || function().has_value();
 }
 
 std::string Value::describe() const {
@@ -152,6 +157,7 @@ std::string Value::describe() const {
   if (is_number()) return "a number";
   if (text() != nullptr) return "a string";
   if (list() != nullptr) return "a list";
+  if (function()) return "a function";
   return map() != nullptr ? "a dict" : "a namespace";
 }
 
@@ -190,6 +196,7 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
                               [&](const Value& x, const Value& y) { return equal(x, y, budget); });
   if (a.map() != nullptr && b.map() != nullptr) return equal_maps(a, b, budget);
   if (a.space() && b.space()) return a.space()->index == b.space()->index;
+  if (a.function() && b.function()) return a.function()->index == b.function()->index;
   return (a.is_none() && b.is_none()) || (a.is_undefined() && b.is_undefined());
 }
 

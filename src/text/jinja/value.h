@@ -30,6 +30,10 @@ class Value {
   struct Namespace {
     size_t index;
   };
+  // A macro, or a function that templates find ready: under this index in the interpreter.
+  struct Function {
+    size_t index;
+  };
 
   Value() = default;  // undefined
   explicit Value(Undefined undefined) : data_(std::move(undefined)) {}
@@ -43,6 +47,7 @@ class Value {
   explicit Value(List items);
   explicit Value(Map entries);
   explicit Value(Namespace space) : data_(space) {}
+  explicit Value(Function function) : data_(function) {}
 
   [[nodiscard]] bool is_undefined() const { return std::holds_alternative<Undefined>(data_); }
   [[nodiscard]] bool is_none() const { return std::holds_alternative<None>(data_); }
@@ -56,6 +61,7 @@ class Value {
   [[nodiscard]] const List* list() const;
   [[nodiscard]] const Map* map() const;
   [[nodiscard]] std::optional<Namespace> space() const;
+  [[nodiscard]] std::optional<Function> function() const;
 
   // A number as a real one; 0 if it is none.
   [[nodiscard]] double real() const;
@@ -74,11 +80,11 @@ class Value {
   [[nodiscard]] int depth() const;
 
   std::variant<Undefined, None, bool, int64_t, double, std::shared_ptr<const std::string>,
-               std::shared_ptr<const Nested<List>>, std::shared_ptr<const Nested<Map>>, Namespace>
+               std::shared_ptr<const Nested<List>>, std::shared_ptr<const Nested<Map>>, Namespace, Function>
       data_;
 };
 
-// What printing writes, Python's str(). Throws Error for lists and maps.
+// What printing writes, Python's str(). Throws Error for lists, maps and functions.
 [[nodiscard]] std::string to_text(const Value& value);
 // Python's json.dumps(ensure_ascii=False). Throws Error for what JSON does not know.
 [[nodiscard]] std::string to_json(const Value& value, std::optional<int64_t> indent, Budget& budget);
