@@ -43,7 +43,8 @@ EngineOptions engine_options(const Options& options, const Tokenizer& tokenizer,
   return {.tokenizer = &tokenizer,
           .max_sequences = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
           .cache_bytes = options.kv_memory > 0 ? options.kv_memory : default_memory(),
-          .cache_dtype = parse_cache_dtype(options.model.kv_dtype)};
+          .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
+          .interrupted = interrupted};
 }
 
 // The requests of a file on their way through an engine into another one.

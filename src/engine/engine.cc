@@ -27,7 +27,8 @@ ModelCache make_cache(const Model& model, const EngineOptions& options) {
 
 struct Engine::State {
   State(const Model& model, const EngineOptions& options, Workspace& workspace)
-      : scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace) {
+      : scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace),
+        interrupted(options.interrupted) {
     stats.pages = scheduler.cache_stats().pages;
   }
 
@@ -90,6 +91,7 @@ struct Engine::State {
   // Of the thread that steps, but for the scheduler's checks.
   Scheduler scheduler;
   std::deque<Scheduler::Result> finished;  // not yet delivered
+  std::function<bool()> interrupted;
 
   mutable std::mutex mutex;            // of all below
   std::condition_variable_any wakeup;  // the inbox is not empty
@@ -124,24 +126,30 @@ bool Engine::cancel(int64_t request) {
   return true;
 }
 
-bool Engine::step() {
+bool Engine::step() { return step(state_->interrupted); }
+
+bool Engine::step(const std::function<bool()>& interrupted) {
   State::Stepping stepping(*state_);
   for (auto& [number, request] : stepping.inbox.requests) state_->scheduler.submit(number, std::move(request));
   for (const int64_t number : stepping.inbox.cancelled) state_->scheduler.cancel(number);
-  state_->scheduler.step();
+  state_->scheduler.step(interrupted);
   state_->publish_stats();
   state_->deliver();
   return open_requests() > 0;
 }
 
 void Engine::run() {
-  while (step()) {
+  while (step() && !(state_->interrupted && state_->interrupted())) {
   }
 }
 
 void Engine::serve(const std::stop_token& stop) {
+  const auto stopped = [&] { return stop.stop_requested() || (state_->interrupted && state_->interrupted()); };
   while (!stop.stop_requested()) {
-    if (step()) continue;
+    if (step(stopped)) {
+      if (stopped()) return;
+      continue;
+    }
     std::unique_lock lock(state_->mutex);
     state_->wakeup.wait(lock, stop, [&] { return !state_->inbox.empty(); });
   }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -52,8 +53,9 @@ class Scheduler {
   // Whether all requests are finished.
   [[nodiscard]] bool idle() const { return running_.empty() && waiting_.empty(); }
   // One call of the model, where there is something to do; passes the tokens that it gives to their requests'
-  // on_token. What the model throws is the error of all texts in the call.
-  void step();
+  // on_token. What the model throws is the error of all texts in the call. On one rank `interrupted`, where there is
+  // one, is asked between layers: true leaves the call, and all that run start anew in the next step.
+  void step(const std::function<bool()>& interrupted = {});
   // What has finished since the last call, in no order.
   [[nodiscard]] std::vector<Result> take_results();
 
@@ -75,8 +77,8 @@ class Scheduler {
   [[nodiscard]] std::span<const Span> spans_to_check() const;
   void free_memory();
   void send_back_youngest();
-  void run();
-  void call_model();
+  void run(const std::function<bool()>& interrupted);
+  void call_model(const std::function<bool()>& interrupted);
   void sample(ConstTensorView logits);
   void commit(Sequence& sequence);
   [[nodiscard]] bool end_if_finished(Sequence& sequence);

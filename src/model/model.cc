@@ -1,5 +1,7 @@
 #include "regard/model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -239,6 +241,8 @@ void Model::check_call(std::span<const int32_t> tokens, std::span<KvCache> cache
   require(hidden.empty() || (hidden.shape() == all && hidden.dtype() == DType::f32 && hidden.is_dense()),
           "model: hidden_states has shape {} and dtype {}, expected {} and f32, dense", hidden.shape(),
           name_of(hidden.dtype()), all);
+  require(!options.cancelled || ranks_.size() == 1, "model: cancelled is given over {} ranks, expected 1",
+          ranks_.size());
 }
 
 // No layer's cache changes when a later one's can't. Over ranks layers make plans of their own: each has spread the
@@ -296,6 +300,7 @@ void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> sp
   input.active_masks = options.active_masks;
   input.workspace = &workspace;
   for (size_t i = 0; i < layers_.size(); ++i) {
+    if (options.cancelled && options.cancelled()) throw Cancelled(fmt::format("cancelled before layer {}", i));
     input.cache = &caches[i];
     run_layer(*layers_[i], input, plan, split, workspace);
     report(i + 1);
