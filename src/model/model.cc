@@ -109,19 +109,26 @@ std::unique_ptr<const Model::Layer> Model::load_layer(TensorReader& reader, cons
   const auto norm = [&](const std::optional<NormSpec>& of, std::string_view part) {
     return norm_weights(reader, of, part, number, spec.hidden_size);
   };
-  try {
-    return std::make_unique<const Layer>(
-        Layer{.spec = layer,
-              .attention =
-                  Attention::load(attention_weights(reader, layer.attention, number), layer.attention, threads, ranks),
-              .mlp = Mlp::load(layer.mlp, mlp_weights(reader, layer, number), spec.hidden_size, threads, ranks),
-              .attention_norm = norm(layer.attention_norm, "attention.norm"),
-              .post_attention_norm = norm(layer.post_attention_norm, "attention.post_norm"),
-              .mlp_norm = norm(layer.mlp_norm, "mlp.norm"),
-              .post_mlp_norm = norm(layer.post_mlp_norm, "mlp.post_norm")});
-  } catch (const Error& error) {
-    fail("layer {}: {}", index, error.what());
-  }
+  // What is wrong with a tensor names it, and so the layer; what is wrong with its numbers does not.
+  const auto naming_layer = [&](const auto& load) {
+    try {
+      return load();
+    } catch (const Error& error) {
+      fail("layer {}: {}", index, error.what());
+    }
+  };
+  return std::make_unique<const Layer>(
+      Layer{.spec = layer,
+            .attention = naming_layer([&, weights = attention_weights(reader, layer.attention, number)] {
+              return Attention::load(weights, layer.attention, threads, ranks);
+            }),
+            .mlp = naming_layer([&, weights = mlp_weights(reader, layer, number)] {
+              return Mlp::load(layer.mlp, weights, spec.hidden_size, threads, ranks);
+            }),
+            .attention_norm = norm(layer.attention_norm, "attention.norm"),
+            .post_attention_norm = norm(layer.post_attention_norm, "attention.post_norm"),
+            .mlp_norm = norm(layer.mlp_norm, "mlp.norm"),
+            .post_mlp_norm = norm(layer.post_mlp_norm, "mlp.post_norm")});
 }
 
 const Attention& Model::attention(int64_t layer) const { return layers_[static_cast<size_t>(layer)]->attention; }
