@@ -135,17 +135,21 @@ Fields settings(const Options& options) {
 bool run(const Options& options) {
   const CommandRanks ranks(options.ranks, settings(options));
   const auto checkpoint = ranks.open_model(options.model.model);
+  const bool has_text = !options.tokens;
   std::optional<Tokenizer> tokenizer;
-  if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
+  if (has_text || Tokenizer::is_in(checkpoint)) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
   ranks.check_agreement(checkpoint);
   const ModelSpec spec = ModelSpec::from(checkpoint);
   const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
-  Stream stream(tokenizer.has_value());
+  Stream stream(has_text);
+  // Rows of the head without a token are drawn with ids as little as with text.
+  SamplerConfig sampler = options.sampler;
+  if (tokenizer) sampler.vocabulary = tokenizer->vocabulary_size();
   bool watching = false;
   const GenerationRequest request{.prompt = prompt,
                                   .max_tokens = options.max_tokens,
-                                  .sampler = options.sampler,
+                                  .sampler = sampler,
                                   .on_token = [&](const GeneratedToken& token) {
                                     // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends
                                     // the process at once.
@@ -154,7 +158,7 @@ bool run(const Options& options) {
                                     if (!options.json && ranks.speaks()) stream.write(token);
                                     return true;
                                   }};
-  const GenerateOptions settings{.tokenizer = tokenizer ? &*tokenizer : nullptr,
+  const GenerateOptions settings{.tokenizer = has_text ? &*tokenizer : nullptr,
                                  .end_tokens = ends,
                                  .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                                  .draft_length = options.draft_length,
@@ -172,7 +176,7 @@ bool run(const Options& options) {
   Workspace workspace(ranks.threads(options.model.threads));
   const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   const auto result = generate(model, request, settings, workspace);
-  if (ranks.speaks() && options.json) print_result(tokenizer.has_value(), prompt, result);
+  if (ranks.speaks() && options.json) print_result(has_text, prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);
@@ -187,9 +191,10 @@ void add_generate(CLI::App& app) {
   CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
   options->model.add_to(command);
   CLI::Option& prompt = *command.add_option("-p,--prompt", options->prompt, "The prompt; - reads standard input");
-  CLI::Option& tokens =
-      *command.add_option("--tokens", options->tokens,
-                          "Instead of a prompt: token ids, as 5,17,9; prints ids, too, and needs no tokenizer");
+  CLI::Option& tokens = *command.add_option(
+      "--tokens", options->tokens,
+      "Instead of a prompt: token ids, as 5,17,9; prints ids, too, and needs no tokenizer, which only "
+      "tells rows of the head that are padding and never drawn");
   tokens.excludes(&prompt);
   command.add_option("-n,--max-tokens", options->max_tokens, "The most tokens to generate (default: 128)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));

@@ -1,4 +1,5 @@
 // Results, and files that hold some already.
+#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -378,7 +379,15 @@ TEST(BatchCommand, IdsThatTheTokenizerDoesNotHaveAreNeverDrawn) {
     const Finished alone = run_command({"generate", "-m", model, "-p", "the inn", "-n", "40", "--json", "--temperature",
                                         result["id"].get<std::string>()});
     ASSERT_EQ(alone.exit_code, 0) << alone.err;
-    EXPECT_EQ(Json::parse(alone.out)["tokens"], result["tokens"]);
+    const Json text = Json::parse(alone.out);
+    EXPECT_EQ(text["tokens"], result["tokens"]);
+    // Nor where ids are given, and printed.
+    const std::string prompt = fmt::format("{}", fmt::join(text["prompt_tokens"].get<std::vector<int>>(), ","));
+    const std::vector<std::string> words = {"generate", "-m", model,    "--tokens",      prompt,
+                                            "-n",       "40", "--json", "--temperature", result["id"]};
+    const Finished ids = run_command(words);
+    ASSERT_EQ(ids.exit_code, 0) << ids.err;
+    EXPECT_EQ(Json::parse(ids.out)["tokens"], result["tokens"]);
   }
 }
 
