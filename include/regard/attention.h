@@ -149,6 +149,10 @@ class Attention {
   /// parallel decode its sequences; with flash decoding its share of their tokens. Throws Error as KvCache does, so
   /// also for a capacity of 0 where the config has no max_length.
   [[nodiscard]] KvCache make_cache(KvStorage storage, const KvCacheOptions& options) const;
+  /// The most pages that this rank's part of a paged cache can fill, as KvCache::pages_needed tells.
+  [[nodiscard]] int64_t pages_needed(const KvCacheOptions& options) const;
+  /// Which of the layer's KV heads a rank's part of a cache has, in its order; -1: a head of zeros.
+  [[nodiscard]] std::vector<int64_t> kv_heads_of_rank(int64_t rank) const;
   /// Whether this rank's part of a cache has only some of the sequences, or of their tokens.
   [[nodiscard]] bool shares_sequences() const;
   /// Forgets the tokens of the whole cache's slot from `length` on, as KvCache::truncate does.
@@ -178,6 +182,7 @@ class Attention {
   // have agreed on the step.
   void run(const AttentionInput& input, StepPlan* plan) const;
 
+  [[nodiscard]] KvCacheOptions own_part(const KvCacheOptions& options) const;
   [[nodiscard]] std::optional<int64_t> own_slot(const KvCache& cache, int64_t slot) const;
 
   [[nodiscard]] bool spreads_stages_differently() const;

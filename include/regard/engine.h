@@ -44,6 +44,11 @@ struct EngineStats {
 /// Requests start in their order, as sequences end and memory becomes free; prompts that begin alike share pages. Where
 /// memory ends, the youngest sequence gives its pages back and computes its tokens again later.
 ///
+/// Over ranks each makes an engine with the same options and calls the same of step, run and serve. Rank 0 submits and
+/// cancels, is called back, and says when run and serve end: with its last request, or its stop token. What a request
+/// gives is then the same on all ranks; `Engine::step`'s errors may come on one rank alone, which has to end the
+/// others.
+///
 /// Thread safety: submit, cancel, most_tokens, open_requests and stats may be called from any thread at any time, from
 /// callbacks too. The engine has no thread of its own: one thread at a time calls step, run or serve, and there all
 /// callbacks are called. Model, tokenizer and workspace outlive the engine; the workspace is the engine's alone while
@@ -59,7 +64,7 @@ class Engine {
   using OnFinish = std::function<void(GeneratedText text)>;
 
   /// Throws Error for max_sequences below 1, for a cache that is too small for max_sequences sequences (Model::
-  /// make_paged_caches), and for a model on several ranks.
+  /// make_paged_caches), and for ranks that divide sequences or their tokens in decode.
   Engine(const Model& model, const EngineOptions& options, Workspace& workspace);
   /// Drops the requests that are open, without calling them back. No thread is in step, run or serve.
   ~Engine();
@@ -68,19 +73,20 @@ class Engine {
 
   /// Queues a request and returns its number, from 0 on. Throws Error, and queues nothing, for what the request may not
   /// be, and for a prompt that the cache's memory can't hold; what goes wrong later is its text's error, and no
-  /// other's.
+  /// other's. Throws Error also on another rank than 0.
   int64_t submit(GenerationRequest request, OnFinish on_finish);
   /// Ends a request that waits or runs: its text finishes as cancelled in the next step, unless it finishes before.
-  /// False, and nothing happens, where no open request has that number.
+  /// False, and nothing happens, where no open request has that number. Throws Error on another rank than 0.
   bool cancel(int64_t request);
 
   /// Runs one call of the model, if a request is open, and calls back. Returns whether requests are open afterwards.
-  /// Throws Error if step is running already, and what an on_finish throws; the engine can go on then.
+  /// Throws Error if step is running already, and what an on_finish throws; the engine can go on then. Over ranks also
+  /// what the model throws, and where ranks draw different tokens.
   bool step();
   /// Steps until no request is open, or EngineOptions::interrupted says so.
   void run();
-  /// Steps until stop is requested, or EngineOptions::interrupted says so, which it is asked only while requests are
-  /// open. A step is left between layers where stop is requested; open requests stay. Sleeps while none is open.
+  /// Steps until stop is requested, or EngineOptions::interrupted says so: the current step is left between layers, or
+  /// over ranks ends, and open requests stay. Sleeps while no request is open.
   void serve(const std::stop_token& stop);
 
   /// How many tokens a request can come to: its max_tokens, or what the model's context leaves.
@@ -90,8 +96,6 @@ class Engine {
 
  private:
   struct State;
-  bool step(const std::function<bool()>& interrupted);
-
   std::unique_ptr<State> state_;
 };
 

@@ -75,6 +75,9 @@ struct GenerateOptions {
   /// Tokens that a step may guess from the text so far and check together with the next one, 0 (off) to 64. The tokens
   /// that are generated are the same, whatever the sampler's settings.
   int64_t draft_length = 0;
+  /// A smaller model that guesses them, on the same ranks; its ids have to mean the same. None: what followed the last
+  /// few tokens when they came before. draft_length is then 1 or more.
+  const Model* draft_model = nullptr;
   std::string restore_from = {};  ///< A saved sequence that the prompt, which may then be empty, continues.
   std::string save_to = {};       ///< Where the sequence is saved afterwards; see saved_sequence.h.
   std::string model_digest =

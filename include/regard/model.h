@@ -65,9 +65,10 @@ class Model {
   /// or chunk. `options.pages` has to be 0. With ranks, this one's part of them.
   [[nodiscard]] std::vector<KvCache> make_caches(const KvCacheOptions& options) const;
   /// One paged cache a layer, which together take no more than so many bytes: all layers the same number of pages, but
-  /// none more than its slots can need, which is less with windows and chunks. Throws Error if that is less than a page
-  /// for each slot, or, in a layer with a window or chunk, than one sequence needs, and with several ranks.
-  /// `options.pages` has to be 0.
+  /// none more than its slots can need, which is less with windows and chunks. With ranks, this one's part of them,
+  /// with as many pages as fit on the rank that is given least; collective. Throws Error, on all ranks, if that is less
+  /// than a page for each slot, or, in a layer with a window or chunk, than one sequence needs. `options.pages` has to
+  /// be 0.
   [[nodiscard]] std::vector<KvCache> make_paged_caches(const KvCacheOptions& options, int64_t bytes) const;
 
   /// Forgets the tokens of a sequence from `length` on, in every layer, as KvCache::truncate does; with ranks `slot`

@@ -23,28 +23,35 @@ namespace {
 
 struct Options {
   ModelOptions model;
+  RankOptions ranks;
   std::string input;
   std::string output;
   int64_t max_batch = 32;
   int64_t kv_memory = 0;  // 0: half of what is available
   bool resume = false;
-  bool deterministic = false;
 };
 
-int64_t default_memory() {
+int64_t default_memory(int64_t ranks_of_host) {
   const auto available = available_memory_bytes();
   require(available.has_value(),
           "the system does not tell how much memory is available; --kv-memory says how much to use");
-  return *available / 2;
+  return *available / 2 / ranks_of_host;
 }
 
 // Half of the memory is for the caches at most; they take no more than all slots can fill, and touch it as they do.
-EngineOptions engine_options(const Options& options, const Tokenizer& tokenizer, size_t requests) {
+EngineOptions engine_options(const Options& options, const CommandRanks& ranks, const Tokenizer& tokenizer,
+                             int64_t requests) {
+  const int64_t ranks_of_host = ranks.on_this_host();
   return {.tokenizer = &tokenizer,
-          .max_sequences = std::clamp<int64_t>(static_cast<int64_t>(requests), 1, options.max_batch),
-          .cache_bytes = options.kv_memory > 0 ? options.kv_memory : default_memory(),
+          .max_sequences = std::clamp<int64_t>(requests, 1, options.max_batch),
+          .cache_bytes = options.kv_memory > 0 ? options.kv_memory : default_memory(ranks_of_host),
           .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
           .interrupted = interrupted};
+}
+
+// Whether ranks that step together step once more: until all is done, or a signal says one of them to stop.
+bool goes_on(const Engine& engine, const CommandRanks& ranks) {
+  return !ranks.any(interrupted() || (ranks.speaks() && engine.open_requests() == 0));
 }
 
 // The requests of a file on their way through an engine into another one.
@@ -63,11 +70,10 @@ class Batch {
     }
   }
 
-  // Until all is done, or a signal says to stop.
-  void run() {
+  void run(const CommandRanks& ranks) {
     ProgressBar bar(std::max<int64_t>(1, tokens_to_come_));
     const auto start = std::chrono::steady_clock::now();
-    while (engine_.open_requests() > 0 && !interrupted()) {
+    while (goes_on(engine_, ranks)) {
       engine_.step();
       results_.write_now_and_then();
       // A text that ends with an error counts twice.
@@ -128,39 +134,73 @@ class Batch {
   double seconds_ = 0;
 };
 
-// Ranks with --deterministic compute the same bits as one that is told so.
-Ranks one_rank(const Options& options) {
-  ParallelConfig config;
-  config.deterministic = options.deterministic;
-  return {Communicator::single(), config};
-}
+// What rank 0 reads and writes.
+struct Files {
+  std::vector<BatchRequest> requests;
+  std::vector<std::string> lines;  // of an earlier output
+  FileLock lock;
+};
 
-void run(const Options& options) {
+std::vector<BatchRequest> read_requests(const Options& options) {
   const std::string input = options.input == "-" ? "/dev/stdin" : options.input;
   std::error_code none;
   require(!std::filesystem::equivalent(input, options.output, none),
           "{} is both the input and the output, expected two files", options.input);
-  auto requests = read_batch_requests(options.input);
-  const auto checkpoint = Checkpoint::open(options.model.model);
-  check_output(checkpoint, "--output", options.output);
+  return read_batch_requests(options.input);
+}
+
+Files open_files(const Options& options, std::vector<BatchRequest> requests, const ResultSource& source) {
+  check_output(source.checkpoint, "--output", options.output);
+  FileLock lock = lock_output(options.output, options.resume);
+  auto lines = read_batch_results(options.output, requests);
+  check_results(lines, requests, source);
+  return {.requests = std::move(requests), .lines = std::move(lines), .lock = std::move(lock)};
+}
+
+// What the numbers depend on, beside the model.
+std::string name_of_numbers(const Options& options, DType kv_dtype) {
+  const ParallelConfig& config = options.ranks.config();
+  return fmt::format("{} {}", name_of(kv_dtype),
+                     config.deterministic ? "deterministic" : fmt::format("{} ranks", config.tp_degree));
+}
+
+Fields settings(const Options& options) {
+  return {{"--max-batch", fmt::to_string(options.max_batch)}, {"--kv-dtype", options.model.kv_dtype}};
+}
+
+void run(const Options& options) {
+  require(options.ranks.dp == 1 && !options.ranks.flash_decoding,
+          "{} is given, but each rank of a batch has all sequences; give --tp, and --cp for long prompts",
+          options.ranks.flash_decoding ? "--flash-decoding" : fmt::format("--dp {}", options.ranks.dp));
+  const CommandRanks ranks(options.ranks, settings(options));
+  std::vector<BatchRequest> requests;
+  if (ranks.speaks()) requests = read_requests(options);
+  const auto checkpoint = ranks.open_model(options.model.model);
+  ranks.check_agreement(checkpoint);
   const auto tokenizer = Tokenizer::from(checkpoint);
   const DType kv_dtype = parse_cache_dtype(options.model.kv_dtype);
-  const ResultSource source{
-      .checkpoint = checkpoint,
-      .tokenizer = tokenizer,
-      .name = fmt::format("{} {} {}", digest_of(checkpoint), name_of(kv_dtype), options.deterministic)};
-  FileLock lock = lock_output(options.output, options.resume);
-  const auto lines = read_batch_results(options.output, requests);
-  check_results(lines, requests, source);
-  Workspace workspace(options.model.threads);
-  const auto model = Model::load(checkpoint, workspace.threads(), one_rank(options));
-  Engine engine(model, engine_options(options, tokenizer, requests.size()), workspace);
+  const ResultSource source{.checkpoint = checkpoint,
+                            .tokenizer = tokenizer,
+                            .name = fmt::format("{} {}", digest_of(checkpoint), name_of_numbers(options, kv_dtype))};
+  const int64_t count = ranks.from_first(std::ssize(requests));
+  Files files;
+  if (ranks.speaks()) files = open_files(options, std::move(requests), source);
+  Workspace workspace(ranks.threads(options.model.threads));
+  const auto model = ranks.load_model(checkpoint, ModelSpec::from(checkpoint), workspace.threads());
+  Engine engine(model, engine_options(options, ranks, tokenizer, count), workspace);
   watch_for_interrupt();
-  Batch batch(std::move(requests), lines, ResultsFile(options.output, lines, std::move(lock)), source, engine);
-  batch.run();
-  batch.print_summary();
-  if (interrupted()) throw CLI::RuntimeError(kInterrupted);
-  if (batch.all_failed()) throw CLI::RuntimeError(kAllFailed);
+  bool failed = false;
+  if (ranks.speaks()) {
+    Batch batch(std::move(files.requests), files.lines, ResultsFile(options.output, files.lines, std::move(files.lock)),
+                source, engine);
+    batch.run(ranks);
+    batch.print_summary();
+    failed = batch.all_failed();
+  } else {
+    while (goes_on(engine, ranks)) engine.step();
+  }
+  if (ranks.any(interrupted())) throw CLI::RuntimeError(kInterrupted);
+  if (ranks.any(failed)) throw CLI::RuntimeError(kAllFailed);
 }
 
 }  // namespace
@@ -177,12 +217,10 @@ void add_batch(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{4096}));
   command
       .add_option("--kv-memory", options->kv_memory,
-                  "Bytes for cached keys and values, also as 512M or 4G (default: what the sequences can need, and at "
-                  "most half of the available memory)")
+                  "Bytes for cached keys and values of each rank, also as 512M or 4G (default: what the sequences can "
+                  "need, and at most half of the available memory)")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
-  command.add_flag("--deterministic", options->deterministic,
-                   "The bits that a model spread over ranks with --deterministic has");
   command.add_flag(
       "--resume", options->resume,
       "Keep the results that the output has already (of the same model, prompts and settings; errors run again), and "
@@ -197,7 +235,8 @@ void add_batch(CLI::App& app) {
       "Example:\n"
       "  echo '{\"id\": \"a\", \"prompt\": \"Once upon a time\", \"max_tokens\": 64}' > requests.jsonl\n"
       "  regard batch -m model.gguf -i requests.jsonl -o results.jsonl --resume");
-  CommandRanks::run_alone(command, [options] { run(*options); });
+  options->ranks.add_to(command);
+  command.callback([options] { run(*options); });
 }
 
 }  // namespace regard::cli

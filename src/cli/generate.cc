@@ -20,6 +20,9 @@
 namespace regard::cli {
 namespace {
 
+// Of a draft model where none is asked for.
+constexpr int64_t kDraftOfModel = 4;
+
 struct Options {
   ModelOptions model;
   RankOptions ranks;
@@ -28,11 +31,16 @@ struct Options {
   std::string system;
   int64_t max_tokens = 128;
   SamplerConfig sampler;
-  int64_t draft_length = 0;
+  std::optional<int64_t> draft_length;
+  std::string draft_model;
   std::string restore_from;
   std::string save_to;
   bool chat = false;
   bool json = false;
+
+  [[nodiscard]] int64_t tokens_a_draft() const {
+    return draft_length.value_or(draft_model.empty() ? 0 : kDraftOfModel);
+  }
 };
 
 // Writes tokens as they come: their text or, without a tokenizer, ids with commas between them.
@@ -110,7 +118,7 @@ void print_summary(std::span<const int32_t> prompt, const Options& options, cons
   if (!options.restore_from.empty()) summary += fmt::format(", {} restored", result.restored_tokens);
   summary +=
       fmt::format("; prefill {:.1f} tokens/s, decode {:.1f} tokens/s", prefill_rate(result), decode_rate(result));
-  if (options.draft_length > 0)
+  if (options.tokens_a_draft() > 0)
     summary += fmt::format("; draft {} of {} tokens accepted", result.accepted_tokens, result.draft_tokens);
   say("[{}]\n", summary);
 }
@@ -125,10 +133,30 @@ Fields settings(const Options& options) {
           {"--top-k", fmt::to_string(options.sampler.top_k)},
           {"--top-p", fmt::to_string(options.sampler.top_p)},
           {"--seed", fmt::to_string(options.sampler.seed)},
-          {"--draft", fmt::to_string(options.draft_length)},
+          {"--draft", fmt::to_string(options.tokens_a_draft())},
+          {"--draft-model", options.draft_model},
           {"--kv-dtype", options.model.kv_dtype},
           {"--save-cache", options.save_to},
           {"--restore-cache", options.restore_from}};
+}
+
+// Throws Error for a draft model whose ids mean something else.
+void check_vocabulary(const Tokenizer& drafts, const Tokenizer& own, const std::string& draft_model) {
+  const int32_t ids = std::min(drafts.vocabulary_size(), own.vocabulary_size());
+  for (int32_t id = 0; id < ids; ++id)
+    require(drafts.decode({&id, 1}) == own.decode({&id, 1}),
+            "--draft-model {} has another vocabulary: token {} is \"{}\", expected \"{}\"", draft_model, id,
+            printable(drafts.decode({&id, 1})), printable(own.decode({&id, 1})));
+}
+
+// The model that guesses, if there is one.
+std::optional<Model> load_draft_model(const Options& options, const CommandRanks& ranks,
+                                      const std::optional<Tokenizer>& tokenizer, const Threads& threads) {
+  if (options.draft_model.empty()) return std::nullopt;
+  const Checkpoint checkpoint = ranks.open_model(options.draft_model);
+  ranks.check_agreement(checkpoint);
+  if (!options.tokens) check_vocabulary(Tokenizer::from(checkpoint), *tokenizer, options.draft_model);
+  return ranks.load_model(checkpoint, ModelSpec::from(checkpoint), threads);
 }
 
 // Returns whether it came to its end.
@@ -158,14 +186,14 @@ bool run(const Options& options) {
                                     if (!options.json && ranks.speaks()) stream.write(token);
                                     return true;
                                   }};
-  const GenerateOptions settings{.tokenizer = has_text ? &*tokenizer : nullptr,
-                                 .end_tokens = ends,
-                                 .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
-                                 .draft_length = options.draft_length,
-                                 .restore_from = options.restore_from,
-                                 .save_to = options.save_to,
-                                 .model_digest = digest_of(checkpoint),
-                                 .interrupted = interrupted};
+  GenerateOptions settings{.tokenizer = has_text ? &*tokenizer : nullptr,
+                           .end_tokens = ends,
+                           .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
+                           .draft_length = options.tokens_a_draft(),
+                           .restore_from = options.restore_from,
+                           .save_to = options.save_to,
+                           .model_digest = digest_of(checkpoint),
+                           .interrupted = interrupted};
   // What is refused is refused before the weights are loaded, and where a sequence can't be saved, too.
   check_generate(spec, request, settings);
   if (options.tokens) check_outputs(spec, prompt);
@@ -174,7 +202,9 @@ bool run(const Options& options) {
     const ReplacedFile probe(options.save_to);
   }
   Workspace workspace(ranks.threads(options.model.threads));
+  const auto draft_model = load_draft_model(options, ranks, tokenizer, workspace.threads());
   const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
+  settings.draft_model = draft_model ? &*draft_model : nullptr;
   const auto result = generate(model, request, settings, workspace);
   if (ranks.speaks() && options.json) print_result(has_text, prompt, result);
   if (ranks.speaks() && !options.json) {
@@ -207,9 +237,13 @@ void add_generate(CLI::App& app) {
       ->check(whole_number);
   command
       .add_option("--draft", options->draft_length,
-                  "Guess up to so many tokens from the text before and check them at once, 0 to 64 (default: 0); "
-                  "the text stays the same")
+                  "Guess up to so many tokens from the text before and check them at once, 0 to 64 (default: 0, or 4 "
+                  "with --draft-model); the text stays the same")
       ->check(CLI::Range(0, 64));
+  command
+      .add_option("--draft-model", options->draft_model,
+                  "Let this smaller model of the same vocabulary guess; the text stays the same")
+      ->check(not_empty);
   command.add_option("--save-cache", options->save_to, "Save the sequence, with its keys and values, after the text")
       ->check(not_empty);
   CLI::Option& restore = *command
@@ -231,8 +265,11 @@ void add_generate(CLI::App& app) {
       "  regard generate -m folder --tokens 5,17,9 -n 8\n"
       "  cat question.txt | regard generate -m model.gguf -p - --json\n"
       "  regard generate -m model.gguf -p \"Once upon a time\" --save-cache tale.safetensors\n"
-      "  regard generate -m model.gguf --restore-cache tale.safetensors -p \" Then\" --draft 4");
+      "  regard generate -m model.gguf --restore-cache tale.safetensors -p \" Then\" --draft 4\n"
+      "  regard generate -m large.gguf --draft-model small.gguf -p \"Once upon a time\"");
   command.callback([options, &prompt, &tokens] {
+    require(options->draft_model.empty() || options->tokens_a_draft() > 0,
+            "--draft is 0 and --draft-model is given, expected 1 to 64");
     require(prompt.count() + tokens.count() > 0 || !options->restore_from.empty(),
             "--prompt or --tokens is required, except with --restore-cache");
     if (!run(*options)) throw CLI::RuntimeError(kInterrupted);

@@ -1,8 +1,10 @@
 #include "cli/ranks.h"
 
 #include <fmt/format.h>
+#include <sys/utsname.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <map>
 #include <string_view>
@@ -12,6 +14,7 @@
 #include "cli/rank_report.h"
 #include "cli/standard_streams.h"
 #include "kernels/targets.h"
+#include "parallel/broadcast.h"
 #include "regard/agreement.h"
 #include "tensor/fail.h"
 #ifdef REGARD_WITH_MPI
@@ -244,20 +247,24 @@ void CommandRanks::check_agreement(const Checkpoint& checkpoint, Fields read) co
 }
 
 std::string CommandRanks::from_first(std::string text) const {
-  if (launched_ == nullptr) return text;
-  Communicator& world = *launched_->typed;
-  const auto share = [&](std::span<std::byte> bytes) {
-    const std::vector<std::span<const std::byte>> send(speaks() ? static_cast<size_t>(world.size()) : 0, bytes);
-    std::vector<std::span<const std::byte>> nothing(static_cast<size_t>(world.size()));
-    std::vector<std::span<std::byte>> receive(static_cast<size_t>(world.size()));
-    receive[0] = bytes;
-    world.exchange(speaks() ? send : nothing, receive);
-  };
-  uint64_t size = text.size();
-  share(std::as_writable_bytes(std::span(&size, 1)));
-  text.resize(size);
-  share(std::as_writable_bytes(std::span(text)));
-  return text;
+  return launched_ == nullptr ? text : regard::from_first(*launched_->typed, std::move(text));
+}
+
+int64_t CommandRanks::from_first(int64_t number) const {
+  if (launched_ != nullptr) regard::broadcast(*launched_->typed, std::as_writable_bytes(std::span(&number, 1)));
+  return number;
+}
+
+int64_t CommandRanks::on_this_host() const {
+  utsname names{};
+  uname(&names);
+  const auto name = std::to_array(names.nodename);
+  return std::ranges::count(ranks_.world().gather(name), name);
+}
+
+bool CommandRanks::any(bool value) const {
+  const auto values = ranks_.world().gather(static_cast<char>(value));
+  return std::ranges::find(values, char{1}) != values.end();
 }
 
 }  // namespace regard::cli

@@ -70,6 +70,11 @@ class CommandRanks {
   void check_agreement(const Checkpoint& checkpoint, Fields read = {}) const;
   // What the first rank has read: it alone gets standard input, and may wait for it for ever. Collective.
   [[nodiscard]] std::string from_first(std::string text) const;
+  [[nodiscard]] int64_t from_first(int64_t number) const;
+  // How many of the ranks are on this one's host. Collective.
+  [[nodiscard]] int64_t on_this_host() const;
+  // Whether a value is true on any rank. Collective.
+  [[nodiscard]] bool any(bool value) const;
 
  private:
   struct Launched;

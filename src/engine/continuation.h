@@ -45,6 +45,7 @@ class Continuation {
 
   [[nodiscard]] bool ended() const { return ended_; }
   [[nodiscard]] bool failed() const { return ended_ && text_.finish == FinishReason::error; }
+  [[nodiscard]] bool cancelled() const { return ended_ && text_.finish == FinishReason::cancelled; }
   [[nodiscard]] int64_t count() const { return static_cast<int64_t>(text_.tokens.size()); }
   // The text, which has ended.
   [[nodiscard]] GeneratedText take();

@@ -1,5 +1,6 @@
 #include "regard/engine.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <limits>
@@ -27,18 +28,11 @@ ModelCache make_cache(const Model& model, const EngineOptions& options) {
 
 struct Engine::State {
   State(const Model& model, const EngineOptions& options, Workspace& workspace)
-      : scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace),
+      : ranks(model.ranks()),
+        scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace),
         interrupted(options.interrupted) {
     stats.pages = scheduler.cache_stats().pages;
   }
-
-  // What waits for the next step.
-  struct Inbox {
-    std::vector<std::pair<int64_t, GenerationRequest>> requests;
-    std::vector<int64_t> cancelled;
-
-    [[nodiscard]] bool empty() const { return requests.empty() && cancelled.empty(); }
-  };
 
   // The one thread that steps: from construction to destruction.
   class Stepping {
@@ -46,7 +40,6 @@ struct Engine::State {
     explicit Stepping(State& state) : state_(state) {
       const std::scoped_lock lock(state_.mutex);
       require(!std::exchange(state_.stepping, true), "engine: step is running already, expected one thread at a time");
-      inbox = std::exchange(state_.inbox, {});
     }
     Stepping(const Stepping&) = delete;
     Stepping& operator=(const Stepping&) = delete;
@@ -55,11 +48,51 @@ struct Engine::State {
       state_.stepping = false;
     }
 
-    Inbox inbox;
-
    private:
     State& state_;
   };
+
+  [[nodiscard]] bool is_interrupted() const { return interrupted && interrupted(); }
+
+  // A step of all ranks together; false, and nothing has changed, where the leading one stops instead. `leave` is asked
+  // between layers.
+  bool step(bool stop, const std::function<bool()>& leave) {
+    const Stepping alone(*this);
+    StepInbox taken = stop ? StepInbox{.stop = true} : take_inbox();
+    ranks.share(taken);
+    if (taken.stop) return false;
+    for (auto& [number, request] : taken.requests) {
+      note_open(number);
+      scheduler.submit(number, std::move(request));
+    }
+    for (const int64_t number : taken.cancelled) scheduler.cancel(number);
+    scheduler.step(leave);
+    publish_stats();
+    deliver();
+    return true;
+  }
+
+  StepInbox take_inbox() {
+    const std::scoped_lock lock(mutex);
+    return std::exchange(inbox, {});
+  }
+
+  // Ranks that did not submit a request count it as well.
+  void note_open(int64_t number) {
+    const std::scoped_lock lock(mutex);
+    open.try_emplace(number);
+  }
+
+  // Until there is something to do. Other ranks wait for the leading one meanwhile, and take long silence for its end.
+  void wait(const std::stop_token& stop) {
+    constexpr std::chrono::seconds kSignOfLife{1};
+    const auto has_work = [&] { return !open.empty(); };
+    std::unique_lock lock(mutex);
+    if (ranks.together())
+      wakeup.wait_for(lock, stop, kSignOfLife, has_work);
+    else
+      wakeup.wait(lock, stop, has_work);
+  }
 
   void publish_stats() {
     const Scheduler::Stats done = scheduler.stats();
@@ -89,13 +122,14 @@ struct Engine::State {
   }
 
   // Of the thread that steps, but for the scheduler's checks.
+  RankSteps ranks;
   Scheduler scheduler;
   std::deque<Scheduler::Result> finished;  // not yet delivered
   std::function<bool()> interrupted;
 
   mutable std::mutex mutex;            // of all below
-  std::condition_variable_any wakeup;  // the inbox is not empty
-  Inbox inbox;
+  std::condition_variable_any wakeup;  // a request has come
+  StepInbox inbox;
   std::unordered_map<int64_t, OnFinish> open;  // by the numbers of requests
   int64_t submitted = 0;
   bool stepping = false;
@@ -108,6 +142,8 @@ Engine::Engine(const Model& model, const EngineOptions& options, Workspace& work
 Engine::~Engine() = default;
 
 int64_t Engine::submit(GenerationRequest request, OnFinish on_finish) {
+  require(state_->ranks.leads(),
+          "engine: a request is submitted on another rank than 0, expected 0, which hands it on");
   state_->scheduler.check(request);
   const std::scoped_lock lock(state_->mutex);
   const int64_t number = state_->submitted;
@@ -119,40 +155,30 @@ int64_t Engine::submit(GenerationRequest request, OnFinish on_finish) {
 }
 
 bool Engine::cancel(int64_t request) {
+  require(state_->ranks.leads(),
+          "engine: a request is cancelled on another rank than 0, expected 0, which submits them");
   const std::scoped_lock lock(state_->mutex);
   if (!state_->open.contains(request)) return false;
   state_->inbox.cancelled.push_back(request);
-  state_->wakeup.notify_one();
   return true;
 }
 
-bool Engine::step() { return step(state_->interrupted); }
-
-bool Engine::step(const std::function<bool()>& interrupted) {
-  State::Stepping stepping(*state_);
-  for (auto& [number, request] : stepping.inbox.requests) state_->scheduler.submit(number, std::move(request));
-  for (const int64_t number : stepping.inbox.cancelled) state_->scheduler.cancel(number);
-  state_->scheduler.step(interrupted);
-  state_->publish_stats();
-  state_->deliver();
+bool Engine::step() {
+  state_->step(false, state_->interrupted);
   return open_requests() > 0;
 }
 
 void Engine::run() {
-  while (step() && !(state_->interrupted && state_->interrupted())) {
+  while (state_->step(open_requests() == 0 || state_->is_interrupted(), state_->interrupted)) {
   }
 }
 
 void Engine::serve(const std::stop_token& stop) {
-  const auto stopped = [&] { return stop.stop_requested() || (state_->interrupted && state_->interrupted()); };
-  while (!stop.stop_requested()) {
-    if (step(stopped)) {
-      if (stopped()) return;
-      continue;
-    }
-    std::unique_lock lock(state_->mutex);
-    state_->wakeup.wait(lock, stop, [&] { return !state_->inbox.empty(); });
-  }
+  const auto wait = [&] {
+    if (state_->ranks.leads()) state_->wait(stop);
+  };
+  const auto stopped = [&] { return stop.stop_requested() || state_->is_interrupted(); };
+  for (wait(); state_->step(stopped(), stopped);) wait();
 }
 
 int64_t Engine::most_tokens(const GenerationRequest& request) const { return state_->scheduler.most_tokens(request); }

@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <chrono>
+#include <memory>
 
 #include "engine/check_tokens.h"
 #include "engine/continuation.h"
+#include "engine/model_drafter.h"
 #include "engine/prompt_lookup.h"
 #include "engine/stopwatch.h"
 #include "parallel/same_values.h"
@@ -45,9 +47,6 @@ std::vector<int32_t> all_tokens(const ModelSpec& spec, const GenerationRequest& 
 }
 
 Text begin_text(const Model& model, const GenerationRequest& request, const GenerateOptions& options) {
-  require(model.ranks().size() == 1 || (options.restore_from.empty() && options.save_to.empty()),
-          "generate: a sequence is to be saved or restored by {} ranks, expected 1: each has only a part of it",
-          model.ranks().size());
   const bool restored = !options.restore_from.empty();
   Text text{.tokens = all_tokens(model.spec(), request, options), .caches = {}};
   // What is cached already does not run, so the model can't tell.
@@ -60,7 +59,7 @@ Text begin_text(const Model& model, const GenerationRequest& request, const Gene
                                    .dtype = options.cache_dtype,
                                    .speculation_length = options.draft_length});
   if (restored) {
-    (void)restore_sequence(options.restore_from, text.caches, 0, options.model_digest);
+    (void)restore_sequence(options.restore_from, model, text.caches, 0, options.model_digest);
     text.cached = text.caches.front().length(0);
     text.take_back(model);
   }
@@ -97,8 +96,18 @@ bool agree_on(const Drawn& own, size_t position, const Model& model) {
 
 void check_options(const GenerationRequest& request, const TextEnds& ends, const GenerateOptions& options) {
   check_settings(request, ends);
-  require(options.draft_length >= 0 && options.draft_length <= kLongestDraft,
-          "the draft's length is {}, expected 0 to {}", options.draft_length, kLongestDraft);
+  const int64_t shortest = options.draft_model == nullptr ? 0 : 1;
+  require(options.draft_length >= shortest && options.draft_length <= kLongestDraft,
+          "the draft's length is {}, expected {} to {}", options.draft_length, shortest, kLongestDraft);
+}
+
+std::unique_ptr<Drafter> make_drafter(const Model& model, const Text& text, const GenerateOptions& options,
+                                      Workspace& workspace) {
+  if (options.draft_model == nullptr) return std::make_unique<PromptLookup>(options.draft_length);
+  const int64_t vocabulary =
+      options.tokenizer == nullptr ? model.spec().vocab_size : options.tokenizer->vocabulary_size();
+  const KvCacheOptions cache{.slots = 1, .capacity = static_cast<int64_t>(text.most), .dtype = options.cache_dtype};
+  return std::make_unique<ModelDrafter>(*options.draft_model, options.draft_length, vocabulary, cache, workspace);
 }
 
 GenerationRequest without_prompt(const GenerationRequest& request) {
@@ -120,8 +129,8 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
   check_options(request, ends, options);
   Text text = begin_text(model, request, options);
   Continuation continuation(without_prompt(request), ends, text.room());
-  PromptLookup lookup(options.draft_length);
-  lookup.extend(text.tokens);
+  const std::unique_ptr<Drafter> drafter = make_drafter(model, text, options, workspace);
+  drafter->extend(text.tokens);
   GenerateResult result;
   result.restored_tokens = text.cached;
   result.prefill_tokens = text.pending();
@@ -139,7 +148,7 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
     const bool interrupted = options.interrupted && options.interrupted();
     result.interrupted = agree_on({*token, interrupted ? 1 : 0}, text.tokens.size(), model);
     text.tokens.push_back(*token);
-    lookup.extend({&*token, 1});
+    drafter->extend({&*token, 1});
     continuation.report();
     if (result.interrupted && !continuation.ended()) continuation.end(FinishReason::cancelled);
     return !continuation.ended();
@@ -154,18 +163,19 @@ GenerateResult generate(const Model& model, const GenerationRequest& request, co
       if (!more) break;
       more = draw(accepted);
     }
-    lookup.judge(drafted, accepted);
+    drafter->judge(drafted, accepted);
     result.draft_tokens += drafted;
     result.accepted_tokens += accepted;
     text.take_back(model);
     if (!more) break;
-    draft = lookup.draft(text.room() - 1);
+    draft = drafter->draft(text.room() - 1);
     logits = run_pending(model, text, draft, Model::Logits::all, workspace);
   }
   result.decode_seconds = decode.seconds();
   static_cast<GeneratedText&>(result) = continuation.take();
   require(result.finish != FinishReason::error, "{}", result.error);
-  if (!options.save_to.empty()) save_sequence(options.save_to, text.caches, 0, text.tokens, options.model_digest);
+  if (!options.save_to.empty())
+    save_sequence(options.save_to, model, text.caches, 0, text.tokens, options.model_digest);
   return result;
 }
 

@@ -15,7 +15,7 @@ uint64_t PromptLookup::last_gram(size_t length) const {
 
 // An n-gram is known once a token has followed it, so that the last one is never found at its own place.
 void PromptLookup::extend(std::span<const int32_t> tokens) {
-  if (longest_draft_ == 0) return;
+  if (length_.longest() == 0) return;
   for (const int32_t token : tokens) {
     if (text_.size() >= 2) after_two_.insert_or_assign(last_gram(2), text_.size());
     if (text_.size() >= 3) after_three_.insert_or_assign(last_gram(3), text_.size());
@@ -25,8 +25,8 @@ void PromptLookup::extend(std::span<const int32_t> tokens) {
 
 // A token more in a call costs a quarter of a step (SmolLM2). After two or three equal tokens enough of them come true
 // for that; after one, which would find twice as many drafts, a tenth does.
-std::vector<int32_t> PromptLookup::draft(int64_t room) const {
-  const auto count = static_cast<size_t>(std::min(wanted_, room));
+std::vector<int32_t> PromptLookup::draft(int64_t room) {
+  const auto count = static_cast<size_t>(std::min(length_.wanted(), room));
   for (const size_t length : {3U, 2U}) {
     if (text_.size() < length) continue;
     const Places& places = length == 3 ? after_three_ : after_two_;
@@ -37,10 +37,6 @@ std::vector<int32_t> PromptLookup::draft(int64_t room) const {
     return {taken.begin(), taken.end()};
   }
   return {};
-}
-
-void PromptLookup::judge(int64_t drafted, int64_t accepted) {
-  if (drafted > 0) wanted_ = std::min(longest_draft_, accepted == drafted ? 2 * wanted_ : accepted + 1);
 }
 
 }  // namespace regard

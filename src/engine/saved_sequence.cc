@@ -5,6 +5,8 @@
 #include <charconv>
 #include <map>
 
+#include "engine/stored_heads.h"
+#include "parallel/same_values.h"
 #include "regard/block_table.h"
 #include "regard/checkpoint.h"
 #include "tensor/fail.h"
@@ -25,12 +27,12 @@ std::string_view name_of(KvScaling scaling) {
 }
 
 // What a layer of a file and the cache that takes it must have in common, beside given scales.
-Fields fields_of(const KvCache& cache) {
+Fields fields_of(const KvCache& cache, const StoredHeads& heads) {
   return {{"key_dtype", std::string(name_of(cache.key_format().dtype))},
           {"key_scaling", std::string(name_of(cache.key_format().scaling))},
           {"value_dtype", std::string(name_of(cache.value_format().dtype))},
           {"value_scaling", std::string(name_of(cache.value_format().scaling))},
-          {"kv_heads", std::to_string(cache.num_key_value_heads())},
+          {"kv_heads", std::to_string(heads.count())},
           {"head_dim", std::to_string(cache.head_dim())},
           {"v_head_dim", std::to_string(cache.v_head_dim())}};
 }
@@ -106,6 +108,8 @@ class SavedFile {
     const auto stored = tensor(name, DType::f32, {static_cast<int64_t>(given.size())}).elements<float>();
     require(std::ranges::equal(stored, given), "saved sequence: {}: {} are not those of the cache", path_, name);
   }
+  [[nodiscard]] const std::string& path() const { return path_; }
+  [[nodiscard]] std::string digest() const { return digest_of(checkpoint_); }
   void expect_tensors(size_t count) const {
     require(checkpoint_.tensors().size() == count, "saved sequence: {}: there are {} tensors, expected {}", path_,
             checkpoint_.tensors().size(), count);
@@ -131,9 +135,10 @@ struct SavedLayer {
   [[nodiscard]] size_t tensors() const { return 2 + (key_scales.empty() ? 0 : 1) + (value_scales.empty() ? 0 : 1); }
 };
 
-SavedLayer find_layer(const SavedFile& file, size_t index, const KvCache& cache, int64_t slot, int64_t length) {
+SavedLayer find_layer(const SavedFile& file, size_t index, const KvCache& cache, const StoredHeads& heads, int64_t slot,
+                      int64_t length) {
   const auto name = [&](std::string_view part) { return layer_name(index, part); };
-  for (const auto& [part, expected] : fields_of(cache)) file.expect(name(part), expected);
+  for (const auto& [part, expected] : fields_of(cache, heads)) file.expect(name(part), expected);
   for (const auto& [part, given] : given_scales_of(cache)) file.expect_scales(name(part), *given);
   // A cache that keeps all tokens can't lack the first ones.
   const int64_t last_first = cache.storage() == KvStorage::contiguous ? 0 : length;
@@ -143,6 +148,7 @@ SavedLayer find_layer(const SavedFile& file, size_t index, const KvCache& cache,
   for (const auto& [part, sample] : tensors_of(cache.read_stored(slot, 0, 0))) {
     std::vector<int64_t> sizes(sample.shape().begin(), sample.shape().end());
     sizes[0] = layer.count;
+    sizes[1] = heads.count();
     const ConstTensorView stored = file.tensor(name(part), sample.dtype(), Shape(sizes));
     (part == "keys"         ? layer.keys
      : part == "values"     ? layer.values
@@ -152,8 +158,8 @@ SavedLayer find_layer(const SavedFile& file, size_t index, const KvCache& cache,
   return layer;
 }
 
-std::vector<SavedLayer> find_layers(const SavedFile& file, std::span<const KvCache> layers, int64_t slot,
-                                    int64_t length) {
+std::vector<SavedLayer> find_layers(const SavedFile& file, std::span<const KvCache> layers,
+                                    std::span<const StoredHeads> heads, int64_t slot, int64_t length) {
   std::vector<SavedLayer> found;
   size_t tensors = 1;  // the tokens
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -164,20 +170,12 @@ std::vector<SavedLayer> find_layers(const SavedFile& file, std::span<const KvCac
     require(length <= cache.capacity(),
             "saved sequence: the sequence has {} tokens, but the capacity of layer {} is {}", length, i,
             cache.capacity());
-    found.push_back(find_layer(file, i, cache, slot, length));
+    found.push_back(find_layer(file, i, cache, heads[i], slot, length));
     tensors += found.back().tensors();
     for (const auto& [part, given] : given_scales_of(cache)) tensors += given->empty() ? 0 : 1;
   }
   file.expect_tensors(tensors);
   return found;
-}
-
-Tensor copy_rows(ConstTensorView rows, int64_t first) {
-  if (rows.empty()) return {};
-  const ConstTensorView tail = rows.slice(0, first, rows.size(0) - first);
-  Tensor copy(tail.dtype(), tail.shape());
-  std::copy_n(tail.data(), static_cast<size_t>(tail.shape().elements()) * size_of(tail.dtype()), copy.view().data());
-  return copy;
 }
 
 // Where a cache begins to take a layer: with the page of what its last token sees, should that run again.
@@ -186,14 +184,14 @@ int64_t first_taken(const KvCache& cache, const SavedLayer& layer) {
   return std::max(layer.first, seen - seen % cache.block_tables().page_size());
 }
 
-void restore_layer(KvCache& cache, int64_t slot, const SavedLayer& layer) {
+void restore_layer(KvCache& cache, const StoredHeads& heads, int64_t slot, const SavedLayer& layer) {
   const int64_t first = first_taken(cache, layer);
   const int64_t skipped = first - layer.first;
   cache.restore_stored(slot, first,
-                       {.keys = copy_rows(layer.keys, skipped),
-                        .values = copy_rows(layer.values, skipped),
-                        .key_scales = copy_rows(layer.key_scales, skipped),
-                        .value_scales = copy_rows(layer.value_scales, skipped)});
+                       {.keys = heads.own_of(layer.keys, skipped),
+                        .values = heads.own_of(layer.values, skipped),
+                        .key_scales = heads.own_of(layer.key_scales, skipped),
+                        .value_scales = heads.own_of(layer.value_scales, skipped)});
 }
 
 // Empties the layers that were restored before one failed.
@@ -207,10 +205,27 @@ struct Rollback {
   }
 };
 
-}  // namespace
+std::vector<StoredHeads> heads_of(std::span<const KvCache> layers) {
+  std::vector<StoredHeads> heads;
+  for (const KvCache& cache : layers) heads.emplace_back(cache);
+  return heads;
+}
 
-void save_sequence(const std::string& path, std::span<const KvCache> layers, int64_t slot,
-                   std::span<const int32_t> tokens, std::string_view model) {
+std::vector<StoredHeads> heads_of(const Model& model, std::span<const KvCache> layers) {
+  if (model.ranks().size() == 1) return heads_of(layers);
+  std::vector<StoredHeads> heads;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    heads.emplace_back(model.attention(static_cast<int64_t>(i)));
+    for (const auto& [part, given] : given_scales_of(layers[i]))
+      require(given->empty(), "saved sequence: {} are given over {} ranks, expected caches that find their own",
+              layer_name(i, part), model.ranks().size());
+  }
+  return heads;
+}
+
+// All layers on all ranks; rank 0 writes.
+void save(const std::string& path, std::span<const KvCache> layers, std::span<const StoredHeads> heads, int64_t slot,
+          std::span<const int32_t> tokens, std::string_view model, bool writes) {
   const int64_t length = common_length(layers, slot);
   const auto count = static_cast<int64_t>(tokens.size());
   require(count >= length, "saved sequence: {} tokens are given, but slot {} holds {}", count, slot, length);
@@ -225,43 +240,66 @@ void save_sequence(const std::string& path, std::span<const KvCache> layers, int
   for (size_t i = 0; i < layers.size(); ++i) {
     const KvCache& cache = layers[i];
     const int64_t first = cache.first_held(slot);
-    for (const auto& [part, value] : fields_of(cache)) metadata[layer_name(i, part)] = value;
+    for (const auto& [part, value] : fields_of(cache, heads[i])) metadata[layer_name(i, part)] = value;
     metadata[layer_name(i, "first_position")] = std::to_string(first);
     for (const auto& [part, given] : given_scales_of(cache))
       if (!given->empty())
         tensors.push_back({layer_name(i, part), ConstTensorView(given->data(), {static_cast<int64_t>(given->size())})});
-    for (const auto& [part, tensor] : tensors_of(cache.read_stored(slot, first, length - first))) {
-      tensors.push_back({layer_name(i, part), tensor});
-      owned.push_back(tensor);
-    }
+    for (const auto& [part, tensor] : tensors_of(cache.read_stored(slot, first, length - first)))
+      tensors.push_back({layer_name(i, part), owned.emplace_back(heads[i].all_of(tensor))});
   }
+  if (!writes) return;
   // Bytes come last, so that all numbers are aligned.
   std::stable_partition(tensors.begin(), tensors.end(),
                         [](const NamedTensor& named) { return named.tensor.dtype() != DType::u8; });
   save_safetensors(path, tensors, metadata);
 }
 
-std::vector<int32_t> saved_tokens(const std::string& path) { return SavedFile(path).tokens(); }
-
-std::vector<int32_t> restore_sequence(const std::string& path, std::span<KvCache> layers, int64_t slot,
-                                      std::string_view model) {
-  const SavedFile file(path);
+std::vector<int32_t> restore(const SavedFile& file, std::span<KvCache> layers, std::span<const StoredHeads> heads,
+                             int64_t slot, std::string_view model) {
   file.expect("layers", std::to_string(layers.size()));
   if (!model.empty()) file.expect_model(model);
   std::vector<int32_t> tokens = file.tokens();
   const int64_t length = file.number("length", 1, static_cast<int64_t>(tokens.size()));
-  const auto saved = find_layers(file, layers, slot, length);
+  const auto saved = find_layers(file, layers, heads, slot, length);
   Rollback rollback{.layers = layers, .slot = slot};
   for (; rollback.done < layers.size(); ++rollback.done) {
     KvCache& cache = layers[rollback.done];
     try {
-      restore_layer(cache, slot, saved[rollback.done]);
+      restore_layer(cache, heads[rollback.done], slot, saved[rollback.done]);
     } catch (const Error& error) {
-      fail("saved sequence: {}: layer {}, with {} free pages of {} tokens: {}", path, rollback.done,
+      fail("saved sequence: {}: layer {}, with {} free pages of {} tokens: {}", file.path(), rollback.done,
            cache.block_tables().free_pages(), cache.block_tables().page_size(), error.what());
     }
   }
   return tokens;
+}
+
+}  // namespace
+
+void save_sequence(const std::string& path, std::span<const KvCache> layers, int64_t slot,
+                   std::span<const int32_t> tokens, std::string_view model) {
+  save(path, layers, heads_of(layers), slot, tokens, model, true);
+}
+
+void save_sequence(const std::string& path, const Model& model, std::span<const KvCache> layers, int64_t slot,
+                   std::span<const int32_t> tokens, std::string_view digest) {
+  save(path, layers, heads_of(model, layers), slot, tokens, digest, model.ranks().rank() == 0);
+}
+
+std::vector<int32_t> saved_tokens(const std::string& path) { return SavedFile(path).tokens(); }
+
+std::vector<int32_t> restore_sequence(const std::string& path, std::span<KvCache> layers, int64_t slot,
+                                      std::string_view model) {
+  return restore(SavedFile(path), layers, heads_of(layers), slot, model);
+}
+
+std::vector<int32_t> restore_sequence(const std::string& path, const Model& model, std::span<KvCache> layers,
+                                      int64_t slot, std::string_view digest) {
+  const SavedFile file(path);
+  const std::string own = file.digest();
+  require_same_bytes(model.ranks().world(), fmt::format("the saved sequence {}", path), std::as_bytes(std::span(own)));
+  return restore(file, layers, heads_of(model, layers), slot, digest);
 }
 
 }  // namespace regard

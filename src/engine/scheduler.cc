@@ -52,8 +52,15 @@ Scheduler::Scheduler(const Model& model, TextEnds ends, ModelCache cache, Worksp
       ends_(std::move(ends)),
       cache_(std::move(cache)),
       workspace_(workspace),
+      ranks_(model.ranks()),
       page_size_(cache_.layers().front().block_tables().page_size()),
       memory_tokens_(tokens_in_memory(model, cache_.layers())) {
+  for (size_t i = 0; i < model.spec().layers.size(); ++i)
+    require(
+        !model.attention(static_cast<int64_t>(i)).shares_sequences(),
+        "scheduler: ranks divide the sequences of decode (attention_dp_degree {}) or their tokens (flash decoding), "
+        "expected ranks that have all of them",
+        model.ranks().config().attention_dp_degree);
   require(cache_.capacity() >= model.spec().context_length,
           "scheduler: the cache's capacity is {} tokens, expected at least the model's context of {}",
           cache_.capacity(), model.spec().context_length);
@@ -254,6 +261,7 @@ void Scheduler::call_model(const std::function<bool()>& interrupted) {
   } catch (const Cancelled&) {
     throw;
   } catch (const std::exception& error) {
+    if (ranks_.together()) throw;
     for (Sequence* sequence : planned_) sequence->text.end(FinishReason::error, error.what());
   }
 }
@@ -261,8 +269,7 @@ void Scheduler::call_model(const std::function<bool()>& interrupted) {
 // Draws the next token of each sequence all of whose tokens have run, and reports it.
 void Scheduler::sample(ConstTensorView logits) {
   const int64_t vocabulary = logits.size(1);
-  std::vector<Sequence*>& drawn = drawn_;
-  drawn.assign(planned_.size(), nullptr);
+  drawn_.assign(planned_.size(), -1);
   const auto draw = [&](int64_t row, int) {
     Sequence& sequence = *planned_[static_cast<size_t>(row)];
     sequence.cached += spans_[static_cast<size_t>(row)].count;
@@ -270,14 +277,20 @@ void Scheduler::sample(ConstTensorView logits) {
     const auto token = sequence.text.draw({logits.as<float>() + row * vocabulary, static_cast<size_t>(vocabulary)});
     if (!token) return;
     sequence.tokens.push_back(*token);
-    drawn[static_cast<size_t>(row)] = &sequence;
+    drawn_[static_cast<size_t>(row)] = *token;
   };
   workspace_.threads().for_work(logits.size(0) * vocabulary).for_each(logits.size(0), draw);
-  for (Sequence* sequence : drawn) {
-    if (sequence == nullptr) continue;
-    ++stats_.generated_tokens;
-    sequence->text.report();
-  }
+  ranks_.check_drawn(drawn_);
+  report();
+}
+
+void Scheduler::report() {
+  grown_.clear();
+  for (size_t row = 0; row < drawn_.size(); ++row)
+    if (drawn_[row] != -1) grown_.push_back(&planned_[row]->text);
+  for (Continuation* text : grown_) text->report();
+  ranks_.share_ends(grown_);
+  stats_.generated_tokens += std::ssize(grown_);
 }
 
 // Whole pages can be shared; but layers with windows have only what they hold at the time, so that the ends of pieces

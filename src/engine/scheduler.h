@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/continuation.h"
+#include "engine/rank_steps.h"
 #include "regard/generation.h"
 #include "regard/model.h"
 #include "regard/model_cache.h"
@@ -21,6 +22,8 @@ namespace regard {
 // Sequences start in the order of their requests, as slots and memory become free. Where memory ends, the youngest
 // gives its own back and computes its tokens again later, so that the oldest always gets on. One thread at a time uses
 // it; but `check` and `most_tokens` may be called at any time.
+//
+// Over ranks each has one, and all get the same calls: what runs follows from these and from tokens alone.
 class Scheduler {
  public:
   struct Result {
@@ -36,7 +39,8 @@ class Scheduler {
   };
 
   // The cache is empty, paged, and has room for the model's context in each slot; model, workspace and the tokenizer of
-  // `ends` outlive the scheduler. Throws Error for a smaller cache.
+  // `ends` outlive the scheduler. Throws Error for a smaller cache, and where a rank has only some of the
+  // sequences, or of their tokens.
   Scheduler(const Model& model, TextEnds ends, ModelCache cache, Workspace& workspace);
   ~Scheduler();
   Scheduler(const Scheduler&) = delete;
@@ -53,8 +57,9 @@ class Scheduler {
   // Whether all requests are finished.
   [[nodiscard]] bool idle() const { return running_.empty() && waiting_.empty(); }
   // One call of the model, where there is something to do; passes the tokens that it gives to their requests'
-  // on_token. What the model throws is the error of all texts in the call. On one rank `interrupted`, where there is
-  // one, is asked between layers: true leaves the call, and all that run start anew in the next step.
+  // on_token. What the model throws is the error of all texts in the call; over ranks it is thrown on: others may have
+  // got through. On one rank `interrupted`, where there is one, is asked between layers: true leaves the call, and all
+  // that run start anew in the next step.
   void step(const std::function<bool()>& interrupted = {});
   // What has finished since the last call, in no order.
   [[nodiscard]] std::vector<Result> take_results();
@@ -80,6 +85,7 @@ class Scheduler {
   void run(const std::function<bool()>& interrupted);
   void call_model(const std::function<bool()>& interrupted);
   void sample(ConstTensorView logits);
+  void report();
   void commit(Sequence& sequence);
   [[nodiscard]] bool end_if_finished(Sequence& sequence);
   void end(Sequence& sequence);
@@ -88,6 +94,7 @@ class Scheduler {
   TextEnds ends_;
   ModelCache cache_;
   Workspace& workspace_;
+  RankSteps ranks_;
   int64_t page_size_ = 0;
   int64_t memory_tokens_ = 0;  // that a sequence can hold which has all memory to itself
 
@@ -103,8 +110,9 @@ class Scheduler {
   std::vector<Span> spans_;
   std::vector<Sequence*> planned_;
   std::vector<const Sequence*> prefilling_;
-  std::vector<Sequence*> drawn_;  // by span: those that got a token, or null
-  std::vector<Span> growing_;     // those that need new pages
+  std::vector<int32_t> drawn_;        // by span: the token that its sequence got, or -1
+  std::vector<Continuation*> grown_;  // the texts of those that got one
+  std::vector<Span> growing_;         // those that need new pages
 };
 
 }  // namespace regard

@@ -4,6 +4,7 @@
 
 #include "layers/attention_shard.h"
 #include "layers/shared_tokens.h"
+#include "parallel/rank_order.h"
 #include "tensor/fail.h"
 #include "tensor/float_environment.h"
 
@@ -58,6 +59,14 @@ KvCacheOptions Attention::cache_options() const {
 }
 
 KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) const {
+  return {storage, own_part(options), decode_->config};
+}
+
+int64_t Attention::pages_needed(const KvCacheOptions& options) const {
+  return KvCache::pages_needed(own_part(options), decode_->config);
+}
+
+KvCacheOptions Attention::own_part(const KvCacheOptions& options) const {
   KvCacheOptions own = options;
   const int64_t rows = ranks_.decode().degree;
   const TokenShare share = decode_->token_share();
@@ -69,7 +78,13 @@ KvCache Attention::make_cache(KvStorage storage, const KvCacheOptions& options) 
   };
   of_own_heads(own.keys, config_.head_dim);
   of_own_heads(own.values, config_.v_head_dim);
-  return {storage, own, decode_->config};
+  return own;
+}
+
+std::vector<int64_t> Attention::kv_heads_of_rank(int64_t rank) const {
+  const RankMesh mesh(ranks_.size(), ranks_.decode().degree, ranks_.config().switch_cc);
+  const auto heads = decode_->kv_heads_of(mesh.column_of(rank));
+  return {heads.begin(), heads.end()};
 }
 
 // Where this rank keeps a slot of the whole cache, if it does.

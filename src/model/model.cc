@@ -182,8 +182,6 @@ std::vector<KvCache> Model::make_caches(const KvCacheOptions& options) const {
 }
 
 std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int64_t bytes) const {
-  require(ranks_.size() == 1, "model: paged caches of a size in bytes are asked for over {} ranks, expected 1",
-          ranks_.size());
   require(options.pages == 0, "model: pages is {}, but the caches' memory is given in bytes", options.pages);
   // Pages that a layer can use: of one sequence with a window, or one page a sequence, up to all that slots can fill.
   struct Pool {
@@ -193,35 +191,37 @@ std::vector<KvCache> Model::make_paged_caches(const KvCacheOptions& options, int
   std::vector<Pool> pools;
   int64_t slots = 0;
   for (const auto& layer : layers_) {
-    const AttentionConfig& config = layer->attention.config();
     // Caches of one page only tell sizes.
     KvCacheOptions one = options;
     one.pages = 1;
-    const KvCache sample = KvCache::paged(one, config);
+    const KvCache sample = layer->attention.make_cache(KvStorage::paged, one);
     one.slots = 1;
     slots = sample.slots();
     const bool keeps_all = sample.first_seen(sample.capacity()) == 0;
     pools.push_back({.page_bytes = sample.bytes_per_token() * sample.block_tables().page_size(),
-                     .least = keeps_all ? slots : KvCache::pages_needed(one, config),
-                     .most = KvCache::pages_needed(options, config)});
+                     .least = keeps_all ? slots : layer->attention.pages_needed(one),
+                     .most = layer->attention.pages_needed(options)});
   }
   const auto bytes_of = [&](int64_t count) {
     int64_t sum = 0;
     for (const Pool& pool : pools) sum += pool.pages(count) * pool.page_bytes;
     return sum;
   };
-  require(bytes_of(0) <= bytes, "the cache's memory is {} bytes, but {} sequences need at least {}", bytes, slots,
-          bytes_of(0));
-  int64_t fits = 0;
-  for (int64_t too_many = std::ranges::max(pools, {}, &Pool::most).most + 1; too_many - fits > 1;) {
+  int64_t fits = bytes_of(0) <= bytes ? 0 : -1;
+  for (int64_t too_many = std::ranges::max(pools, {}, &Pool::most).most + 1; fits >= 0 && too_many - fits > 1;) {
     const int64_t middle = fits + (too_many - fits) / 2;
     (bytes_of(middle) <= bytes ? fits : too_many) = middle;
   }
+  // Ranks have as many pages each, so that sequences fit on all of them or on none.
+  const std::vector<int64_t> of_ranks = ranks_.world().gather(fits);
+  const auto least = std::ranges::min_element(of_ranks);
+  require(fits >= 0, "the cache's memory is {} bytes, but {} sequences need at least {}", bytes, slots, bytes_of(0));
+  require(*least >= 0, "the cache's memory on rank {} holds less than {} sequences", least - of_ranks.begin(), slots);
   std::vector<KvCache> caches;
   for (size_t i = 0; i < layers_.size(); ++i) {
     KvCacheOptions sized = options;
-    sized.pages = pools[i].pages(fits);
-    caches.push_back(KvCache::paged(sized, layers_[i]->attention.config()));
+    sized.pages = pools[i].pages(*least);
+    caches.push_back(layers_[i]->attention.make_cache(KvStorage::paged, sized));
   }
   return caches;
 }

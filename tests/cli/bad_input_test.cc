@@ -177,6 +177,24 @@ TEST(BadInput, VerifyRefusesWhatIsNoReferenceOfTheModel) {
   expect_complaint({"verify", "-m", folder.gguf, "--reference", folder.gguf, "--tokens", "5"}, "--tokens");
 }
 
+TEST(BadInput, DraftModelsThatDoNotFitAreRefused) {
+  const ModelFolder folder;
+  const auto generate = [&](std::vector<std::string> arguments, std::string_view part) {
+    arguments.insert(arguments.begin(), {"generate", "-m", folder.gguf, "-p", "the", "-n", "1", "--threads", "1"});
+    expect_complaint(arguments, part);
+  };
+  generate({"--draft-model", ""}, "--draft-model");
+  generate({"--draft-model", folder.file("none")}, "does not exist");
+  generate({"--draft-model", folder.gguf, "--draft", "0"}, "--draft is 0 and --draft-model is given, expected 1 to 64");
+  auto vocabulary = tiny_vocabulary();
+  std::swap(vocabulary[40], vocabulary[41]);
+  GgufBuilder other = TinyLlama().gguf();
+  const std::string key = "tokenizer.ggml.tokens";
+  other.remove(key).add_texts(key, vocabulary);
+  generate({"--draft-model", folder.write("other.gguf", other.build())},
+           "other.gguf has another vocabulary: token 40 is ");
+}
+
 TEST(BadInput, SavedSequencesThatDoNotFitAreRefused) {
   const ModelFolder folder;
   const std::string cache = folder.file("text.safetensors");

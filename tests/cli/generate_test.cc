@@ -161,6 +161,17 @@ TEST(GenerateCommand, DraftsChangeNothingButTheCounts) {
   }
 }
 
+TEST(GenerateCommand, AModelOfTheSameVocabularyMayGuess) {
+  const ModelFolder folder(kEndless);
+  const ModelFolder small({.layers = 1, .context = 256, .has_end_token = false, .seed = 2});
+  const std::vector<std::string> plain = {"-m", folder.gguf, "-p", "the inn", "-n", "40"};
+  std::vector<std::string> guessed = plain;
+  guessed.insert(guessed.end(), {"--draft-model", small.gguf});
+  const Json result = generate_json(guessed);
+  EXPECT_EQ(result["tokens"], generate_json(plain)["tokens"]);
+  EXPECT_GT(result["draft_tokens"].get<int>(), 0);
+}
+
 TEST(GenerateCommand, TheSummaryTellsTheShareOfAcceptedTokens) {
   const ModelFolder folder(kEndless);
   const std::vector<std::string> arguments = {"-m", folder.gguf, "-p",      "the inn and the inn",

@@ -59,7 +59,6 @@ TEST(RanksOfMpirun, CommandsWithoutRanksRunInOneProcess) {
     words.insert(words.begin(), {"-n", "2", REGARD_PROGRAM});
     expect_refused(launch({words}), command + " runs in one process, but 2 were started; start it without mpirun");
   };
-  refused({"batch", "-m", folder.gguf, "-i", folder.gguf, "-o", folder.file("results")});
   refused({"shard", "-m", folder.gguf, "--tp", "2", "-o", folder.file("cut")});
   refused({"attend", "-m", folder.gguf, "--layer", "0", "--input", folder.gguf, "--output", folder.file("out")});
   refused({"verify", "-m", folder.gguf});
@@ -254,6 +253,113 @@ TEST(RanksOfMpirun, NeedAModelThatIsCutForAsMany) {
                        "; start them with: mpirun -n 2 regard ... --tp 2");
   expect_refused(launch({generate_json(2, cut, {"--dp", "2"})}),
                  "checkpoint: " + cut + " was cut for --tp alone, expected no --cp and no --dp");
+}
+
+// Ranks go on from what others have saved: a file does not know how many they were.
+TEST(RanksOfMpirun, ContinueASavedSequenceAsOneRankDoes) {
+  const ModelFolder folder({.context = 256, .has_end_token = false});
+  const std::string cache = folder.file("cache");
+  const auto run = [&](int ranks, const Words& more) {
+    Words words = {"-n",   std::to_string(ranks), REGARD_PROGRAM, "generate",       "-m", folder.gguf,
+                   "--tp", std::to_string(ranks), "--json",       "--deterministic"};
+    words.insert(words.end(), more.begin(), more.end());
+    return json_of(launch({words}));
+  };
+  const auto whole = run(1, {"-p", "the inn", "-n", "60"});
+  for (const auto& [saving, restoring] : std::initializer_list<std::pair<int, int>>{{2, 3}, {3, 1}, {1, 2}}) {
+    const auto first = run(saving, {"-p", "the inn", "-n", "25", "--save-cache", cache});
+    const auto rest = run(restoring, {"--restore-cache", cache, "-n", "35"});
+    EXPECT_GT(rest["restored_tokens"], 0);
+    auto tokens = first["tokens"];
+    tokens.insert(tokens.end(), rest["tokens"].begin(), rest["tokens"].end());
+    EXPECT_EQ(tokens, whole["tokens"]) << saving << " and " << restoring;
+    std::filesystem::remove(cache);
+  }
+}
+
+TEST(RanksOfMpirun, LetASmallerModelGuess) {
+  const ModelFolder folder({.context = 256, .has_end_token = false});
+  const ModelFolder small({.layers = 1, .context = 256, .has_end_token = false, .seed = 2});
+  const Words plain = {"--deterministic", "--max-tokens", "40"};
+  Words guessed = plain;
+  guessed.insert(guessed.end(), {"--draft-model", small.gguf});
+  const auto result = json_of(launch({generate_json(2, folder.gguf, guessed)}));
+  EXPECT_EQ(result["tokens"], json_of(launch({generate_json(1, folder.gguf, plain)}))["tokens"]);
+  EXPECT_GT(result["draft_tokens"], 0);
+}
+
+constexpr const char* kRequests =
+    R"({"id": "a", "prompt": "the inn", "max_tokens": 40}
+{"id": "b", "prompt": "the inn was", "max_tokens": 20, "temperature": 2, "seed": 3}
+{"id": "wrong", "prompt": "the inn", "max_tokens": 0}
+{"id": "c", "prompt": "a hen", "stop": ["e"]}
+)";
+
+// Runs a batch over ranks, and returns what it wrote.
+std::string batch(const ModelFolder& folder, int ranks, const Words& more, std::string_view input = {}) {
+  const std::string out = folder.file("results.jsonl");
+  Words words = {"-n", std::to_string(ranks), REGARD_PROGRAM, "batch", "-m", folder.gguf, "-o", out};
+  words.insert(words.end(), more.begin(), more.end());
+  const Finished result = launch({words}, input);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, "");
+  EXPECT_THAT(result.err, HasSubstr("[4 requests: "));
+  EXPECT_EQ(result.err.find("requests: "), result.err.rfind("requests: ")) << "one rank speaks";
+  return read_whole_file(out);
+}
+
+TEST(RanksOfMpirun, ABatchIsThatOfOneRank) {
+  const ModelFolder folder({.context = 256, .has_end_token = false});
+  const std::string requests = folder.write("requests.jsonl", kRequests);
+  const auto fresh = [&](int ranks, const Words& more) {
+    std::filesystem::remove(folder.file("results.jsonl"));
+    Words words = {"-i", requests, "--deterministic"};
+    words.insert(words.end(), more.begin(), more.end());
+    return batch(folder, ranks, words);
+  };
+  const std::string alone = fresh(1, {});
+  EXPECT_EQ(fresh(2, {"--tp", "2"}), alone);
+  EXPECT_EQ(fresh(4, {"--tp", "2", "--cp", "2", "--sp", "--max-batch", "2"}), alone);
+  // What is there already is kept by ranks, too: the digests are the same.
+  EXPECT_EQ(batch(folder, 3, {"--tp", "3", "-i", requests, "--deterministic", "--resume"}), alone);
+}
+
+// Only the first rank has standard input.
+TEST(RanksOfMpirun, ABatchReadsStandardInput) {
+  const ModelFolder folder({.context = 256, .has_end_token = false});
+  EXPECT_THAT(batch(folder, 2, {"--tp", "2", "-i", "-"}, kRequests), HasSubstr("\"id\":\"c\""));
+}
+
+// Another number of ranks adds up in another order: its results are others.
+TEST(RanksOfMpirun, ABatchIsResumedOnAsManyRanks) {
+  const ModelFolder folder({.context = 256, .has_end_token = false});
+  const std::string requests = folder.write("requests.jsonl", kRequests);
+  const std::string first = batch(folder, 2, {"--tp", "2", "-i", requests});
+  EXPECT_EQ(batch(folder, 2, {"--tp", "2", "-i", requests, "--resume"}), first);
+  expect_refused(launch({{"-n", "1", REGARD_PROGRAM, "batch", "-m", folder.gguf, "-i", requests, "-o",
+                          folder.file("results.jsonl"), "--resume"}}),
+                 "the result that is there for id \"a\" was made by another model or with other settings");
+}
+
+TEST(RanksOfMpirun, ThatDrawDifferentTokensInABatchEnd) {
+  const TinyLlama model{.context = 1024, .has_end_token = false};
+  const ModelFolder folder(model);
+  const std::string other = with_another_head(folder, model);
+  const std::string requests = folder.write("requests.jsonl", kRequests);
+  const auto words = [&](const std::string& path) {
+    return Words{"-n", "1", REGARD_PROGRAM, "batch", "-m", path, "--tp", "2", "-i", requests, "-o", folder.file("out")};
+  };
+  const Finished result = launch({words(folder.gguf), words(other)});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("regard: ranks disagree: a token that is drawn is "));
+}
+
+TEST(RanksOfMpirun, ThatDivideSequencesRunNoBatch) {
+  const ModelFolder folder;
+  const std::string requests = folder.write("requests.jsonl", kRequests);
+  expect_refused(launch({{"-n", "2", REGARD_PROGRAM, "batch", "-m", folder.gguf, "--tp", "2", "--dp", "2", "-i",
+                          requests, "-o", folder.file("out")}}),
+                 "--dp 2 is given, but each rank of a batch has all sequences; give --tp");
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ class TestModel {
         tokenizer_(Tokenizer::from(checkpoint_)),
         decoder_(Model::load(checkpoint_, Threads(1))) {}
 
+  [[nodiscard]] const Checkpoint& checkpoint() const { return checkpoint_; }
   [[nodiscard]] const Model& decoder() const { return decoder_; }
   [[nodiscard]] const Tokenizer& tokenizer() const { return tokenizer_; }
   [[nodiscard]] std::vector<int32_t> end_tokens() const {

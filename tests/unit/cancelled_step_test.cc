@@ -173,7 +173,7 @@ TEST(InterruptedEngine, ServeReturnsWithOpenRequestsWhereEitherSaysSo) {
   std::stop_source stop;
   int64_t asked = 0;
   Interrupted scene(model, [&] {
-    if (++asked == 3) stop.request_stop();  // before the third layer, which then does not run
+    if (++asked == 3) stop.request_stop();  // between two layers of the first step
     return false;
   });
   scene.engine.serve(stop.get_token());

@@ -13,6 +13,7 @@
 #include "regard/tokenizer.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
+#include "support/test_model.h"
 #include "support/thread_ranks.h"
 #include "support/tiny_llama.h"
 
@@ -27,6 +28,7 @@ struct Speech {
   SamplerConfig sampler;
   DType cache_dtype = DType::f32;
   int64_t draft_length = 0;
+  const Model* draft_model = nullptr;
   std::string restore_from = {};
   std::string save_to = {};
   std::function<bool(const GeneratedToken&)> on_token = {};
@@ -69,6 +71,7 @@ struct Speaker : TempFolder {
                     {.tokenizer = &tokenizer,
                      .cache_dtype = speech.cache_dtype,
                      .draft_length = speech.draft_length,
+                     .draft_model = speech.draft_model,
                      .restore_from = speech.restore_from,
                      .save_to = speech.save_to},
                     workspace);
@@ -108,6 +111,65 @@ TEST(Drafts, ChangeNoTokenWhateverTheSamplerCacheAndWindow) {
     EXPECT_GT(accepted, 100) << "both ends of a draft were met";
     EXPECT_GT(refused, 100);
   }
+}
+
+// A model that guesses is another one, with windows or a shorter context of its own; the text stays the same.
+TEST(Drafts, OfAModelChangeNoToken) {
+  for (const int64_t window : {0, 20}) {
+    Speaker speaker(window);
+    const TestModel other({.layers = 1, .context = 400, .has_end_token = false, .seed = 1});
+    Speaker windowed(30);
+    Speaker forgetful(0, 150);
+    for (const DType dtype : {DType::f32, DType::i8})
+      for (const SamplerConfig& sampler : samplers())
+        for (const Model* model :
+             std::initializer_list<const Model*>{&other.decoder(), &windowed.decoder, &forgetful.decoder}) {
+          Speech options{.max_tokens = 300, .sampler = sampler, .cache_dtype = dtype};
+          const Ids plain = speaker.speak(kPrompt, options).tokens;
+          options.draft_model = model;
+          for (const int64_t draft : {1, 4, 64}) {
+            SCOPED_TRACE(::testing::Message() << window << ' ' << name_of(dtype) << ' ' << sampler.temperature << ' '
+                                              << draft << ' ' << model->spec().layers.size());
+            options.draft_length = draft;
+            const auto result = speaker.speak(kPrompt, options);
+            EXPECT_EQ(result.tokens, plain);
+            EXPECT_GT(result.draft_tokens, 0);
+          }
+        }
+  }
+}
+
+// The same model guesses right every time: after a prompt of n tokens and a first one, drafts of 4 and the token behind
+// each of them make the rest.
+TEST(Drafts, OfTheSameModelAllComeTrue) {
+  Speaker speaker;
+  const auto result = speaker.speak(kPrompt, {.max_tokens = 201, .draft_length = 4, .draft_model = &speaker.decoder});
+  EXPECT_EQ(result.draft_tokens, 160);
+  EXPECT_EQ(result.accepted_tokens, 160);
+}
+
+TEST(Drafts, OfAModelNeedALength) {
+  Speaker speaker;
+  EXPECT_ERROR(speaker.speak("the", {.draft_length = 0, .draft_model = &speaker.decoder}),
+               "draft's length is 0, expected 1 to 64");
+}
+
+// Ids that the model which guesses does not have silence it.
+TEST(Drafts, OfAModelWithFewerTokensStop) {
+  Speaker speaker;
+  GgufBuilder file = TinyLlama{.context = 400, .has_end_token = false}.gguf();
+  for (const char* name : {"token_embd.weight", "output.weight"}) {
+    auto& tensor = file.tensor(name);
+    tensor.data.resize(tensor.data.size() / tensor.sizes[1] * 100);
+    tensor.sizes[1] = 100;
+  }
+  const Checkpoint checkpoint = Checkpoint::open(speaker.write("small.gguf", file.build()));
+  const Model small = Model::load(checkpoint, Threads(1));
+  const Ids plain = speaker.speak(Ids{5, 7, 9}, {.max_tokens = 50}).tokens;
+  const auto result = speaker.speak(Ids{5, 7, 9}, {.max_tokens = 50, .draft_length = 4, .draft_model = &small});
+  EXPECT_EQ(result.tokens, plain);
+  EXPECT_EQ(speaker.speak(Ids{5, 150, 9}, {.max_tokens = 50, .draft_length = 4, .draft_model = &small}).draft_tokens,
+            0);
 }
 
 // Long drafts that keep failing become short ones.
