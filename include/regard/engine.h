@@ -21,6 +21,10 @@ struct EngineOptions {
   /// context take. Memory is touched as it fills.
   int64_t cache_bytes = 0;
   DType cache_dtype = DType::f32;
+  /// Asked before each layer of a step and between steps, by the thread that steps. Where it returns true the step is
+  /// left, and run and serve return: open requests stay, and begin their last step anew if the engine goes on. Over
+  /// ranks a step that has begun ends first.
+  std::function<bool()> interrupted = {};
 };
 
 /// What an engine has done so far.
@@ -79,10 +83,10 @@ class Engine {
   /// Throws Error if step is running already, and what an on_finish throws; the engine can go on then. Over ranks also
   /// what the model throws, and where ranks draw different tokens.
   bool step();
-  /// Steps until no request is open.
+  /// Steps until no request is open, or EngineOptions::interrupted says so.
   void run();
-  /// Steps until stop is requested, after which the current step ends and open requests stay; sleeps while no request
-  /// is open.
+  /// Steps until stop is requested, or EngineOptions::interrupted says so: the current step is left between layers, or
+  /// over ranks ends, and open requests stay. Sleeps while no request is open.
   void serve(const std::stop_token& stop);
 
   /// How many tokens a request can come to: its max_tokens, or what the model's context leaves.

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 #include "regard/attention.h"
@@ -23,6 +25,12 @@ struct RowSplit;
 struct ModelCost {
   double operations = 0;  ///< Two a multiply-add, inside the masks.
   double bytes = 0;       ///< Weights, keys and values, each read once.
+};
+
+/// A call that was left because its caller said so: not a mistake of anyone, hence no Error.
+class Cancelled : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 /// The model that a ModelSpec describes, with its weights: token ids -> logits. Activations are f32.
@@ -75,10 +83,15 @@ class Model {
     /// Where to write what the layers hand on, f32 [layers + 1, tokens, hidden_size]: the embedding's rows, and then
     /// the rows that each layer leaves, before the final norm. None: nowhere.
     TensorView hidden_states = {};
+    /// Asked before each layer, on the caller's thread: true leaves the call, which throws Cancelled. One rank only:
+    /// others would wait for one that leaves.
+    std::function<bool()> cancelled = {};
   };
   /// Runs packed tokens through the model, appending to the caches. Returns logits [rows, vocab_size] in f32, rows in
   /// order of the tokens; they live until the workspace's next use. Throws Error, before a cache changes, for token ids
-  /// outside the vocabulary and for what Attention::forward refuses.
+  /// outside the vocabulary, for `cancelled` over ranks and for what Attention::forward refuses. Throws Cancelled where
+  /// `cancelled` says so; then the layers before that one hold the tokens of the call and the others do not, so that
+  /// the slots of its spans have to be cleared (KvCache::truncate to 0, or ModelCache::close) before they are used.
   [[nodiscard]] ConstTensorView forward(std::span<const int32_t> tokens, std::span<const Span> spans,
                                         std::span<KvCache> caches, const ForwardOptions& options,
                                         Workspace& workspace) const;

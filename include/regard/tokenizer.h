@@ -24,6 +24,8 @@ class Tokenizer {
   /// From the checkpoint's tokenizer.json where there is one, else from its GGUF metadata.
   /// Throws Error if there is neither, and for a step or an option that is not understood, with its name.
   [[nodiscard]] static Tokenizer from(const Checkpoint& checkpoint);
+  /// Whether there is either, understood or not.
+  [[nodiscard]] static bool is_in(const Checkpoint& checkpoint);
   [[nodiscard]] static Tokenizer from_json(std::string_view tokenizer_json);
 
   Tokenizer(Tokenizer&&) noexcept;

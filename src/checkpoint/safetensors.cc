@@ -103,8 +103,9 @@ class Reader {
   void read_tensor(const std::string& name, const Json& info) {
     require(info.is_object(), "checkpoint: {}: tensor \"{}\" is no object", name_, printable(name));
     StoredTensor tensor{.name = name, .type = type_of(name, info), .shape = {}, .bytes = {}};
+    const auto sizes = integers(name, info, "shape");
     try {
-      tensor.shape = Shape(integers(name, info, "shape"));
+      tensor.shape = Shape(sizes);
     } catch (const Error& error) {
       fail("checkpoint: {}: tensor \"{}\": {}", name_, printable(name), error.what());
     }

@@ -45,7 +45,8 @@ EngineOptions engine_options(const Options& options, const CommandRanks& ranks, 
   return {.tokenizer = &tokenizer,
           .max_sequences = std::clamp<int64_t>(requests, 1, options.max_batch),
           .cache_bytes = options.kv_memory > 0 ? options.kv_memory : default_memory(ranks_of_host),
-          .cache_dtype = parse_cache_dtype(options.model.kv_dtype)};
+          .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
+          .interrupted = interrupted};
 }
 
 // Whether ranks that step together step once more: until all is done, or a signal says one of them to stop.

@@ -155,7 +155,7 @@ std::optional<Model> load_draft_model(const Options& options, const CommandRanks
   if (options.draft_model.empty()) return std::nullopt;
   const Checkpoint checkpoint = ranks.open_model(options.draft_model);
   ranks.check_agreement(checkpoint);
-  if (tokenizer) check_vocabulary(Tokenizer::from(checkpoint), *tokenizer, options.draft_model);
+  if (!options.tokens) check_vocabulary(Tokenizer::from(checkpoint), *tokenizer, options.draft_model);
   return ranks.load_model(checkpoint, ModelSpec::from(checkpoint), threads);
 }
 
@@ -163,17 +163,21 @@ std::optional<Model> load_draft_model(const Options& options, const CommandRanks
 bool run(const Options& options) {
   const CommandRanks ranks(options.ranks, settings(options));
   const auto checkpoint = ranks.open_model(options.model.model);
+  const bool has_text = !options.tokens;
   std::optional<Tokenizer> tokenizer;
-  if (!options.tokens) tokenizer = Tokenizer::from(checkpoint);
+  if (has_text || Tokenizer::is_in(checkpoint)) tokenizer = Tokenizer::from(checkpoint);
   const auto prompt = read_prompt_tokens(options, ranks, checkpoint, tokenizer);
   ranks.check_agreement(checkpoint);
   const ModelSpec spec = ModelSpec::from(checkpoint);
   const auto ends = end_tokens_of(checkpoint, spec.vocab_size);
-  Stream stream(tokenizer.has_value());
+  Stream stream(has_text);
+  // Rows of the head without a token are drawn with ids as little as with text.
+  SamplerConfig sampler = options.sampler;
+  if (tokenizer) sampler.vocabulary = tokenizer->vocabulary_size();
   bool watching = false;
   const GenerationRequest request{.prompt = prompt,
                                   .max_tokens = options.max_tokens,
-                                  .sampler = options.sampler,
+                                  .sampler = sampler,
                                   .on_token = [&](const GeneratedToken& token) {
                                     // Until the first token there is nothing to keep: a Ctrl-C in a long prefill ends
                                     // the process at once.
@@ -182,7 +186,7 @@ bool run(const Options& options) {
                                     if (!options.json && ranks.speaks()) stream.write(token);
                                     return true;
                                   }};
-  GenerateOptions settings{.tokenizer = tokenizer ? &*tokenizer : nullptr,
+  GenerateOptions settings{.tokenizer = has_text ? &*tokenizer : nullptr,
                            .end_tokens = ends,
                            .cache_dtype = parse_cache_dtype(options.model.kv_dtype),
                            .draft_length = options.tokens_a_draft(),
@@ -202,7 +206,7 @@ bool run(const Options& options) {
   const auto model = ranks.load_model(checkpoint, spec, workspace.threads());
   settings.draft_model = draft_model ? &*draft_model : nullptr;
   const auto result = generate(model, request, settings, workspace);
-  if (ranks.speaks() && options.json) print_result(tokenizer.has_value(), prompt, result);
+  if (ranks.speaks() && options.json) print_result(has_text, prompt, result);
   if (ranks.speaks() && !options.json) {
     stream.finish();
     print_summary(prompt, options, result);
@@ -217,9 +221,10 @@ void add_generate(CLI::App& app) {
   CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
   options->model.add_to(command);
   CLI::Option& prompt = *command.add_option("-p,--prompt", options->prompt, "The prompt; - reads standard input");
-  CLI::Option& tokens =
-      *command.add_option("--tokens", options->tokens,
-                          "Instead of a prompt: token ids, as 5,17,9; prints ids, too, and needs no tokenizer");
+  CLI::Option& tokens = *command.add_option(
+      "--tokens", options->tokens,
+      "Instead of a prompt: token ids, as 5,17,9; prints ids, too, and needs no tokenizer, which only "
+      "tells rows of the head that are padding and never drawn");
   tokens.excludes(&prompt);
   command.add_option("-n,--max-tokens", options->max_tokens, "The most tokens to generate (default: 128)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));

@@ -375,7 +375,7 @@ void add_plan(CLI::App& app) {
   command.add_option("--batch", options->workload.sequences, "Sequences that decode together (default: 1)");
   command.add_option("--context", options->workload.context, "Tokens of each sequence in decode")->required();
   command.add_option("--prompt", options->workload.prompt, "Tokens of a prompt (default: the context)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command.add_option("--output", options->workload.output,
                      "Tokens that each sequence gets, for the time of everything (default: 256)");
   add_kv_dtype(command, options->kv_dtype);

@@ -29,7 +29,8 @@ ModelCache make_cache(const Model& model, const EngineOptions& options) {
 struct Engine::State {
   State(const Model& model, const EngineOptions& options, Workspace& workspace)
       : ranks(model.ranks()),
-        scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace) {
+        scheduler(model, TextEnds::of(options.tokenizer, options.end_tokens), make_cache(model, options), workspace),
+        interrupted(options.interrupted) {
     stats.pages = scheduler.cache_stats().pages;
   }
 
@@ -51,8 +52,11 @@ struct Engine::State {
     State& state_;
   };
 
-  // A step of all ranks together; false, and nothing has changed, where the leading one stops instead.
-  bool step(bool stop) {
+  [[nodiscard]] bool is_interrupted() const { return interrupted && interrupted(); }
+
+  // A step of all ranks together; false, and nothing has changed, where the leading one stops instead. `leave` is asked
+  // between layers.
+  bool step(bool stop, const std::function<bool()>& leave) {
     const Stepping alone(*this);
     StepInbox taken = stop ? StepInbox{.stop = true} : take_inbox();
     ranks.share(taken);
@@ -62,7 +66,7 @@ struct Engine::State {
       scheduler.submit(number, std::move(request));
     }
     for (const int64_t number : taken.cancelled) scheduler.cancel(number);
-    scheduler.step();
+    scheduler.step(leave);
     publish_stats();
     deliver();
     return true;
@@ -121,6 +125,7 @@ struct Engine::State {
   RankSteps ranks;
   Scheduler scheduler;
   std::deque<Scheduler::Result> finished;  // not yet delivered
+  std::function<bool()> interrupted;
 
   mutable std::mutex mutex;            // of all below
   std::condition_variable_any wakeup;  // a request has come
@@ -159,12 +164,12 @@ bool Engine::cancel(int64_t request) {
 }
 
 bool Engine::step() {
-  state_->step(false);
+  state_->step(false, state_->interrupted);
   return open_requests() > 0;
 }
 
 void Engine::run() {
-  while (state_->step(open_requests() == 0)) {
+  while (state_->step(open_requests() == 0 || state_->is_interrupted(), state_->interrupted)) {
   }
 }
 
@@ -172,7 +177,8 @@ void Engine::serve(const std::stop_token& stop) {
   const auto wait = [&] {
     if (state_->ranks.leads()) state_->wait(stop);
   };
-  for (wait(); state_->step(stop.stop_requested());) wait();
+  const auto stopped = [&] { return stop.stop_requested() || state_->is_interrupted(); };
+  for (wait(); state_->step(stopped(), stopped);) wait();
 }
 
 int64_t Engine::most_tokens(const GenerationRequest& request) const { return state_->scheduler.most_tokens(request); }

@@ -106,10 +106,16 @@ void Scheduler::cancel(int64_t number) {
 
 std::vector<Scheduler::Result> Scheduler::take_results() { return std::exchange(results_, {}); }
 
-void Scheduler::step() {
+void Scheduler::step(const std::function<bool()>& interrupted) {
   admit();
   make_room();
-  if (!spans_.empty()) run();
+  if (spans_.empty()) return;
+  try {
+    run(interrupted);
+  } catch (const Cancelled&) {
+    // Some layers have a token more than others. What can be shared of it is found again.
+    while (!running_.empty()) send_back_youngest();
+  }
 }
 
 // Tokens of prompts in this step, beside one of each sequence that decodes.
@@ -235,21 +241,25 @@ void Scheduler::send_back_youngest() {
   memory_full_ = true;
 }
 
-void Scheduler::run() {
+void Scheduler::run(const std::function<bool()>& interrupted) {
   tokens_.clear();
   for (size_t i = 0; i < spans_.size(); ++i) {
     const auto first = planned_[i]->tokens.begin() + spans_[i].first_position;
     tokens_.insert(tokens_.end(), first, first + spans_[i].count);
   }
-  call_model();
+  call_model(interrupted);
   if (!growing_.empty()) stats_.most_pages_in_use = std::max(stats_.most_pages_in_use, cache_.stats().pages_in_use);
   for (Sequence* sequence : planned_) commit(*sequence);
   std::erase_if(running_, [&](const auto& sequence) { return end_if_finished(*sequence); });
 }
 
-void Scheduler::call_model() {
+void Scheduler::call_model(const std::function<bool()>& interrupted) {
+  Model::ForwardOptions options;
+  if (model_.ranks().size() == 1) options.cancelled = interrupted;
   try {
-    sample(model_.forward(tokens_, spans_, cache_.layers(), {.logits = Model::Logits::last_of_each_span}, workspace_));
+    sample(model_.forward(tokens_, spans_, cache_.layers(), options, workspace_));
+  } catch (const Cancelled&) {
+    throw;
   } catch (const std::exception& error) {
     if (ranks_.together()) throw;
     for (Sequence* sequence : planned_) sequence->text.end(FinishReason::error, error.what());

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -57,8 +58,9 @@ class Scheduler {
   [[nodiscard]] bool idle() const { return running_.empty() && waiting_.empty(); }
   // One call of the model, where there is something to do; passes the tokens that it gives to their requests'
   // on_token. What the model throws is the error of all texts in the call; over ranks it is thrown on: others may have
-  // got through.
-  void step();
+  // got through. On one rank `interrupted`, where there is one, is asked between layers: true leaves the call, and all
+  // that run start anew in the next step.
+  void step(const std::function<bool()>& interrupted = {});
   // What has finished since the last call, in no order.
   [[nodiscard]] std::vector<Result> take_results();
 
@@ -80,8 +82,8 @@ class Scheduler {
   [[nodiscard]] std::span<const Span> spans_to_check() const;
   void free_memory();
   void send_back_youngest();
-  void run();
-  void call_model();
+  void run(const std::function<bool()>& interrupted);
+  void call_model(const std::function<bool()>& interrupted);
   void sample(ConstTensorView logits);
   void report();
   void commit(Sequence& sequence);

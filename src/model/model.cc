@@ -1,5 +1,7 @@
 #include "regard/model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -107,19 +109,26 @@ std::unique_ptr<const Model::Layer> Model::load_layer(TensorReader& reader, cons
   const auto norm = [&](const std::optional<NormSpec>& of, std::string_view part) {
     return norm_weights(reader, of, part, number, spec.hidden_size);
   };
-  try {
-    return std::make_unique<const Layer>(
-        Layer{.spec = layer,
-              .attention =
-                  Attention::load(attention_weights(reader, layer.attention, number), layer.attention, threads, ranks),
-              .mlp = Mlp::load(layer.mlp, mlp_weights(reader, layer, number), spec.hidden_size, threads, ranks),
-              .attention_norm = norm(layer.attention_norm, "attention.norm"),
-              .post_attention_norm = norm(layer.post_attention_norm, "attention.post_norm"),
-              .mlp_norm = norm(layer.mlp_norm, "mlp.norm"),
-              .post_mlp_norm = norm(layer.post_mlp_norm, "mlp.post_norm")});
-  } catch (const Error& error) {
-    fail("layer {}: {}", index, error.what());
-  }
+  // What is wrong with a tensor names it, and so the layer; what is wrong with its numbers does not.
+  const auto naming_layer = [&](const auto& load) {
+    try {
+      return load();
+    } catch (const Error& error) {
+      fail("layer {}: {}", index, error.what());
+    }
+  };
+  return std::make_unique<const Layer>(
+      Layer{.spec = layer,
+            .attention = naming_layer([&, weights = attention_weights(reader, layer.attention, number)] {
+              return Attention::load(weights, layer.attention, threads, ranks);
+            }),
+            .mlp = naming_layer([&, weights = mlp_weights(reader, layer, number)] {
+              return Mlp::load(layer.mlp, weights, spec.hidden_size, threads, ranks);
+            }),
+            .attention_norm = norm(layer.attention_norm, "attention.norm"),
+            .post_attention_norm = norm(layer.post_attention_norm, "attention.post_norm"),
+            .mlp_norm = norm(layer.mlp_norm, "mlp.norm"),
+            .post_mlp_norm = norm(layer.post_mlp_norm, "mlp.post_norm")});
 }
 
 const Attention& Model::attention(int64_t layer) const { return layers_[static_cast<size_t>(layer)]->attention; }
@@ -239,6 +248,8 @@ void Model::check_call(std::span<const int32_t> tokens, std::span<KvCache> cache
   require(hidden.empty() || (hidden.shape() == all && hidden.dtype() == DType::f32 && hidden.is_dense()),
           "model: hidden_states has shape {} and dtype {}, expected {} and f32, dense", hidden.shape(),
           name_of(hidden.dtype()), all);
+  require(!options.cancelled || ranks_.size() == 1, "model: cancelled is given over {} ranks, expected 1",
+          ranks_.size());
 }
 
 // No layer's cache changes when a later one's can't. Over ranks layers make plans of their own: each has spread the
@@ -296,6 +307,7 @@ void Model::run_layers(std::span<const int32_t> tokens, std::span<const Span> sp
   input.active_masks = options.active_masks;
   input.workspace = &workspace;
   for (size_t i = 0; i < layers_.size(); ++i) {
+    if (options.cancelled && options.cancelled()) throw Cancelled(fmt::format("cancelled before layer {}", i));
     input.cache = &caches[i];
     run_layer(*layers_[i], input, plan, split, workspace);
     report(i + 1);

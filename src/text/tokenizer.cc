@@ -63,8 +63,12 @@ Tokenizer Tokenizer::from(const Checkpoint& checkpoint) {
   return Tokenizer(std::make_unique<State>(std::move(source)));
 }
 
+bool Tokenizer::is_in(const Checkpoint& checkpoint) {
+  return !checkpoint.tokenizer_json().empty() || checkpoint.metadata().contains("tokenizer.ggml.model");
+}
+
 std::vector<int32_t> end_tokens_of(const Checkpoint& checkpoint, int64_t vocabulary_size) {
-  if (!checkpoint.tokenizer_json().empty() || checkpoint.metadata().contains("tokenizer.ggml.model")) {
+  if (Tokenizer::is_in(checkpoint)) {
     const Tokenizer tokenizer = Tokenizer::from(checkpoint);
     const auto ends = tokenizer.end_tokens();
     return {ends.begin(), ends.end()};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "cli/child_process.h"
 #include "cli/model_folder.h"
@@ -15,6 +16,22 @@
 namespace regard::test {
 namespace {
 
+// What a sentence says twice: a part between colons, or a layer beside a tensor whose name has it; "" where nothing.
+std::string said_twice(const std::string& sentence) {
+  std::set<std::string> parts;
+  for (size_t at = 0; at < sentence.size();) {
+    const size_t end = std::min(sentence.find(": ", at), sentence.size());
+    const std::string part = sentence.substr(at, end - at);
+    if (!parts.insert(part).second) return part;
+    at = end + 2;
+  }
+  for (const std::string& part : parts)
+    if (part.starts_with("layer ") && (sentence.find("\"blk." + part.substr(6) + ".") != std::string::npos ||
+                                       sentence.find(".layers." + part.substr(6) + ".") != std::string::npos))
+      return part;
+  return "";
+}
+
 void expect_complaint(const std::vector<std::string>& arguments, std::string_view part, std::string_view input = {}) {
   const Finished result = run_command(arguments, input);
   std::string what;
@@ -25,6 +42,7 @@ void expect_complaint(const std::vector<std::string>& arguments, std::string_vie
   EXPECT_EQ(std::ranges::count(result.err, '\n'), 1) << what << result.err;
   EXPECT_TRUE(result.err.ends_with("\n")) << what;
   EXPECT_NE(result.err.find(part), std::string::npos) << what << result.err;
+  EXPECT_EQ(said_twice(result.err), "") << what << result.err;
 }
 
 TEST(BadInput, WrongOptionsAreRefused) {
@@ -320,6 +338,26 @@ TEST(BadInput, BrokenFoldersAreRefusedWithTheReason) {
     folder.write("model.safetensors", broken.bytes);
     expect_complaint({"inspect", folder.path()}, broken.complaint);
   }
+}
+
+TEST(BadInput, ATensorsLayerIsSaidOnce) {
+  const TempFolder folder;
+  const auto complaint = [&](const GgufBuilder& gguf, std::string_view part) {
+    expect_complaint({"generate", "-m", folder.write("model.gguf", gguf.build()), "-p", "the inn"}, part);
+  };
+  for (const char* name : {"blk.1.attn_q.weight", "blk.1.ffn_up.weight", "blk.1.attn_norm.weight"}) {
+    GgufBuilder gguf = TinyLlama().gguf();
+    std::erase_if(gguf.tensors, [&](const GgufTensor& tensor) { return tensor.name == name; });
+    complaint(gguf, std::string("model.gguf has no tensor \"") + name + "\"");
+  }
+  // Numbers are those of a layer, or of a tensor that is named.
+  const std::string nan(4, '\xFF');
+  GgufBuilder gguf = TinyLlama().gguf();
+  gguf.tensor("blk.1.ffn_up.weight").data.replace(0, 4, nan);
+  complaint(gguf, "regard: layer 1: mlp: up_proj: ");
+  gguf = TinyLlama().gguf();
+  gguf.tensor("blk.1.attn_norm.weight").data.replace(0, 4, nan);
+  complaint(gguf, "regard: checkpoint: tensor \"blk.1.attn_norm.weight\" holds NaN");
 }
 
 TEST(BadInput, InspectRefusesModelsWithoutLayers) {

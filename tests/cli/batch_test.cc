@@ -1,97 +1,18 @@
+// Results, and files that hold some already.
+#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <chrono>
-#include <csignal>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
-#include <thread>
 
-#include "cli/child_process.h"
-#include "cli/model_folder.h"
+#include "cli/batch_folder.h"
 #include "regard/tokenizer.h"
-#include "support/property.h"
 #include "support/random.h"
-#include "support/sanitized.h"
 
 namespace regard::test {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-const TinyLlama kEndless{.context = 1024, .has_end_token = false};
-
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    lines.push_back(text.substr(at, end - at));
-    at = end + 1;
-  }
-  return lines;
-}
-
-// A folder with a model, requests and results.
-struct BatchFolder : ModelFolder {
-  explicit BatchFolder(const std::string& requests, const TinyLlama& model = kEndless)
-      : ModelFolder(model), input(write("requests.jsonl", requests)), output(file("results.jsonl")) {}
-
-  [[nodiscard]] std::vector<std::string> command(std::vector<std::string> options = {}) const {
-    std::vector<std::string> words = {"batch", "-m", gguf, "-i", input, "-o", output};
-    if (std::ranges::find(options, "--threads") == options.end()) options.insert(options.end(), {"--threads", "1"});
-    words.insert(words.end(), options.begin(), options.end());
-    return words;
-  }
-  // Runs to the end and returns the results.
-  std::string run(const std::vector<std::string>& options = {}) {
-    if (std::ranges::find(options, "--resume") == options.end()) std::filesystem::remove(output);
-    finished = run_command(command(options));
-    EXPECT_EQ(finished.exit_code, 0) << finished.err;
-    EXPECT_EQ(finished.out, "");
-    return read_whole_file(output);
-  }
-  [[nodiscard]] std::vector<Json> results() {
-    std::vector<Json> all;
-    for (const std::string& line : lines_of(run())) all.push_back(Json::parse(line));
-    return all;
-  }
-
-  const std::string input;
-  const std::string output;
-  Finished finished;
-};
-
-std::string request(const std::string& id, const std::string& prompt, const Json& more = Json::object()) {
-  Json json = {{"id", id}, {"prompt", prompt}};
-  json.update(more);
-  return json.dump() + "\n";
-}
-
-// Requests that keep one thread busy for some seconds.
-std::string long_work() {
-  constexpr int kRequests = kSanitized ? 40 : 120;
-  std::string lines;
-  for (int i = 0; i < kRequests; ++i)
-    lines += request("request " + std::to_string(i), "the inn and hen " + std::to_string(i * i),
-                     {{"max_tokens", 900 + i % 50}, {"temperature", 1 + i % 3}, {"seed", i}});
-  return lines;
-}
-
-// The whole lines that the results file has by now; fails the test if there is a part of one.
-std::vector<std::string> written_lines(const BatchFolder& folder) {
-  if (!std::filesystem::exists(folder.output)) return {};
-  const std::string text = read_whole_file(folder.output);
-  EXPECT_TRUE(text.empty() || text.back() == '\n');
-  return lines_of(text);
-}
-
-// Waits until the results file has more lines than before.
-void wait_for_lines(const BatchFolder& folder, size_t before) {
-  using namespace std::chrono_literals;
-  for (int i = 0; i < 18000 && written_lines(folder).size() <= before; ++i) std::this_thread::sleep_for(10ms);
-}
 
 TEST(BatchCommand, ResultsAreThoseOfGenerateInTheOrderOfTheRequests) {
   BatchFolder folder(request("long", "the inn", {{"max_tokens", 30}}) + "\n  \r\n" +
@@ -121,57 +42,6 @@ TEST(BatchCommand, ResultsAreThoseOfGenerateInTheOrderOfTheRequests) {
       << folder.finished.err;
 }
 
-TEST(BatchCommand, AnEndTokenIsAReasonToStop) {
-  GgufBuilder gguf = TinyLlama().gguf();
-  gguf.tensor("output.weight").data.assign(gguf.tensor("output.weight").data.size(), '\0');
-  const TempFolder folder;
-  const std::string out = folder.file("out");
-  const Finished finished = run_command({"batch", "-m", folder.write("model.gguf", gguf.build()), "-i",
-                                         folder.write("in", request("a", "the")), "-o", out});
-  EXPECT_EQ(finished.exit_code, 0) << finished.err;
-  const Json result = Json::parse(read_whole_file(out));
-  EXPECT_EQ(result["tokens"], Json::array({0}));
-  EXPECT_EQ(result["text"], "");
-  EXPECT_EQ(result["finish_reason"], "stop");
-}
-
-TEST(BatchCommand, ARequestThatCanNotRunIsAnErrorOfItsOwn) {
-  const std::vector<std::pair<std::string, std::string>> bad = {
-      {R"("prompt":"")", "0 tokens"},
-      {R"("max_tokens":3)", "prompt is missing"},
-      {R"("prompt":7)", "prompt is 7"},
-      {R"("prompt":null)", "prompt is null"},
-      {R"("prompt":")" + std::string(1025, 'z') + '"', "the prompt has 1025 tokens, expected 1 to 1024"},
-      {R"("prompt":"a","max_tokens":0)", "max_tokens is 0"},
-      {R"("prompt":"a","max_tokens":-1)", "max_tokens is -1"},
-      {R"("prompt":"a","max_tokens":1.5)", "max_tokens is 1.5"},
-      {R"("prompt":"a","max_tokens":99999999999999999999)", "max_tokens is"},
-      {R"("prompt":"a","max_tokens":"3")", "max_tokens is"},
-      {R"("prompt":"a","temperature":-1)", "temperature is -1"},
-      {R"("prompt":"a","temperature":1e300)", "temperature is"},
-      {R"("prompt":"a","temperature":"hot")", "temperature is"},
-      {R"("prompt":"a","top_p":0)", "top_p is 0"},
-      {R"("prompt":"a","top_k":2147483648)", "top_k is 2147483648"},
-      {R"("prompt":"a","seed":-1)", "seed is -1"},
-      {R"("prompt":"a","salt":[])", "salt is an array"}};
-  std::string lines;
-  for (size_t i = 0; i < bad.size(); ++i)
-    lines += R"({"id":")" + std::to_string(i) + "\"," + bad[i].first + "}\n" +
-             request("good " + std::to_string(i), "a", {{"max_tokens", 2}});
-  BatchFolder folder(lines);
-  const auto results = folder.results();
-  ASSERT_EQ(results.size(), 2 * bad.size());
-  for (size_t i = 0; i < bad.size(); ++i) {
-    const Json& result = results[2 * i];
-    EXPECT_EQ(result["id"], std::to_string(i));
-    EXPECT_EQ(result["finish_reason"], "error") << bad[i].first;
-    EXPECT_NE(result["error"].get<std::string>().find(bad[i].second), std::string::npos) << result.dump();
-    EXPECT_TRUE(result["tokens"].empty());
-    EXPECT_EQ(results[2 * i + 1]["finish_reason"], "length");
-  }
-  EXPECT_NE(folder.finished.err.find("17 of them with an error"), std::string::npos) << folder.finished.err;
-}
-
 TEST(BatchCommand, NeitherMemoryNorBatchNorThreadsChangeTheFile) {
   std::string lines;
   for (int i = 0; i < 12; ++i)
@@ -192,34 +62,6 @@ TEST(BatchCommand, NoRequestsAreAnEmptyFile) {
     BatchFolder folder(lines);
     EXPECT_EQ(folder.run(), "");
     EXPECT_TRUE(std::filesystem::exists(folder.output));
-  }
-}
-
-TEST(BatchCommand, AnInputThatIsNoListOfRequestsIsRefusedBeforeAnythingIsWritten) {
-  const std::string good = request("a", "the", {{"max_tokens", 1}});
-  const std::vector<std::pair<std::string, std::string>> bad = {
-      {good + "\nthe inn\n", "line 3: no JSON object: the inn"},
-      {good + "[1]", "line 2: no JSON object"},
-      {good + "{\"id\":\"b\"", "line 2: no JSON object"},
-      {good + "{\"id\":\"b\",\"prompt\":\"\xFF\"}", "line 2: no JSON object"},
-      {good + R"({"prompt":"b"})", "line 2: id is missing, expected a text"},
-      {good + R"({"id":5,"prompt":"b"})", "line 2: id is 5"},
-      {good + good, "line 2: id \"a\" comes twice"},
-      {good + R"({"id":"b","prompt":"b","maxtokens":5})", "line 2: no request has a key \"maxtokens\""}};
-  for (const auto& [lines, part] : bad) {
-    // The model would be refused too, but later.
-    const BatchFolder folder(lines);
-    for (const std::string& model : {folder.gguf, folder.file("none.gguf")}) {
-      (void)folder.write("results.jsonl", "old");
-      std::vector<std::string> command = folder.command();
-      command[2] = model;
-      const Finished result = run_command(command);
-      EXPECT_EQ(result.exit_code, 2) << lines;
-      EXPECT_TRUE(result.err.starts_with("regard: ")) << result.err;
-      EXPECT_EQ(std::ranges::count(result.err, '\n'), 1) << result.err;
-      EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
-      EXPECT_EQ(read_whole_file(folder.output), "old");
-    }
   }
 }
 
@@ -312,103 +154,6 @@ TEST(BatchCommand, TwoBatchesNeverWriteToOneFile) {
   // The lock ends with its owner.
   const Finished after = run_command(busy.command());
   EXPECT_NE(after.err.find("bytes already; give --resume"), std::string::npos) << after.err;
-}
-
-TEST(BatchCommand, TheNextRunRemovesWhatAKilledOneLeft) {
-  const BatchFolder folder(request("a", "the", {{"max_tokens", 2}}));
-  const std::string leftover = folder.write("results.jsonl.123456.tmp", "half");
-  const std::vector<std::string> others = {folder.write("results.jsonl.tmp", "mine"),
-                                           folder.write("results.jsonl.12x.tmp", "mine"),
-                                           folder.write("other.jsonl.123456.tmp", "another's")};
-  EXPECT_EQ(run_command(folder.command()).exit_code, 0);
-  EXPECT_FALSE(std::filesystem::exists(leftover));
-  for (const std::string& other : others) EXPECT_TRUE(std::filesystem::exists(other)) << other;
-  const std::string cache = folder.file("cache.safetensors");
-  const std::string of_cache = folder.write("cache.safetensors.7.tmp", "half");
-  EXPECT_EQ(run_command({"generate", "-m", folder.gguf, "-p", "the", "-n", "1", "--save-cache", cache}).exit_code, 0);
-  EXPECT_FALSE(std::filesystem::exists(of_cache));
-}
-
-TEST(BatchCommand, ABatchWhoseRequestsAllFailedEndsWithOne) {
-  BatchFolder folder(request("a", "") + request("b", "the", {{"max_tokens", 0}}));
-  const Finished finished = run_command(folder.command());
-  EXPECT_EQ(finished.exit_code, 1);
-  EXPECT_NE(finished.err.find("2 done, 2 of them with an error"), std::string::npos) << finished.err;
-  EXPECT_EQ(lines_of(read_whole_file(folder.output)).size(), 2U);
-}
-
-TEST(BatchCommand, NullIsNoValueAndWholeNumbersMayHaveAPoint) {
-  const std::string bare = request("a", "the inn");
-  BatchFolder expected(request("a", "the inn", {{"max_tokens", 7}, {"seed", 3}, {"temperature", 1}}));
-  BatchFolder folder(
-      R"({"id":"a","prompt":"the inn","max_tokens":7.0,"seed":3.0,"temperature":1,"top_k":null,"top_p":null,)"
-      R"("salt":null,"stop":null,"messages":null})");
-  EXPECT_EQ(folder.run(), expected.run());
-  BatchFolder defaults(bare);
-  BatchFolder nulls(R"({"id":"a","prompt":"the inn","max_tokens":null,"seed":null,"temperature":null})");
-  EXPECT_EQ(nulls.run(), defaults.run());
-}
-
-TEST(BatchCommand, RequestsMayComeFromStandardInput) {
-  const std::string lines = request("a", "the inn", {{"max_tokens", 3}});
-  BatchFolder folder(lines);
-  const std::string expected = folder.run();
-  std::filesystem::remove(folder.output);
-  std::vector<std::string> command = folder.command();
-  command[4] = "-";
-  EXPECT_EQ(run_command(command, lines).exit_code, 0);
-  EXPECT_EQ(read_whole_file(folder.output), expected);
-  const Finished bad = run_command(command, "x\n");
-  EXPECT_EQ(bad.exit_code, 2);
-  EXPECT_NE(bad.err.find("standard input line 1: no JSON object: x"), std::string::npos) << bad.err;
-}
-
-TEST(BatchCommand, ATextBehindAJsonObjectIsRefused) {
-  const std::string good = R"({"id":"a","prompt":"the"})";
-  for (const std::string& end : {std::string(1, '\0'), std::string(1, '\0') + R"({"id":"b","prompt":"the"})",
-                                 std::string(" x"), std::string("{}")}) {
-    const BatchFolder folder(good + end + "\n");
-    const Finished finished = run_command(folder.command());
-    EXPECT_EQ(finished.exit_code, 2);
-    EXPECT_NE(finished.err.find("line 1: no JSON object"), std::string::npos) << finished.err;
-  }
-}
-
-// The text without a stop is the reference: it is cut before the first of the stops, and its tokens behind the one that
-// completes it.
-TEST(BatchCommand, AStopEndsTheTextBeforeIt) {
-  const Json settings = {{"max_tokens", 60}, {"temperature", 2}, {"seed", 5}};
-  BatchFolder whole(request("a", "the inn", settings));
-  const Json reference = whole.results()[0];
-  const auto tokens = reference["tokens"].get<std::vector<int32_t>>();
-  const auto tokenizer = Tokenizer::from(Checkpoint::open(whole.gguf));
-  const std::string text = tokenizer.decode(tokens);
-  // Characters that are one byte each, so that the results file shows them as they are; across two tokens at least.
-  size_t at = text.size();
-  for (size_t i = 8; i + 4 < text.size() && at == text.size(); ++i)
-    if (std::ranges::all_of(text.substr(i, 4), [](char c) { return c >= ' ' && c < 0x7F; })) at = i;
-  ASSERT_LT(at, text.size()) << "no printable text to stop at";
-  const std::string stop = text.substr(at, 4);
-  for (const Json& stops : {Json(stop), Json({"not in the text", stop})}) {
-    Json more = settings;
-    more["stop"] = stops;
-    BatchFolder folder(request("a", "the inn", more));
-    const Json result = folder.results()[0];
-    const auto kept = result["tokens"].get<std::vector<int32_t>>();
-    EXPECT_EQ(result["finish_reason"], "stop");
-    ASSERT_LT(kept.size(), tokens.size());
-    EXPECT_TRUE(std::equal(kept.begin(), kept.end(), tokens.begin()));
-    EXPECT_NE(tokenizer.decode(kept).find(stop), std::string::npos);
-    EXPECT_EQ(tokenizer.decode(std::span(kept).first(kept.size() - 1)).find(stop), std::string::npos);
-    const Json before =
-        Json::parse(Json(text.substr(0, text.find(stop))).dump(-1, ' ', false, Json::error_handler_t::replace));
-    EXPECT_EQ(result["text"], before);
-  }
-  for (const char* bad : {R"("")", "[5]", "7", R"([""])", "{}"}) {
-    BatchFolder folder(R"({"id":"a","prompt":"the","stop":)" + std::string(bad) + "}");
-    EXPECT_EQ(run_command(folder.command()).exit_code, 1) << bad;
-    EXPECT_NE(read_whole_file(folder.output).find("\"error\":\"stop is "), std::string::npos) << bad;
-  }
 }
 
 TEST(BatchCommand, MessagesGoThroughTheChatTemplateAsInGenerate) {
@@ -597,88 +342,6 @@ TEST(BatchCommand, ResumeRefusesWhatIsNoResultOfTheseRequests) {
   }
 }
 
-// Some of all lines, in their order.
-void expect_some_of(const std::vector<std::string>& lines, const std::vector<std::string>& all) {
-  auto next = all.begin();
-  for (const std::string& line : lines) {
-    next = std::find(next, all.end(), line);
-    ASSERT_NE(next, all.end()) << line;
-    ++next;
-  }
-}
-
-TEST(BatchCommand, KilledAtAnyTimeItLeavesWholeLinesAndResumesToTheSameFile) {
-  const std::string work = long_work();
-  BatchFolder uninterrupted(work);
-  const std::string all = uninterrupted.run();
-  BatchFolder folder(work);
-  Random random(static_cast<uint64_t>(environment("REGARD_PROPERTY_SEED", 1)));
-  size_t lines = 0;
-  for (int kill = 0; kill < 2; ++kill) {
-    ChildProcess command(folder.command({"--max-batch", "3", "--resume"}));
-    wait_for_lines(folder, lines);
-    std::this_thread::sleep_for(std::chrono::milliseconds(random.integer(0, 200)));
-    command.send_signal(SIGKILL);
-    // A fast machine may be done before the second time.
-    EXPECT_TRUE(command.finish().signal == SIGKILL || kill > 0);
-    const auto now = written_lines(folder);
-    EXPECT_GT(now.size(), lines);
-    expect_some_of(now, lines_of(all));
-    lines = now.size();
-  }
-  EXPECT_EQ(folder.run({"--resume"}), all);
-  EXPECT_NE(folder.finished.err.find(std::to_string(lines_of(all).size() - lines) + " done, 0 of them with an error, " +
-                                     std::to_string(lines) + " kept"),
-            std::string::npos)
-      << folder.finished.err;
-}
-
-// What a command that is interrupted so long after its first lines has written before and after the interruption.
-struct Interrupted {
-  size_t before;
-  size_t after;
-};
-Interrupted interrupt_after(BatchFolder& folder, std::chrono::milliseconds wait) {
-  ChildProcess command(folder.command({"--max-batch", "3"}));
-  wait_for_lines(folder, 0);
-  const size_t before = written_lines(folder).size();
-  std::this_thread::sleep_for(wait);
-  command.send_signal(SIGINT);
-  const Finished finished = command.finish();
-  EXPECT_EQ(finished.exit_code, 130) << "signal " << finished.signal;
-  EXPECT_NE(finished.err.find(" requests: "), std::string::npos) << finished.err;
-  EXPECT_EQ(std::ranges::count(finished.err, '\n'), 2) << finished.err;
-  return {before, written_lines(folder).size()};
-}
-
-TEST(BatchCommand, CtrlCWritesWhatIsFinishedAndExitsWith130) {
-  BatchFolder folder(long_work());
-  // Long enough for more to be finished, which depends on the machine, and too short for it to be written as it comes.
-  Interrupted lines = interrupt_after(folder, std::chrono::milliseconds(300));
-  for (int wait = 600; lines.after == lines.before && wait < 5000; wait *= 2) {
-    std::filesystem::remove(folder.output);
-    lines = interrupt_after(folder, std::chrono::milliseconds(wait));
-  }
-  EXPECT_GT(lines.after, lines.before);
-  const auto written = written_lines(folder);
-  const std::string all = folder.run({"--resume"});
-  EXPECT_LT(written.size(), lines_of(all).size());
-  expect_some_of(written, lines_of(all));
-}
-
-TEST(BatchCommand, SigtermAndSighupEndABatchAsCtrlCDoes) {
-  for (const int signal : {SIGTERM, SIGHUP}) {
-    const BatchFolder folder(long_work());
-    ChildProcess command(folder.command({"--max-batch", "3"}));
-    wait_for_lines(folder, 0);
-    command.send_signal(signal);
-    const Finished finished = command.finish();
-    EXPECT_EQ(finished.exit_code, 130) << "signal " << finished.signal;
-    EXPECT_NE(finished.err.find(" requests: "), std::string::npos) << finished.err;
-    EXPECT_GE(written_lines(folder).size(), 1U);
-  }
-}
-
 // Heads are often padded: such rows have no token, and here the largest logits.
 TEST(BatchCommand, IdsThatTheTokenizerDoesNotHaveAreNeverDrawn) {
   GgufBuilder gguf = kEndless.gguf();
@@ -716,7 +379,15 @@ TEST(BatchCommand, IdsThatTheTokenizerDoesNotHaveAreNeverDrawn) {
     const Finished alone = run_command({"generate", "-m", model, "-p", "the inn", "-n", "40", "--json", "--temperature",
                                         result["id"].get<std::string>()});
     ASSERT_EQ(alone.exit_code, 0) << alone.err;
-    EXPECT_EQ(Json::parse(alone.out)["tokens"], result["tokens"]);
+    const Json text = Json::parse(alone.out);
+    EXPECT_EQ(text["tokens"], result["tokens"]);
+    // Nor where ids are given, and printed.
+    const std::string prompt = fmt::format("{}", fmt::join(text["prompt_tokens"].get<std::vector<int>>(), ","));
+    const std::vector<std::string> words = {"generate", "-m", model,    "--tokens",      prompt,
+                                            "-n",       "40", "--json", "--temperature", result["id"]};
+    const Finished ids = run_command(words);
+    ASSERT_EQ(ids.exit_code, 0) << ids.err;
+    EXPECT_EQ(Json::parse(ids.out)["tokens"], result["tokens"]);
   }
 }
 

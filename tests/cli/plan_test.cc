@@ -194,6 +194,7 @@ TEST(PlanCommand, WrongOptionsAreRefused) {
   refused("--batch", "0", "the number of sequences is 0");
   refused("--prompt", "101", "the prompt is 101, expected 1 to 100");
   refused("--prompt", "0", "--prompt");
+  refused("--prompt", "many", "--prompt: Value many not in range 1 to 16777216");
   refused("--output", "-1", "the output is -1");
   for (const char* option : {"--link", "--host-link", "--flops", "--bandwidth", "--weight-bytes", "--memory"})
     for (const char* value : {"0", "-1", "nan", "inf", "fast"}) refused(option, value, option);

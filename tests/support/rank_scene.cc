@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <ostream>
 
 namespace regard::test {
@@ -11,13 +12,6 @@ namespace {
 constexpr int64_t kCapacity = 4096;
 
 bool one_in(int times) { return *rc::gen::inRange(0, times) == times - 1; }
-
-int64_t any_divisor(int64_t number) {
-  std::vector<int64_t> divisors;
-  for (int64_t d = 1; d <= number; ++d)
-    if (number % d == 0) divisors.push_back(d);
-  return *rc::gen::elementOf(divisors);
-}
 
 ParallelConfig any_parallel(const RankWishes& wishes) {
   ParallelConfig p;
@@ -59,63 +53,113 @@ Tensor rows_of(const Tensor& all, std::span<const int64_t> tokens) {
   return rows;
 }
 
+void scatter_rows(const Tensor& rows, std::span<const int64_t> tokens, Tensor& all) {
+  const auto bytes = static_cast<size_t>(all.shape()[1]) * size_of(all.dtype());
+  for (size_t i = 0; i < tokens.size(); ++i)
+    std::memcpy(all.view().data() + static_cast<size_t>(tokens[i]) * bytes, rows.view().data() + i * bytes, bytes);
+}
+
 struct Results {
   std::vector<Tensor> outputs;
   std::vector<int64_t> sent;
 };
 
-Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks) {
+// What one call of the layer computes of a call of the scene.
+struct Piece {
+  std::vector<Span> spans;
+  std::vector<int64_t> rows;  // of the scene's call
+};
+
+std::vector<Piece> pieces_of(const RankScene& scene, std::span<const Span> spans, int64_t cut) {
+  std::vector<Piece> pieces(2);
+  int64_t row = 0;
+  const auto add = [&row](Piece& piece, Span span, int64_t first, int64_t count) {
+    if (count == 0) return;
+    span.first_position += first;
+    span.count = count;
+    piece.spans.push_back(span);
+    for (int64_t i = 0; i < count; ++i) piece.rows.push_back(row++);
+  };
+  for (const Span& span : spans) {
+    const bool whole = cut == 0 || !scene.with_cache || !scene.drafts.empty() || !scene.layer.config.is_causal ||
+                       span.slot == -1 || span.prefix > 0;
+    const int64_t early = whole ? span.count : span.count * cut / 3;
+    add(pieces[0], span, 0, early);
+    add(pieces[1], span, early, span.count - early);
+  }
+  std::erase_if(pieces, [](const Piece& piece) { return piece.spans.empty(); });
+  return pieces;
+}
+
+// The rows of all ranks, of which this one has own_rows, of `tokens` rows in all.
+Tensor gathered(const Ranks& ranks, const Tensor& own, std::span<const int64_t> own_rows, int64_t tokens) {
+  Tensor all(own.dtype(), {tokens, own.shape()[1]});
+  scatter_rows(own, own_rows, all);
+  const size_t bytes = static_cast<size_t>(all.shape().elements()) * size_of(all.dtype());
+  std::vector<std::vector<std::byte>> parts(static_cast<size_t>(ranks.size()), std::vector<std::byte>(bytes));
+  const std::vector<std::span<std::byte>> receive(parts.begin(), parts.end());
+  ranks.world().all_gather({all.view().data(), bytes}, receive);
+  for (const auto& part : parts)
+    for (size_t i = 0; i < bytes; ++i) all.view().data()[i] |= part[i];
+  return all;
+}
+
+Results run(const RankScene& scene, const Layer& layer, const Ranks& ranks, const RankSchedule& schedule = {}) {
   const Attention attention = Attention::load(layer.weights(), layer.config(), Threads(1), ranks);
-  Workspace workspace(1);
+  Workspace workspace(schedule.threads);
   KvCache cache = layer.make_cache_of(attention, scene.slots, kCapacity, scene.speculation_length);
   std::vector<float> gain(static_cast<size_t>(layer.config().input_size()), 1.25F);
   Results results;
   for (size_t call = 0; call < scene.calls.size(); ++call) {
-    AttentionInput input;
-    input.spans = scene.calls[call];
-    input.cache = scene.with_cache ? &cache : nullptr;
-    input.workspace = &workspace;
-    const auto drafts = scene.drafts.empty() ? std::vector<RankDraft>(input.spans.size()) : scene.drafts[call];
+    const std::vector<Span>& spans = scene.calls[call];
+    const auto drafts = scene.drafts.empty() ? std::vector<RankDraft>(spans.size()) : scene.drafts[call];
     std::vector<Tensor> trees;
     trees.reserve(drafts.size());  // views stay
     std::vector<ConstTensorView> masks;
     for (const RankDraft& draft : drafts)
       masks.emplace_back(draft.tree.count() == 0 ? ConstTensorView() : trees.emplace_back(draft.tree.mask()).view());
-    if (!trees.empty()) input.active_masks = masks;
     const bool scattered = ranks.config().sequence_parallel_enabled;
-    const auto own = attention.tokens_of_rank(ranks.rank(), input.spans, input.cache, input.active_masks);
     const Tensor hidden = hidden_of(scene, layer, call);
-    const Tensor passed = scattered ? rows_of(hidden, own) : hidden;
-    input.hidden_states = passed;
-    if (scene.with_norm) {
-      input.rmsnorm = ConstTensorView(gain.data(), {layer.config().input_size()});
-      input.residual = passed;
+    std::optional<Tensor> outputs;
+    results.sent.push_back(0);
+    for (const Piece& piece : pieces_of(scene, spans, schedule.cut)) {
+      AttentionInput input;
+      input.spans = piece.spans;
+      input.cache = scene.with_cache ? &cache : nullptr;
+      input.workspace = &workspace;
+      if (!trees.empty()) input.active_masks = masks;
+      const auto own = attention.tokens_of_rank(ranks.rank(), input.spans, input.cache, input.active_masks);
+      const Tensor of_piece = rows_of(hidden, piece.rows);
+      const Tensor passed = scattered ? rows_of(of_piece, own) : of_piece;
+      input.hidden_states = passed;
+      if (scene.with_norm) {
+        input.rmsnorm = ConstTensorView(gain.data(), {layer.config().input_size()});
+        input.residual = passed;
+      }
+      const int64_t sent_before = ranks.world().bytes_sent();
+      Tensor out = attention.forward(input).hidden_states;
+      results.sent.back() += ranks.world().bytes_sent() - sent_before;
+      // Everybody gets everything, to be compared.
+      if (scattered) out = gathered(ranks, out, own, of_piece.shape()[0]);
+      if (!outputs) outputs.emplace(out.dtype(), Shape{hidden.shape()[0], out.shape()[1]});
+      scatter_rows(out, piece.rows, *outputs);
     }
-    const int64_t sent_before = ranks.world().bytes_sent();
-    Tensor out = attention.forward(input).hidden_states;
-    results.sent.push_back(ranks.world().bytes_sent() - sent_before);
-    if (scattered) {  // everybody gets everything, to be compared
-      Tensor all(out.dtype(), {hidden.shape()[0], out.shape()[1]});
-      const auto bytes = static_cast<size_t>(out.shape()[1]) * size_of(out.dtype());
-      for (size_t i = 0; i < own.size(); ++i)
-        std::memcpy(all.view().data() + static_cast<size_t>(own[i]) * bytes, out.view().data() + i * bytes, bytes);
-      const size_t all_bytes = static_cast<size_t>(all.shape().elements()) * size_of(all.dtype());
-      std::vector<std::vector<std::byte>> parts(static_cast<size_t>(ranks.size()), std::vector<std::byte>(all_bytes));
-      const std::vector<std::span<std::byte>> receive(parts.begin(), parts.end());
-      ranks.world().all_gather({all.view().data(), all_bytes}, receive);
-      for (const auto& part : parts)
-        for (size_t i = 0; i < all_bytes; ++i) all.view().data()[i] |= part[i];
-      out = all;
-    }
-    results.outputs.push_back(std::move(out));
-    for (size_t i = 0; i < input.spans.size(); ++i)
+    results.outputs.push_back(std::move(*outputs));
+    for (size_t i = 0; i < spans.size(); ++i)
       if (const auto& accepted = drafts[i].accepted; !accepted.empty())
-        attention.accept(cache, input.spans[i].slot, input.spans[i].first_position, accepted);
+        attention.accept(cache, spans[i].slot, spans[i].first_position, accepted);
   }
   return results;
 }
 
 }  // namespace
+
+int64_t any_divisor(int64_t number) {
+  std::vector<int64_t> divisors;
+  for (int64_t d = 1; d <= number; ++d)
+    if (number % d == 0) divisors.push_back(d);
+  return *rc::gen::elementOf(divisors);
+}
 
 std::ostream& operator<<(std::ostream& out, const RankScene& scene) {
   const ParallelConfig& p = scene.parallel;
@@ -223,8 +267,9 @@ std::vector<Tensor> outputs_of_one_rank(const RankScene& scene, const Layer& lay
   return run(scene, layer, Ranks(Communicator::single(), alone)).outputs;
 }
 
-std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world) {
-  return run(scene, layer, Ranks(world, scene.parallel)).outputs;
+std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world,
+                               const RankSchedule& schedule) {
+  return run(scene, layer, Ranks(world, scene.parallel), schedule).outputs;
 }
 
 std::vector<int64_t> bytes_sent_in(const RankScene& scene, const Layer& layer,
@@ -232,35 +277,46 @@ std::vector<int64_t> bytes_sent_in(const RankScene& scene, const Layer& layer,
   return run(scene, layer, Ranks(world, scene.parallel)).sent;
 }
 
-std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs) {
+namespace {
+
+// "" if all numbers of a row are as a function of the row in `theirs` wants them.
+template <class Fine>
+std::string first_difference(const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs, Fine fine) {
   for (size_t call = 0; call < ours.size(); ++call) {
     const Tensor a = convert(ours[call], DType::f32);
     const Tensor b = convert(theirs[call], DType::f32);
     if (a.shape() != b.shape()) return "call " + std::to_string(call) + ": another shape";
     const int64_t width = a.shape()[1];
-    // Of sums in another order, of rounding to the output's type, and of partial sums' rounding on the way.
-    double tolerance = 1e-5;
-    if (ours[call].dtype() != DType::f32) tolerance += ours[call].dtype() == DType::bf16 ? 0.0079 : 0.00098;
-    if (scene.parallel.rpl_reduce_dtype) tolerance += 0.0079 * 4;
     for (int64_t token = 0; token < a.shape()[0]; ++token) {
       const auto row = [&](const Tensor& t) {
         return t.elements<float>().subspan(static_cast<size_t>(token * width), static_cast<size_t>(width));
       };
       double largest = 0;
       for (const float x : row(b)) largest = std::max(largest, std::abs(static_cast<double>(x)));
-      for (size_t i = 0; i < row(a).size(); ++i) {
-        const float x = row(a)[i];
-        const float y = row(b)[i];
-        const bool fine = scene.parallel.deterministic
-                              ? std::memcmp(&x, &y, sizeof x) == 0
-                              : std::abs(static_cast<double>(x) - static_cast<double>(y)) <= tolerance * largest;
-        if (!fine)
+      for (size_t i = 0; i < row(a).size(); ++i)
+        if (!fine(row(a)[i], row(b)[i], largest))
           return "call " + std::to_string(call) + ", token " + std::to_string(token) + ", column " + std::to_string(i) +
-                 ": " + std::to_string(x) + " instead of " + std::to_string(y);
-      }
+                 ": " + std::to_string(row(a)[i]) + " instead of " + std::to_string(row(b)[i]);
     }
   }
   return "";
+}
+
+}  // namespace
+
+std::string bit_difference(const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs) {
+  return first_difference(ours, theirs, [](float x, float y, double) { return std::memcmp(&x, &y, sizeof x) == 0; });
+}
+
+std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs) {
+  if (scene.parallel.deterministic) return bit_difference(ours, theirs);
+  // Of sums in another order, of rounding to the output's type, and of partial sums' rounding on the way.
+  double tolerance = 1e-5;
+  if (scene.layer.hidden_dtype != DType::f32) tolerance += scene.layer.hidden_dtype == DType::bf16 ? 0.0079 : 0.00098;
+  if (scene.parallel.rpl_reduce_dtype) tolerance += 0.0079 * 4;
+  return first_difference(ours, theirs, [tolerance](float x, float y, double largest) {
+    return std::abs(static_cast<double>(x) - static_cast<double>(y)) <= tolerance * largest;
+  });
 }
 
 }  // namespace regard::test

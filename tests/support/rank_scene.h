@@ -39,11 +39,22 @@ struct RankWishes {
   bool given_scales = false;   // an 8-bit cache whose scales are known beforehand
 };
 rc::Gen<RankScene> rank_scenes(RankWishes wishes);
+// Drawn inside a property.
+int64_t any_divisor(int64_t number);
+
+// How a rank computes the calls of a scene.
+struct RankSchedule {
+  int threads = 1;
+  // Each span in two calls, the first with so many thirds of its tokens, where it may be cut: a causal one without a
+  // prefix or a draft, in a cache. 0: at once.
+  int64_t cut = 0;
+};
 
 // The hidden states [tokens, hidden_size] of every call, by one rank.
 std::vector<Tensor> outputs_of_one_rank(const RankScene& scene, const Layer& layer);
 // The same over `ranks`, which all call this; every rank gets all of them.
-std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world);
+std::vector<Tensor> outputs_of(const RankScene& scene, const Layer& layer, const std::shared_ptr<Communicator>& world,
+                               const RankSchedule& schedule = {});
 
 // The bytes that this rank sends to others in each call; every rank of `world` calls this.
 std::vector<int64_t> bytes_sent_in(const RankScene& scene, const Layer& layer,
@@ -51,5 +62,7 @@ std::vector<int64_t> bytes_sent_in(const RankScene& scene, const Layer& layer,
 
 // "" if they agree: bit for bit where the scene is deterministic, else within what another order of sums may change.
 std::string difference(const RankScene& scene, const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs);
+// "" if all bits are equal.
+std::string bit_difference(const std::vector<Tensor>& ours, const std::vector<Tensor>& theirs);
 
 }  // namespace regard::test

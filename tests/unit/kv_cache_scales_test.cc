@@ -10,11 +10,10 @@
 #include "layers/oracle.h"
 #include "regard/attend.h"
 #include "regard/cache.h"
-#include "support/error_budget.h"
+#include "support/attend_oracle.h"
 #include "support/error_of.h"
 #include "support/expect_error.h"
 #include "support/numbers.h"
-#include "support/plain_f32.h"
 #include "support/rounding.h"
 #include "support/small_cache.h"
 
@@ -190,22 +189,7 @@ void expect_attention_of_what_is_read(const KvFormat& keys, const KvFormat& valu
                                 .values = matrix(read_values),
                                 .scale = 0.5,
                                 .sees = [](int64_t query, int64_t key) { return key <= kTokens - kQueries + query; }};
-  const OracleAttended exact = oracle_attend(input);
-  test::ErrorBudget budget;
-  test::ErrorBudget lse_budget;
-  for (int order = 0; order < test::orders_for(kQueries * 4); ++order) {
-    const test::PlainAttended plain = test::plain_attend(input, order);
-    for (size_t i = 0; i < plain.out.size(); ++i)
-      budget.add_plain(exact.out.numbers[i], plain.out[i], plain.out_sensitivity[i]);
-    for (size_t i = 0; i < plain.lse.size(); ++i)
-      lse_budget.add_plain(exact.lse.numbers[i], plain.lse[i], plain.lse_sensitivity[i]);
-  }
-  for (size_t i = 0; i < exact.out.numbers.size(); ++i)
-    budget.add_ours(exact.out.numbers[i], output.elements<float>()[i]);
-  for (size_t i = 0; i < exact.lse.numbers.size(); ++i)
-    lse_budget.add_ours(exact.lse.numbers[i], lse.elements<float>()[i]);
-  EXPECT_TRUE(budget.holds()) << budget;
-  EXPECT_TRUE(lse_budget.holds()) << lse_budget;
+  EXPECT_EQ(test::difference_from_oracle(input, output.elements<float>(), lse.elements<float>()), "");
 }
 
 // [KV-42], [KV-43]: attention is that of the numbers that `read` gives, whatever scales they have.
