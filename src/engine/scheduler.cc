@@ -255,7 +255,7 @@ void Scheduler::run(const std::function<bool()>& interrupted) {
 
 void Scheduler::call_model(const std::function<bool()>& interrupted) {
   Model::ForwardOptions options;
-  if (model_.ranks().size() == 1) options.cancelled = interrupted;
+  if (!ranks_.together()) options.cancelled = interrupted;
   try {
     sample(model_.forward(tokens_, spans_, cache_.layers(), options, workspace_));
   } catch (const Cancelled&) {

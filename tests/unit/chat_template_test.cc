@@ -82,7 +82,7 @@ TEST(ChatTemplate, NamesWhatItDoesNotUnderstandAndTheLine) {
       {"{{ cycler('a') }}", "the function \"cycler\" is not understood"},
       {"{% set f = 1 %}{{ f(2) }}", "\"f\" is a number, expected a function"},
       {"{% macro f(a) %}{{ 1 / 0 }}{% endmacro %}\n\n{{ f(1) }}", "line 1: division by zero"},
-      {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "macros call each other more than 50 deep"},
+      {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "macros, statements and expressions are more than 600 deep"},
       {"{% macro f() %}{% endmacro %}{{ f(1) }}", "the macro \"f\" has 1 arguments, expected 0 at most"},
       {"{% macro f(a) %}{% endmacro %}{{ f(1, a=2) }}", "the argument \"a\" comes twice"},
       {"{{ strftime_now(1) }}", "strftime_now has other arguments than a format"},
@@ -99,6 +99,20 @@ TEST(ChatTemplate, NamesWhatItDoesNotUnderstandAndTheLine) {
   }};
   for (const Case& test : kCases)
     EXPECT_THAT(error_of(test.source), AllOf(StartsWith("chat template"), HasSubstr(test.error))) << test.source;
+}
+
+// As deep as the parser lets statements and expressions be, in each call of a macro.
+TEST(ChatTemplate, MacrosThatCallThemselvesKeepToTheStack) {
+  std::string statements;
+  std::string ends;
+  for (int i = 0; i < 95; ++i) {
+    statements += "{% if true %}";
+    ends += "{% endif %}";
+  }
+  std::string expression = "f()|length";
+  for (int i = 0; i < 40; ++i) expression = "-(" + expression + ")";
+  EXPECT_THAT(error_of("{% macro f() %}" + statements + "{{ " + expression + " }}" + ends + "{% endmacro %}{{ f() }}"),
+              HasSubstr("more than 600 deep"));
 }
 
 TEST(ChatTemplate, OnlyMindsWhatItRuns) {

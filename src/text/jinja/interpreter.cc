@@ -72,9 +72,26 @@ class Interpreter {
   // What comes after a statement.
   enum class Flow : uint8_t { next, break_loop, continue_loop };
 
+  // Macros may call themselves, so what the parser bounds does not bound the stack: statements and expressions that
+  // are evaluated inside of each other are counted.
+  class Level {
+   public:
+    explicit Level(int& depth) : depth_(depth) {
+      require(++depth_ <= kMostDepth, "macros, statements and expressions are more than {} deep", kMostDepth);
+    }
+    Level(const Level&) = delete;
+    Level& operator=(const Level&) = delete;
+    ~Level() { --depth_; }
+
+   private:
+    static constexpr int kMostDepth = 600;
+    int& depth_;
+  };
+
   // ---- Statements ----
 
   Flow execute(const std::vector<Statement>& statements, std::string& out) {
+    const Level level(depth_);
     for (const Statement& statement : statements) {
       line_ = statement.line;
       budget_.spend();
@@ -195,6 +212,7 @@ class Interpreter {
   // ---- Expressions ----
 
   Value evaluate(const Expression& expression) {
+    const Level level(depth_);
     budget_.spend();
     const auto part = [&](size_t i) { return evaluate(expression.parts[i]); };
     switch (expression.kind) {
@@ -325,7 +343,6 @@ class Interpreter {
 
   // Sees what stands around its definition, not around the call.
   Value call_macro(const Function& function, const Arguments& given) {
-    require(++calls_ <= kMostCalls, "macros call each other more than {} deep", kMostCalls);
     require(function.scopes <= scopes_.size(), "the macro \"{}\" is called outside of what it was defined in",
             function.name.substr(0, 80));
     const auto first_hidden = scopes_.begin() + static_cast<std::ptrdiff_t>(function.scopes);
@@ -339,7 +356,6 @@ class Interpreter {
     line_ = line;
     scopes_.pop_back();
     std::ranges::move(hidden, std::back_inserter(scopes_));
-    --calls_;
     return Value(std::move(text));
   }
 
@@ -392,15 +408,13 @@ class Interpreter {
     return Value(std::move(list));
   }
 
-  static constexpr int kMostCalls = 50;
-
   std::chrono::system_clock::time_point now_;
   Budget budget_;
   std::vector<Scope> scopes_;  // the first has the functions that are ready, the second the template's variables
   std::vector<Scope> namespaces_;
   std::vector<Function> functions_;
   int line_ = 1;
-  int calls_ = 0;  // of macros in each other
+  int depth_ = 0;  // of what is evaluated now
 };
 
 }  // namespace
