@@ -15,7 +15,7 @@
 #include "regard/saved_sequence.h"
 #include "support/expect_error.h"
 #include "support/property.h"
-#include "support/random.h"
+#include "support/random_requests.h"
 #include "support/test_model.h"
 #include "support/thread_ranks.h"
 
@@ -25,12 +25,6 @@ namespace {
 using Ids = std::vector<int32_t>;
 
 constexpr int64_t kPageSize = 32;
-
-Ids random_tokens(Random& random, int64_t count) {
-  Ids tokens;
-  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(random.integer(1, 266)));
-  return tokens;
-}
 
 // A model of three query heads a KV head, so that most numbers of ranks pad heads or copy them; with or without a
 // window.
@@ -308,20 +302,6 @@ TEST(SequencesOverRanks, TheLeastMemoryDecidesHowManyPagesThereAre) {
   });
 }
 
-GenerationRequest random_request(Random& random, const Ids& common) {
-  GenerationRequest request;
-  if (random.integer(0, 1) == 1) request.prompt.assign(common.begin(), common.begin() + random.integer(1, 100));
-  const Ids own = random_tokens(random, random.integer(request.prompt.empty() ? 1 : 0, 40));
-  request.prompt.insert(request.prompt.end(), own.begin(), own.end());
-  request.max_tokens = random.integer(1, 20);
-  request.sampler = {.temperature = random.integer(0, 2) == 0 ? 0.0F : 3.0F,
-                     .seed = static_cast<uint64_t>(random.integer(0, 9))};
-  if (random.integer(0, 3) == 0) request.stop_tokens = random_tokens(random, 3);
-  if (random.integer(0, 3) == 0) request.stop_texts = {std::string(1, static_cast<char>(random.integer('a', 'z')))};
-  request.salt = static_cast<uint64_t>(random.integer(0, 1));
-  return request;
-}
-
 // What an engine of few pages makes of random requests, some of which callbacks end; nothing on ranks that do not lead.
 std::vector<GeneratedText> served(const Model& model, const TestModel& files, const Scene& scene) {
   Workspace workspace(1);
@@ -345,7 +325,7 @@ std::vector<GeneratedText> served(const Model& model, const TestModel& files, co
   const Ids common = random_tokens(random, 100);
   texts.resize(8);
   for (GeneratedText& text : texts) {
-    GenerationRequest request = random_request(random, common);
+    GenerationRequest request = random_request(random, common, 20);
     int64_t left = random.integer(0, 3) == 0 ? random.integer(1, 6) : -1;
     const bool fails = random.integer(0, 1) == 0;
     request.on_token = [left, fails](const GeneratedToken&) mutable {

@@ -12,7 +12,7 @@
 
 #include "support/expect_error.h"
 #include "support/property.h"
-#include "support/random.h"
+#include "support/random_requests.h"
 #include "support/test_model.h"
 #include "text/utf8.h"
 
@@ -22,12 +22,6 @@ namespace {
 using Ids = std::vector<int32_t>;
 
 constexpr int64_t kPageSize = 32;
-
-Ids random_tokens(Random& random, int64_t count) {
-  Ids tokens;
-  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(random.integer(1, 266)));
-  return tokens;
-}
 
 // An engine with its memory and its threads.
 struct Server {
@@ -102,17 +96,8 @@ std::string wrong_with(const Served& served) {
 
 Served random_request(const TestModel& model, Random& random, const Ids& common) {
   Served served;
-  GenerationRequest& request = served.request;
-  if (random.integer(0, 1) == 1) request.prompt.assign(common.begin(), common.begin() + random.integer(1, 100));
-  const Ids own = random_tokens(random, random.integer(request.prompt.empty() ? 1 : 0, 40));
-  request.prompt.insert(request.prompt.end(), own.begin(), own.end());
-  request.max_tokens = random.integer(1, 40);
-  request.sampler = {.temperature = random.integer(0, 2) == 0 ? 0.0F : 3.0F,
-                     .seed = static_cast<uint64_t>(random.integer(0, 9))};
-  if (random.integer(0, 3) == 0) request.stop_tokens = random_tokens(random, 3);
-  if (random.integer(0, 3) == 0) request.stop_texts = {std::string(1, static_cast<char>(random.integer('a', 'z')))};
-  request.salt = static_cast<uint64_t>(random.integer(0, 1));
-  served.alone = model.text_of(request);
+  served.request = random_request(random, common, 40);
+  served.alone = model.text_of(served.request);
   served.cancel = random.integer(0, 9) == 0;
   if (random.integer(0, 9) == 0) served.cancel_after = random.integer(1, std::ssize(served.alone.tokens));
   return served;

@@ -11,7 +11,7 @@
 
 #include "support/expect_error.h"
 #include "support/property.h"
-#include "support/random.h"
+#include "support/random_requests.h"
 #include "support/test_model.h"
 
 namespace regard::test {
@@ -85,12 +85,6 @@ class Server {
   int64_t submitted_ = 0;
   int64_t steps_ = 0;
 };
-
-Ids random_tokens(Random& random, int64_t count) {
-  Ids tokens;
-  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(random.integer(1, 266)));
-  return tokens;
-}
 
 // Some begin alike, over whole pages and over parts of one.
 std::vector<Request> random_requests(Random& random, int64_t count) {
